@@ -1,0 +1,55 @@
+# make demo and make test make .venv from the python3 at hand on first use;
+# make PYTHON=python3.12 <target> takes another.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK := requirements-$(VERSION).txt
+STAMP := $(VENV)/installed-$(VERSION)
+DEMO := runs/demo
+
+.PHONY: demo test test-all lint lock clean
+
+demo: $(STAMP)
+	$(RUN)/seekax train --config=demo --workdir=$(DEMO)
+	$(RUN)/seekax generate --checkpoint=$(DEMO) --prompt='def main(' \
+	  --max_new_tokens=64 --temperature=0.7
+	@echo; echo "Open $(DEMO)/report.html in a browser."
+
+test: $(STAMP)
+	$(RUN)/python -m pytest -q -n 2 -m 'not slow'
+
+test-all: $(STAMP)
+	$(RUN)/python -m pytest -q -n 2
+
+lint: $(STAMP)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+# The lock files hold hashes and no index addresses. They are made again from
+# setup.py with uv (pip install uv), which reads any Python's versions.
+lock:
+	for version in 3.11 3.12 3.13; do \
+	  uv pip compile --quiet --python-version $$version --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate --extra dev \
+	    --output-file requirements-$$version.txt setup.py || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+
+$(STAMP): $(LOCK) setup.py
+	@test -f $(LOCK) || { echo "seekax supports Python 3.11, 3.12 and 3.13; \
+	$(PYTHON) is $(VERSION). Try make PYTHON=python3.12" >&2; exit 2; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --require-hashes -r $(LOCK)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation -e .
+	touch $@
+
+requirements-%.txt:
+	@echo "seekax supports Python 3.11, 3.12 and 3.13; $(PYTHON) is $*." \
+	  "Try make PYTHON=python3.12" >&2; exit 2

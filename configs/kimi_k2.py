@@ -1,0 +1,16 @@
+"""Kimi-K2 1T: V3's architecture, sparser, with fewer heads (arXiv 2507.20534).
+
+Not run here. Its authors trained with Muon; this config has AdamW.
+At laptop size: seekax train --config=kimi_k2:tiny --workdir=runs/kimi_k2
+"""
+
+from ml_collections import ConfigDict
+
+from seekax import config as seekax_config
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The run; arg 'tiny' shrinks it."""
+  config = seekax_config.run_of(seekax_config.kimi_k2())
+  config.train.balance_weight = 0.001
+  return seekax_config.variant(config, arg)

@@ -1,0 +1,18 @@
+"""The dense baseline in the shape of Llama 3.1 405B (arXiv 2407.21783).
+
+Hardware of its authors: 30.84M H100 hours. Not run here.
+At laptop size: seekax train --config=llama3_405b:tiny --workdir=runs/llama3
+"""
+
+from ml_collections import ConfigDict
+
+from seekax import config as seekax_config
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The run; arg 'tiny' shrinks it."""
+  config = seekax_config.run_of(seekax_config.llama3_405b())
+  config.data.batch_size = 2048
+  config.data.sequence_length = 8192
+  config.optim.learning_rate = 8e-5
+  return seekax_config.variant(config, arg)

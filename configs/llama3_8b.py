@@ -1,0 +1,18 @@
+"""The dense baseline in the shape of Llama 3.1 8B (arXiv 2407.21783).
+
+Hardware of its authors: 1.46M H100 hours. Not run here.
+At laptop size: seekax train --config=llama3_8b:tiny --workdir=runs/llama3_8b
+"""
+
+from ml_collections import ConfigDict
+
+from seekax import config as seekax_config
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The run; arg 'tiny' shrinks it."""
+  config = seekax_config.run_of(seekax_config.llama3_8b())
+  config.data.batch_size = 512
+  config.data.sequence_length = 8192
+  config.optim.learning_rate = 3e-4
+  return seekax_config.variant(config, arg)

@@ -1,0 +1,19 @@
+"""DeepSeek-V2 236B (arXiv 2405.04434, section 3.1).
+
+Hardware of the paper: H800s, 8.1T tokens, 172.8K GPU hours per trillion. Not
+run here.
+At laptop size: seekax train --config=v2:tiny --workdir=runs/v2
+"""
+
+from ml_collections import ConfigDict
+
+from seekax import config as seekax_config
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The run; arg 'tiny' shrinks it."""
+  config = seekax_config.run_of(seekax_config.v2())
+  config.data.batch_size = 9216  # After its ramp from 2,304.
+  config.optim.learning_rate = 2.4e-4
+  config.train.balance_weight = 0.003  # Expert-level balance, alpha 1.
+  return seekax_config.variant(config, arg)

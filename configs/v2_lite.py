@@ -1,0 +1,18 @@
+"""DeepSeek-V2-Lite 15.7B (arXiv 2405.04434, appendix B).
+
+Trained by its authors on 5.7T tokens. Not run here.
+At laptop size: seekax train --config=v2_lite:tiny --workdir=runs/v2_lite
+"""
+
+from ml_collections import ConfigDict
+
+from seekax import config as seekax_config
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The run; arg 'tiny' shrinks it."""
+  config = seekax_config.run_of(seekax_config.v2_lite())
+  config.data.batch_size = 4608
+  config.optim.learning_rate = 4.2e-4
+  config.train.balance_weight = 0.001
+  return seekax_config.variant(config, arg)

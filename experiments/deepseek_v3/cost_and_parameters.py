@@ -1,0 +1,449 @@
+"""What DeepSeek-V3 holds and what it cost: every published sum, done again.
+
+Claim: 671B parameters of which 37B are activated per token, trained in 2,788K
+H800 hours for 5.576M dollars: a tenth of the arithmetic per token of Llama 3.1
+405B, and an eleventh of its hours.
+Paper: DeepSeek-V3 (arXiv 2412.19437), table 1 and the notes with its weights;
+DeepSeek-V2 (2405.04434), figure 1; "Insights into DeepSeek-V3" (2505.09343),
+tables 2 and 4; the Llama 3.1 model card.
+Command: python experiments/deepseek_v3/cost_and_parameters.py
+Cost: 3 seconds of a CPU; nothing is trained, no array is made.
+
+Reproduced: hours and dollars agree within half a unit of the last digit
+printed; counts of parameters within that or 0.5 %, whichever is more; GFLOP per
+token within 1 %; identities between the published throughputs within 0.5 %.
+Refuted: anything beyond. A way of counting that was found by looking for the
+paper's number (marked post hoc) can only be inconclusive.
+Known beforehand as open: the dense rows 394 and 2,448 GFLOP per token follow a
+convention that isn't that of the MoE rows.
+Caveat: hours of H800 and H100 are compared as they are.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import pathlib
+import sys
+
+from absl import app, flags
+from matplotlib import axes as axes_lib
+from matplotlib import figure as figure_lib
+
+# Scripts are run by path: what they share lies one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import deviation_plot
+from seekax import config as config_lib
+from seekax.planning import flops, hardware, parameters, price
+import verdicts
+
+_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
+_OUTDIR = flags.DEFINE_string(
+  'outdir',
+  str(pathlib.Path(__file__).resolve().parent / 'results'),
+  'folder of the CSV and the PNG',
+)
+
+_STEM = 'cost_and_parameters'
+_SEQUENCE_LENGTH = 4096
+_SECONDS_PER_DAY = 86400
+_TOKENS_PER_STEP = 15360 * _SEQUENCE_LENGTH  # V3 after its batch ramp
+
+# Shares of the paper's number. They were chosen when hand arithmetic had shown
+# most of the numbers, so they guard against mistakes and not against choice.
+_COUNT_TOLERANCE = 0.005
+_FLOPS_TOLERANCE = 0.01
+_IDENTITY_TOLERANCE = 0.005
+
+_GFLOP_ROWS = {
+  'V2': 'V2: GFLOP per token',
+  'V3': 'V3: GFLOP per token',
+  'Qwen2.5\n72B': 'Qwen2.5-72B: GFLOP per token',
+  'Llama 3.1\n405B': 'Llama 3.1 405B: GFLOP per token',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+  """One column of table 4 of arXiv 2505.09343, as printed."""
+
+  name: str
+  tokens_per_day: str  # 1e9
+  seconds_per_step: str
+  phases: tuple[float, ...]  # 1F, bubble, 1B, 1W, 1F1B, optimizer, in seconds
+  mfu: str
+  mfu_causal: str
+  tflops: str = '432'
+  tflops_causal: str = '385'
+
+  @property
+  def rate(self) -> float:
+    """Tokens per second on all devices."""
+    return float(self.tokens_per_day) * 1e9 / _SECONDS_PER_DAY
+
+
+_THROUGHPUTS = (
+  Throughput(
+    name='MPFT',
+    tokens_per_day='272.80',
+    seconds_per_step='19.926',
+    phases=(1.13, 2.06, 1.99, 0.48, 13.95, 0.29),
+    mfu='43.73',
+    mfu_causal='38.94',
+  ),
+  Throughput(
+    name='MRFT',
+    tokens_per_day='272.52',
+    seconds_per_step='19.946',
+    phases=(1.13, 2.03, 1.99, 0.48, 14.00, 0.31),
+    mfu='43.68',
+    mfu_causal='38.90',
+  ),
+)
+
+
+def qwen2_5_72b() -> config_lib.ModelConfig:
+  """Qwen2.5-72B by its public shapes (its query, key and value biases left)."""
+  return dataclasses.replace(
+    config_lib.llama3_70b(), vocab_size=152064, mlp_dim=29568
+  )
+
+
+def _exact(
+  name: str,
+  unit: str,
+  paper: str,
+  measure: Callable[[], float],
+  note: str = '',
+  post_hoc: bool = False,
+) -> verdicts.Claim:
+  """A claim that must agree to the last digit printed."""
+  tolerance = verdicts.half_digit(paper)
+  return verdicts.Claim(name, unit, paper, measure, tolerance, note, post_hoc)
+
+
+def _count(
+  name: str,
+  paper: str,
+  measure: Callable[[], float],
+  note: str = '',
+  post_hoc: bool = False,
+) -> verdicts.Claim:
+  """A number of parameters, in units of 1e9."""
+  tolerance = max(
+    verdicts.half_digit(paper), verdicts.share(paper, _COUNT_TOLERANCE)
+  )
+  return verdicts.Claim(name, 'B', paper, measure, tolerance, note, post_hoc)
+
+
+def _within(
+  name: str,
+  unit: str,
+  paper: str,
+  measure: Callable[[], float],
+  fraction: float,
+  note: str = '',
+  post_hoc: bool = False,
+) -> verdicts.Claim:
+  """A claim that must agree within a fraction of the paper's number."""
+  tolerance = verdicts.share(paper, fraction)
+  return verdicts.Claim(name, unit, paper, measure, tolerance, note, post_hoc)
+
+
+def parameter_claims() -> list[verdicts.Claim]:
+  """Counts in units of 1e9."""
+  v3 = parameters.count_parameters(config_lib.v3_671b())
+  v2 = parameters.count_parameters(config_lib.v2())
+  lite = parameters.count_parameters(config_lib.v2_lite())
+  mtp_both_tables = v3.mtp_activated + v3.embedding
+  projection = 2 * v3.model.embed_dim**2
+  return [
+    _count('V3: parameters', '671', lambda: v3.total / 1e9),
+    _count(
+      'V3: activated',
+      '37',
+      lambda: v3.activated_without_embedding / 1e9,
+      'without the input embedding',
+    ),
+    _count(
+      'V3: activated, weights note',
+      '36.7',
+      lambda: v3.activated / 1e9,
+      'with both tables, as the note says',
+    ),
+    _count(
+      'V3: values in the download',
+      '685',
+      lambda: (v3.total + v3.mtp + v3.embedding + v3.head) / 1e9,
+      'both tables twice; within 0.5 %, beyond half a digit',
+    ),
+    _count('V3: MTP module', '11.5', lambda: v3.mtp / 1e9),
+    _count(
+      'V3: MTP without projection',
+      '11.5',
+      lambda: (v3.mtp - projection) / 1e9,
+      'post hoc',
+      post_hoc=True,
+    ),
+    _count(
+      'V3: MTP activated',
+      '2.4',
+      lambda: mtp_both_tables / 1e9,
+      'with both tables, as the weights note',
+    ),
+    _count(
+      'V3: MTP activated without projection',
+      '2.4',
+      lambda: (mtp_both_tables - projection) / 1e9,
+      'post hoc',
+      post_hoc=True,
+    ),
+    _count('V2: parameters', '236', lambda: v2.total / 1e9),
+    _count(
+      'V2: activated',
+      '21',
+      lambda: v2.activated_without_embedding / 1e9,
+      'without the input embedding',
+    ),
+    _count('V2-Lite: parameters', '15.7', lambda: lite.total / 1e9),
+    _count(
+      'V2-Lite: activated',
+      '2.4',
+      lambda: lite.activated_without_embedding / 1e9,
+      'without the input embedding; rounds to 2.5',
+    ),
+  ]
+
+
+def cost_claims() -> list[verdicts.Claim]:
+  """Table 1 of V3, and hours of other models."""
+  hours = price.V3_HOURS
+  cost = price.training_dollars(hours, price.V3_PRICE)
+  hours_per_trillion = 180e3
+  return [
+    _exact('V3: hours', 'K', '2788', lambda: hours.total / 1e3),
+    _exact(
+      'V3: pre-training hours',
+      'K',
+      '2664',
+      lambda: hours_per_trillion * 14.8 / 1e3,
+      '180K per 1e12 tokens, 14.8e12 tokens',
+    ),
+    _exact(
+      'V3: days per 1e12 tokens',
+      'days',
+      '3.7',
+      lambda: price.wall_hours(hours_per_trillion, price.V3_DEVICES) / 24,
+      'on 2,048 H800',
+    ),
+    _exact(
+      'V3: pre-training cost', 'M$', '5.328', lambda: cost.pretraining / 1e6
+    ),
+    _exact(
+      'V3: context extension cost',
+      'M$',
+      '0.238',
+      lambda: cost.context_extension / 1e6,
+    ),
+    _exact(
+      'V3: post-training cost', 'M$', '0.01', lambda: cost.posttraining / 1e6
+    ),
+    _exact('V3: cost', 'M$', '5.576', lambda: cost.total / 1e6),
+    _exact(
+      'Llama 3.1 405B: hours over V3',
+      'x',
+      '11',
+      lambda: 30.84e6 / hours.total,
+      'H100 hours over H800 hours',
+    ),
+    _exact(
+      'Llama 3.1: hours, three sizes', 'M', '39.3', lambda: 1.46 + 7.0 + 30.84
+    ),
+    _exact(
+      'V2: hours saved against 67B',
+      '%',
+      '42.5',
+      lambda: 100 * (1 - 172.8 / 300.6),
+      'hours per 1e12 tokens, both as published',
+    ),
+  ]
+
+
+def flops_claims() -> list[verdicts.Claim]:
+  """Table 2 of arXiv 2505.09343."""
+  models = {
+    'V2': ('155', config_lib.v2()),
+    'V3': ('250', config_lib.v3_671b()),
+    'Qwen2.5-72B': ('394', qwen2_5_72b()),
+    'Llama 3.1 405B': ('2448', config_lib.llama3_405b()),
+  }
+  claims = [
+    _within(
+      f'{name}: GFLOP per token',
+      '',
+      paper,
+      lambda model=model: _gflop(model),
+      _FLOPS_TOLERANCE,
+      '' if model.uses_experts else 'open: another convention than MoE rows',
+    )
+    for name, (paper, model) in models.items()
+  ]
+  for name in ('Qwen2.5-72B', 'Llama 3.1 405B'):
+    paper, model = models[name]
+    claims.append(
+      _within(
+        f'{name}: with half the attention',
+        '',
+        paper,
+        lambda model=model: _gflop(model) - _attention_gflop(model) / 2,
+        _FLOPS_TOLERANCE,
+        'post hoc',
+        post_hoc=True,
+      )
+    )
+  return claims
+
+
+def _gflop(model: config_lib.ModelConfig, causal: bool = True) -> float:
+  per_token = flops.training_flops_per_token(
+    model, _SEQUENCE_LENGTH, causal=causal
+  )
+  return per_token / 1e9
+
+
+def _attention_gflop(model: config_lib.ModelConfig) -> float:
+  """What the lower triangle adds: as much as the upper one would."""
+  return _gflop(model, causal=False) - _gflop(model)
+
+
+def throughput_claims(table: Throughput) -> list[verdicts.Claim]:
+  """Identities within one column of table 4 of arXiv 2505.09343."""
+  model = config_lib.v3_671b()
+  peak = hardware.DEVICES['h800'].peak_flops
+
+  def tflops(causal: bool) -> float:
+    return _gflop(model, causal) * 1e9 * table.rate / price.V3_DEVICES / 1e12
+
+  def within(name, unit, paper, measure, note=''):
+    return _within(
+      f'{table.name}: {name}', unit, paper, measure, _IDENTITY_TOLERANCE, note
+    )
+
+  return [
+    within(
+      'tokens per day',
+      'B',
+      table.tokens_per_day,
+      lambda: (
+        _TOKENS_PER_STEP
+        / float(table.seconds_per_step)
+        * _SECONDS_PER_DAY
+        / 1e9
+      ),
+      '15,360 x 4,096 tokens over the seconds per step',
+    ),
+    within(
+      'seconds per step, phases',
+      's',
+      table.seconds_per_step,
+      lambda: sum(table.phases),
+    ),
+    within(
+      'TFLOP/s, causal', '', table.tflops_causal, lambda: tflops(causal=True)
+    ),
+    within('TFLOP/s, full', '', table.tflops, lambda: tflops(causal=False)),
+    within(
+      'MFU, causal',
+      '%',
+      table.mfu_causal,
+      lambda: 100 * tflops(causal=True) * 1e12 / peak,
+    ),
+    within(
+      'MFU, full',
+      '%',
+      table.mfu,
+      lambda: 100 * tflops(causal=False) * 1e12 / peak,
+    ),
+    within(
+      'pre-training hours',
+      'K',
+      '2664',
+      lambda: (
+        price.device_hours(
+          price.V3_PRETRAINING_TOKENS, table.rate / price.V3_DEVICES
+        )
+        / 1e3
+      ),
+      '14.8e12 tokens at this rate',
+    ),
+  ]
+
+
+def all_claims() -> list[verdicts.Claim]:
+  claims = parameter_claims() + cost_claims() + flops_claims()
+  for table in _THROUGHPUTS:
+    claims += throughput_claims(table)
+  return claims
+
+
+def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
+  """The PNG of a CSV's rows."""
+  figure = figure_lib.Figure(figsize=(12, 9.2), layout='constrained')
+  left, right = figure.subplots(1, 2, width_ratios=(0.72, 1))
+  _draw_gflop(left, {row.name: row for row in rows})
+  deviation_plot.draw_deviations(right, rows)
+  right.set_title('All published numbers against ours', loc='left')
+  right.legend(loc='lower right', frameon=False, fontsize=9)
+  figure.suptitle(
+    "DeepSeek-V3's cost re-derives from its shapes; the dense rows of its "
+    'FLOP table do not',
+    x=0.01,
+    ha='left',
+    fontsize=14,
+    weight='bold',
+  )
+  figure.savefig(path, dpi=120)
+
+
+def _draw_gflop(axes: axes_lib.Axes, by_name: dict[str, verdicts.Row]) -> None:
+  for position, name in enumerate(_GFLOP_ROWS.values()):
+    row = by_name[name]
+    axes.bar(
+      position,
+      row.ours,
+      width=0.6,
+      color=deviation_plot.COLORS[row.verdict],
+    )
+    axes.text(
+      position,
+      row.ours + 30,
+      f'{row.ours:.0f}',
+      ha='center',
+      va='bottom',
+      fontsize=11,
+    )
+    axes.text(
+      position,
+      row.ours + 95,
+      f'paper {row.paper}',
+      ha='center',
+      va='bottom',
+      fontsize=9,
+      color='#606060',
+    )
+  axes.set_xticks(range(len(_GFLOP_ROWS)), list(_GFLOP_ROWS))
+  axes.set_ylim(0, 2750)
+  axes.set_ylabel('GFLOP per trained token, 4,096 positions')
+  axes.set_title('A tenth of the arithmetic of the dense 405B', loc='left')
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.tick_params(axis='x', length=0)
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  verdicts.publish(
+    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)

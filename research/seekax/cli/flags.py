@@ -1,0 +1,201 @@
+"""Flags of a command: absl flags, presets, config files, helpful refusals."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+import re
+import runpy
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from seekax.config import (
+  Config,
+  ConfigError,
+  did_you_mean,
+  from_config_dict,
+  GROUPS,
+  InputError,
+  PRESETS,
+)
+
+# The configs of a source checkout, for any working directory.
+_CONFIGS = pathlib.Path(__file__).resolve().parents[3] / 'configs'
+
+
+def parse(
+  values: flags.FlagValues, argv: Sequence[str], name: str, text: str
+) -> None:
+  """Parses a command's flags, or prints its help and exits with 0.
+
+  Args:
+    values: the command's own flags.
+    argv: what follows the command's name.
+    name: the command.
+    text: what the help says first.
+
+  Raises:
+    InputError: a flag is unknown, has a bad value, or is no flag.
+  """
+  if any(word in ('--help', '-h', '-help', '--helpfull') for word in argv):
+    print(_help(values, name, text))
+    sys.exit(0)
+  try:
+    rest = values([f'seekax {name}', *argv])[1:]
+  except flags.UnrecognizedFlagError as error:
+    near = did_you_mean(error.flagname, list(values))
+    raise InputError(
+      f'unknown flag --{error.flagname}' + (near or f'; see {name} --help')
+    ) from error
+  except flags.Error as error:
+    raise InputError(str(error)) from error
+  if rest:
+    raise InputError(
+      f'{rest[0]!r} is no flag; flags start with --, see seekax {name} --help'
+    )
+
+
+def require(values: flags.FlagValues, *names: str) -> None:
+  """Raises InputError for the first of these flags that wasn't given."""
+  for name in names:
+    if not values[name].value:
+      raise InputError(f'--{name}= is missing: {values[name].help}')
+
+
+def define_config(
+  values: flags.FlagValues, argv: Sequence[str]
+) -> tuple[list[str], bool]:
+  """Defines --config and checks its overrides before absl reads them.
+
+  Args:
+    values: the command's own flags.
+    argv: what follows the command's name.
+
+  Returns:
+    (argv with a preset's name replaced by its file, whether there is a config).
+
+  Raises:
+    ConfigError: the config or a key isn't there; the nearest is offered.
+  """
+  argv = _joined(argv)
+  argv = [
+    f'--config={_resolve(word.partition("=")[2])}'
+    if re.match(r'--?config=', word)
+    else word
+    for word in argv
+  ]
+  given = any(word.startswith('--config=') for word in argv)
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'a preset, or a config file: configs/<file>.py[:variant]',
+    flag_values=values,
+    sys_argv=['seekax', *argv],
+  )
+  _check_keys(argv, given)
+  return argv, given
+
+
+def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
+  """The validated config and the overrides given on the command line."""
+  overrides = config_flags.get_override_values(values['config'])
+  return from_config_dict(values['config'].value), dict(overrides)
+
+
+def find_config(name: str) -> pathlib.Path:
+  """The file of a preset's name or path, without its variant.
+
+  Raises:
+    ConfigError: there is none; the nearest name is offered.
+  """
+  folders = (pathlib.Path('configs'), _CONFIGS)
+  candidates = [pathlib.Path(name)]
+  candidates += [folder / f'{name}.py' for folder in folders]
+  for path in candidates:
+    if path.is_file() and path.suffix == '.py':
+      return path.resolve()
+  known = {path.stem for folder in folders for path in folder.glob('*.py')}
+  raise ConfigError(
+    f'--config={name}: no such config file or preset'
+    + (
+      did_you_mean(pathlib.Path(name).stem, known)
+      or f'; known: {", ".join(sorted(known))}'
+    )
+  )
+
+
+def _resolve(value: str) -> str:
+  name, colon, arg = value.partition(':')
+  path = find_config(name)
+  try:
+    runpy.run_path(str(path))['get_config'](arg)
+  except ConfigError as error:
+    raise ConfigError(f'--config={value}: {error}') from error
+  except Exception as error:  # A config file is the user's code.
+    raise ConfigError(
+      f'--config={value}: {path} failed with {type(error).__name__}: {error}'
+    ) from error
+  return f'{path}{colon}{arg}'
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+  """Rewrites `--config x` and `--config.a.b x` with an equals sign."""
+  joined, words = [], iter(argv)
+  for word in words:
+    if re.fullmatch(r'--?config(\.[\w.]+)?', word):
+      word = f'{word}={next(words, "")}'
+    joined.append(word)
+  return joined
+
+
+def _check_keys(argv: Sequence[str], given: bool) -> None:
+  keys = {
+    f'{group}.{field.name}'
+    for group, kind in GROUPS.items()
+    for field in dataclasses.fields(kind)
+  }
+  for word in argv:
+    match = re.match(r'--?(?:no)?config\.([^=]+)', word)
+    if not match:
+      continue
+    key = match.group(1)
+    if key not in keys:
+      raise ConfigError(f'unknown config key {key}' + _nearest_key(key, keys))
+    if not given:
+      raise ConfigError(f'--config.{key} overrides nothing: give --config= too')
+
+
+def _nearest_key(key: str, keys: set[str]) -> str:
+  """The nearest key, also one of the same name in another group."""
+  last = key.rpartition('.')[2]
+  elsewhere = [known for known in keys if known.rpartition('.')[2] == last]
+  return did_you_mean(key, elsewhere or keys) or '; see seekax train --help'
+
+
+def _help(values: flags.FlagValues, name: str, text: str) -> str:
+  lines = [text, '', f'Usage: seekax {name} [flags]', '', 'Flags:']
+  for flag_name in sorted(values):
+    flag = values[flag_name]
+    default = '' if flag.default in (None, '') else f' (default {flag.default})'
+    lines.append(f'  --{flag_name}=  {flag.help}{default}')
+  if 'config' in values:
+    lines += ['', *_config_help()]
+  return '\n'.join(lines)
+
+
+def _config_help() -> list[str]:
+  folders = (pathlib.Path('configs'), _CONFIGS)
+  names = {path.stem for folder in folders for path in folder.glob('*.py')}
+  lines = ['Presets and configs (each also as <name>:tiny, at laptop size):']
+  lines.append(f'  {", ".join(sorted(names | set(PRESETS)))}')
+  lines += ['', 'Config keys, overridden by --config.<group>.<key>=<value>']
+  lines.append('(defaults: the released 671B model and its pre-training):')
+  for group, kind in GROUPS.items():
+    for field in dataclasses.fields(kind):
+      lines.append(
+        f'  {group}.{field.name}  {field.metadata["help"]} '
+        f'(default {field.default!r})'
+      )
+  return lines

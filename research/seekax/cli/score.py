@@ -1,0 +1,174 @@
+"""`seekax score`: log-likelihood of a text or of token ids, and logits."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+import numpy as np
+
+from seekax.cli import flags as flags_lib
+from seekax.config import InputError, PRECISIONS
+
+
+def run(argv: Sequence[str]) -> int:
+  """Runs the command; returns its exit code."""
+  values = flags.FlagValues()
+  define = {'flag_values': values}
+  flags.DEFINE_string('checkpoint', '', 'a workdir', **define)
+  flags.DEFINE_string('text', '', 'UTF-8 file to score', **define)
+  flags.DEFINE_string('tokens', '', '.npy file of ids [B, L]', **define)
+  flags.DEFINE_string(
+    'logits_out', '', '.npy for float32 logits [B, L, V]', **define
+  )
+  flags.DEFINE_string(
+    'mtp_logits_out', '', '.npy for MTP logits [J, B, L, V]', **define
+  )
+  flags.DEFINE_integer('batch_size', 8, 'windows at once, for --text', **define)
+  flags.DEFINE_enum(
+    'precision', 'float32', PRECISIONS, 'compute dtype', **define
+  )
+  flags_lib.parse(
+    values,
+    argv,
+    'score',
+    'Scores a text (--text) or token ids (--tokens); the last line of stdout '
+    'is a JSON object.',
+  )
+  flags_lib.require(values, 'checkpoint')
+  if bool(values.text) == bool(values.tokens):
+    raise InputError('give either --text= or --tokens=')
+  if values.text and (values.logits_out or values.mtp_logits_out):
+    raise InputError('--logits_out and --mtp_logits_out go with --tokens')
+  text = _read_text(values.text) if values.text else None
+  tokens_BL = _read_tokens(values.tokens) if values.tokens else None
+  # Only now: everything above answers in a fraction of a second.
+  from seekax.storage import open as open_lib
+
+  opened = open_lib.open_checkpoint(values.checkpoint)
+  if text is not None:
+    result = _score_text(values, opened, text)
+  else:
+    result = _score_tokens(values, opened, tokens_BL)
+  print(json.dumps(result))
+  return 0
+
+
+def _read_text(name: str) -> str:
+  try:
+    text = pathlib.Path(name).read_text(encoding='utf-8')
+  except OSError as error:
+    raise InputError(f'--text={name}: {error.strerror}') from error
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f'--text={name} is not UTF-8 (byte {error.start}); convert it first'
+    ) from error
+  if not text:
+    raise InputError(f'--text={name} is empty')
+  return text
+
+
+def _read_tokens(name: str) -> np.ndarray:
+  try:
+    tokens = np.load(name, allow_pickle=False)
+  except OSError as error:
+    raise InputError(f'--tokens={name}: {error.strerror or error}') from error
+  except (ValueError, EOFError) as error:
+    raise InputError(f'--tokens={name} is no .npy array: {error}') from error
+  if (
+    not isinstance(tokens, np.ndarray)
+    or tokens.ndim != 2
+    or not np.issubdtype(tokens.dtype, np.integer)
+    or 0 in tokens.shape
+  ):
+    shape = getattr(tokens, 'shape', '?')
+    dtype = getattr(tokens, 'dtype', type(tokens).__name__)
+    raise InputError(
+      f'--tokens={name} is {dtype} {shape}; integers [B, L] are wanted'
+    )
+  return tokens
+
+
+def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
+  import jax.numpy as jnp
+
+  from seekax.model.parameters import cast_params
+  from seekax.training import evaluate
+
+  tokenizer = opened.tokenizer()
+  sequence = np.append(tokenizer.bos_id, tokenizer.encode(text))
+  (total,) = evaluate.log_likelihoods(
+    opened.config.model,
+    cast_params(opened.params, jnp.dtype(values.precision)),
+    opened.router_bias,
+    [sequence],
+    values.batch_size,
+  )
+  num_bytes = len(text.encode('utf-8'))
+  return {
+    'tokens': len(sequence) - 1,
+    'log_likelihood': total,
+    'bytes': num_bytes,
+    'bits_per_byte': evaluate.bits_per_byte(total, num_bytes),
+  }
+
+
+def _score_tokens(
+  values: flags.FlagValues, opened, tokens_BL: np.ndarray
+) -> dict[str, Any]:
+  import jax.numpy as jnp
+
+  from seekax.model.parameters import cast_params
+  from seekax.training import evaluate
+
+  model = opened.config.model
+  low, high = int(tokens_BL.min()), int(tokens_BL.max())
+  if low < 0 or high >= model.vocab_size:
+    raise InputError(
+      f'--tokens={values.tokens} holds ids from {low} to {high}; the '
+      f'vocabulary has 0 to {model.vocab_size - 1}'
+    )
+  if tokens_BL.shape[1] > model.context_length:
+    raise InputError(
+      f'--tokens={values.tokens} has {tokens_BL.shape[1]} positions; the '
+      f'context has {model.context_length}'
+    )
+  if values.mtp_logits_out and not model.mtp_depth:
+    raise InputError('--mtp_logits_out: this model has no MTP module')
+  logits_BLV, mtp_JBLV = evaluate.all_logits(
+    model,
+    cast_params(opened.params, jnp.dtype(values.precision)),
+    opened.router_bias,
+    jnp.asarray(tokens_BL.astype(np.int32)),
+  )
+  logits_BLV = np.asarray(logits_BLV)
+  for name, array in (
+    (values.logits_out, logits_BLV),
+    (values.mtp_logits_out, mtp_JBLV),
+  ):
+    if name:
+      _write(name, np.asarray(array))
+  return {
+    'tokens': int(tokens_BL[:, 1:].size),
+    'log_likelihood': _log_likelihood(logits_BLV, tokens_BL),
+  }
+
+
+def _log_likelihood(logits_BLV: np.ndarray, tokens_BL: np.ndarray) -> float:
+  total = 0.0
+  for logits_LV, tokens_L in zip(logits_BLV, tokens_BL, strict=True):
+    scores_LV = logits_LV[:-1].astype(np.float64)
+    top_L = scores_LV.max(axis=1)
+    log_z_L = top_L + np.log(np.exp(scores_LV - top_L[:, None]).sum(axis=1))
+    chosen_L = scores_LV[np.arange(len(log_z_L)), tokens_L[1:]]
+    total += float((chosen_L - log_z_L).sum())
+  return total
+
+
+def _write(name: str, array: np.ndarray) -> None:
+  try:
+    with open(name, 'wb') as file:
+      np.save(file, array, allow_pickle=False)
+  except OSError as error:
+    raise InputError(f'{name} can not be written: {error.strerror}') from error

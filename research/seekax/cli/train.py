@@ -1,0 +1,143 @@
+"""`seekax train`: train a model, or go on with a run that was stopped."""
+
+from collections.abc import Sequence
+import ctypes
+import json
+import os
+import pathlib
+import shlex
+import signal
+import sys
+from typing import Any
+
+from absl import flags
+
+from seekax.cli import flags as flags_lib
+from seekax.config import Config, InputError, to_dict
+from seekax.storage import workdir as workdir_lib
+from seekax.storage.manifest import StorageError
+
+NOT_FINITE = 3
+
+# Keys that a run may change when it goes on: none of them touches the state.
+_FREE_GROUPS = ('eval', 'parallel')
+_FREE_KEYS = (
+  'train.log_every',
+  'train.checkpoint_every',
+  'train.keep_checkpoints',
+  'train.price_per_device_hour',
+)
+
+
+def run(argv: Sequence[str]) -> int:
+  """Runs the command; returns its exit code."""
+  values = flags.FlagValues()
+  flags.DEFINE_string(
+    'workdir', '', 'folder of the run; made if missing', flag_values=values
+  )
+  argv, has_config = flags_lib.define_config(values, argv)
+  flags_lib.parse(
+    values,
+    argv,
+    'train',
+    'Trains a model. The same command again goes on where the run stopped.',
+  )
+  flags_lib.require(values, 'workdir')
+  workdir = pathlib.Path(values.workdir)
+  known = (workdir / workdir_lib.RUN).is_file()
+  overrides = {}
+  if has_config:
+    config, overrides = flags_lib.config_of(values)
+    if known:
+      _refuse_other_config(workdir, config)
+  elif known:
+    config = workdir_lib.read_config(workdir)
+  else:
+    raise InputError(
+      "--config= is missing: a preset or config file, e.g. 'demo'; only a "
+      '--workdir that holds a run can do without'
+    )
+  workdir_lib.prepare(workdir)
+  with workdir_lib.lock(workdir):
+    return _train(config, overrides, workdir)
+
+
+def _train(config: Config, overrides: dict[str, Any], workdir) -> int:
+  _keep_memory()
+  # Only now: everything above answers in a fraction of a second.
+  from seekax.training import launch, loop
+
+  stop = _Stop()
+  command = f'seekax train --workdir={shlex.quote(str(workdir))}'
+  try:
+    finished = launch.start(config, overrides, workdir, stop.requested)
+  except loop.NonFiniteError as error:
+    print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
+    return NOT_FINITE
+  if not finished:
+    print(f'stopped and saved; go on with: {command}', file=sys.stderr)
+    return 128 + stop.signal
+  summary = json.loads((workdir / workdir_lib.SUMMARY).read_text())
+  print(f'report: {workdir / workdir_lib.REPORT}', file=sys.stderr)
+  print(json.dumps(summary))
+  return 0
+
+
+def _refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
+  """Raises StorageError, with the difference, for another run's workdir."""
+  old, new = to_dict(workdir_lib.read_config(workdir)), to_dict(config)
+  changed = [
+    f'{group}.{key}: {old[group][key]!r} there, {value!r} here'
+    for group, entries in new.items()
+    if group not in _FREE_GROUPS
+    for key, value in entries.items()
+    if f'{group}.{key}' not in _FREE_KEYS and old[group][key] != value
+  ]
+  if changed:
+    raise StorageError(
+      f'--workdir={workdir} holds a run of another config ('
+      + '; '.join(changed)
+      + '); choose another folder, or leave --config out to go on with that run'
+    )
+
+
+def _last_good(workdir: pathlib.Path) -> str:
+  from seekax.storage import checkpoint
+
+  step = checkpoint.newest(workdir / workdir_lib.CHECKPOINTS)
+  if step is None:
+    return 'no checkpoint had been saved'
+  return f'the last good checkpoint is step {step} in {workdir}'
+
+
+class _Stop:
+  """Ctrl-C and SIGTERM ask the loop to save and end; a second one kills."""
+
+  def __init__(self):
+    self.signal = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, self._on_signal)
+
+  def _on_signal(self, number: int, frame: Any) -> None:
+    del frame
+    self.signal = number
+    signal.signal(number, signal.SIG_DFL)
+    os.write(2, b'\nstopping after this step, saving a checkpoint\n')
+
+  def requested(self) -> bool:
+    return self.signal != 0
+
+
+def _keep_memory() -> None:
+  """Keeps freed memory in the process instead of returning it every step.
+
+  XLA on a CPU allocates and frees its temporaries in every step; with glibc's
+  defaults each one costs page faults, measured at a tenth of the step.
+  """
+  m_trim_threshold, m_mmap_max = -1, -4
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (AttributeError, OSError):
+    return  # Not glibc.
+  mallopt(m_mmap_max, 0)
+  mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,0 +1,707 @@
+"""Configuration: one frozen dataclass per group, presets, validation in words.
+
+The defaults of `ModelConfig` are the released 671B model. Other sizes are
+named functions below, collected in `PRESETS`. A value is never None: 0 or ''
+means absent, so that every key can be overridden from the command line.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+import ml_collections
+
+
+class InputError(ValueError):
+  """What the user gave can't be used; one line says what, where, the fix."""
+
+
+class ConfigError(InputError):
+  """A configuration that can't work."""
+
+
+def _key(default: Any, help_text: str) -> Any:
+  return dataclasses.field(default=default, metadata={'help': help_text})
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ConfigError(message)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+  _require(
+    value in choices,
+    f'{name}={value!r} is not one of {", ".join(choices)}'
+    + did_you_mean(str(value), choices),
+  )
+
+
+def did_you_mean(word: str, known) -> str:
+  """Returns '; did you mean X?' for the nearest known word, or ''."""
+  near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+  return f'; did you mean {near[0]!r}?' if near else ''
+
+
+def _check_positive(group: str, config: Any, names: tuple[str, ...]) -> None:
+  for name in names:
+    value = getattr(config, name)
+    _require(
+      math.isfinite(value) and value > 0,
+      f'{group}.{name}={value} must be above 0',
+    )
+
+
+def _check_not_negative(
+  group: str, config: Any, names: tuple[str, ...]
+) -> None:
+  for name in names:
+    value = getattr(config, name)
+    _require(
+      math.isfinite(value) and value >= 0,
+      f'{group}.{name}={value} must not be negative',
+    )
+
+
+ATTENTION_KINDS = ('mla', 'gqa', 'mha', 'mqa')
+FFN_KINDS = ('dense', 'experts')
+ROUTER_KINDS = ('sigmoid', 'softmax')
+GROUP_SCORES = ('top2', 'max')
+ROPE_SCALINGS = ('none', 'yarn', 'llama3')
+ROPE_LAYOUTS = ('interleaved', 'half')
+GROUPED_MATMULS = ('blocked', 'dense', 'ragged')
+REMAT_POLICIES = ('none', 'full')
+PRECISIONS = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture. Trailing symbols are those of the DeepSeek-V3 report."""
+
+  vocab_size: int = _key(129280, 'size of the vocabulary (V)')
+  embed_dim: int = _key(7168, 'width of the residual stream (d)')
+  num_layers: int = _key(61, 'transformer layers, MTP modules not counted (L)')
+  num_dense_layers: int = _key(3, 'first layers with a dense FFN')
+  context_length: int = _key(163840, 'longest sequence the model accepts')
+
+  attention: str = _key('mla', 'kind of attention: mla, gqa, mha, mqa')
+  num_heads: int = _key(128, 'query heads (n_h)')
+  num_kv_heads: int = _key(0, 'key/value heads, gqa only')
+  query_latent_dim: int = _key(1536, "query latent (d_c'); 0: no query latent")
+  kv_latent_dim: int = _key(512, 'key/value latent (d_c), mla only')
+  nope_head_dim: int = _key(128, 'query/key width per head without position')
+  rope_head_dim: int = _key(64, 'rotary query/key width per head (d_h^R)')
+  value_head_dim: int = _key(128, 'value width per head')
+
+  ffn: str = _key('experts', 'kind of FFN after the dense layers')
+  mlp_dim: int = _key(18432, 'hidden width of a dense FFN')
+  expert_dim: int = _key(2048, 'hidden width of one expert')
+  num_experts: int = _key(256, 'routed experts per layer (N_r)')
+  num_shared_experts: int = _key(1, 'shared experts, fused to one (N_s)')
+  experts_per_token: int = _key(8, 'routed experts chosen per token (K_r)')
+  num_expert_groups: int = _key(8, 'groups the experts are divided in')
+  num_kept_groups: int = _key(4, 'groups a token may choose from (M)')
+  router: str = _key('sigmoid', 'affinity: sigmoid (V3) or softmax (V2)')
+  group_score: str = _key('top2', 'score of a group: top2 (V3) or max (V2)')
+  normalize_gates: bool = _key(
+    True, 'divide the chosen affinities by their sum'
+  )
+  routed_scale: float = _key(2.5, 'factor on the routed branch')
+  mtp_depth: int = _key(1, 'multi-token prediction modules (D)')
+
+  norm_eps: float = _key(1e-6, 'epsilon of the RMS norms')
+  latent_norm_eps: float = _key(1e-6, 'epsilon of the two latent norms')
+  init_std: float = _key(0.006, 'standard deviation of the initial weights')
+
+  rope_theta: float = _key(10000.0, 'base of the rotary frequencies')
+  rope_layout: str = _key('interleaved', 'rotary pairs: interleaved or half')
+  rope_scaling: str = _key('yarn', 'context extension: none, yarn, llama3')
+  rope_factor: float = _key(40.0, 'context extension factor (s)')
+  rope_original_length: int = _key(4096, 'context before extension')
+  yarn_beta_fast: float = _key(32.0, 'rotations above which YaRN keeps')
+  yarn_beta_slow: float = _key(1.0, 'rotations below which YaRN interpolates')
+  yarn_mscale: float = _key(1.0, 'YaRN magnitude on the rotary tables')
+  yarn_mscale_all_dim: float = _key(1.0, 'YaRN magnitude on the whole logit')
+  llama3_low_freq_factor: float = _key(1.0, 'llama3 scaling, low band edge')
+  llama3_high_freq_factor: float = _key(4.0, 'llama3 scaling, high band edge')
+
+  # How it is computed; the tree of parameters doesn't depend on these.
+  grouped_matmul: str = _key(
+    'blocked', 'expert product: blocked, dense, ragged'
+  )
+  remat: str = _key('none', 'recompute layers in the backward pass: none, full')
+  unroll_layers: bool = _key(False, 'unroll the scans over layers')
+
+  @property
+  def num_expert_layers(self) -> int:
+    return self.num_layers - self.num_dense_layers if self.uses_experts else 0
+
+  @property
+  def num_plain_layers(self) -> int:
+    """Layers with a dense FFN: the first ones, or all of a dense model."""
+    return self.num_layers - self.num_expert_layers
+
+  @property
+  def uses_experts(self) -> bool:
+    return self.ffn == 'experts'
+
+  @property
+  def uses_router_bias(self) -> bool:
+    return self.uses_experts and self.router == 'sigmoid'
+
+  @property
+  def qk_head_dim(self) -> int:
+    return self.nope_head_dim + self.rope_head_dim
+
+  @property
+  def kv_heads(self) -> int:
+    """Key/value heads that are computed (and, except for MLA, cached)."""
+    return {'gqa': self.num_kv_heads, 'mqa': 1}.get(
+      self.attention, self.num_heads
+    )
+
+  @property
+  def shared_dim(self) -> int:
+    """Hidden width of the fused shared expert."""
+    return self.num_shared_experts * self.expert_dim
+
+  def __post_init__(self):
+    _require_choice('model.attention', self.attention, ATTENTION_KINDS)
+    _require_choice('model.ffn', self.ffn, FFN_KINDS)
+    _require_choice('model.rope_scaling', self.rope_scaling, ROPE_SCALINGS)
+    _require_choice('model.rope_layout', self.rope_layout, ROPE_LAYOUTS)
+    _require_choice('model.remat', self.remat, REMAT_POLICIES)
+    _require_choice(
+      'model.grouped_matmul', self.grouped_matmul, GROUPED_MATMULS
+    )
+    _check_positive(
+      'model',
+      self,
+      ('vocab_size', 'embed_dim', 'num_layers', 'context_length', 'num_heads')
+      + ('rope_head_dim', 'value_head_dim', 'norm_eps', 'latent_norm_eps')
+      + ('init_std', 'rope_theta', 'rope_original_length', 'rope_factor'),
+    )
+    _check_not_negative(
+      'model',
+      self,
+      ('num_dense_layers', 'nope_head_dim', 'query_latent_dim', 'mtp_depth')
+      + ('num_shared_experts',),
+    )
+    self._check_attention()
+    if self.uses_experts:
+      self._check_experts()
+    if self.num_plain_layers or self.ffn == 'dense':
+      _check_positive('model', self, ('mlp_dim',))
+
+  def _check_attention(self):
+    _require(
+      self.rope_head_dim % 2 == 0,
+      f'model.rope_head_dim={self.rope_head_dim} is odd; rotary dimensions '
+      'turn in pairs, make it even',
+    )
+    if self.attention == 'mla':
+      _check_positive('model', self, ('kv_latent_dim', 'nope_head_dim'))
+    if self.attention == 'gqa':
+      _require(
+        self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0,
+        f'model.num_heads={self.num_heads} is not divisible by '
+        f'model.num_kv_heads={self.num_kv_heads}; gqa shares each key/value '
+        'head among equally many query heads',
+      )
+
+  def _check_experts(self):
+    _require_choice('model.router', self.router, ROUTER_KINDS)
+    _require_choice('model.group_score', self.group_score, GROUP_SCORES)
+    _check_positive(
+      'model',
+      self,
+      ('num_experts', 'expert_dim', 'experts_per_token', 'num_expert_groups')
+      + ('num_kept_groups', 'routed_scale'),
+    )
+    _require(
+      self.num_dense_layers < self.num_layers,
+      f'model.num_dense_layers={self.num_dense_layers} leaves no expert layer '
+      f'of model.num_layers={self.num_layers}; lower it or set '
+      'model.ffn=dense',
+    )
+    _require(
+      self.num_experts % self.num_expert_groups == 0,
+      f'model.num_experts={self.num_experts} is not divisible by '
+      f'model.num_expert_groups={self.num_expert_groups}; change one of them',
+    )
+    _require(
+      self.num_kept_groups <= self.num_expert_groups,
+      f'model.num_kept_groups={self.num_kept_groups} is above '
+      f'model.num_expert_groups={self.num_expert_groups}',
+    )
+    group_size = self.num_experts // self.num_expert_groups
+    reachable = self.num_kept_groups * group_size
+    _require(
+      self.experts_per_token <= reachable,
+      f'model.experts_per_token={self.experts_per_token} is above the '
+      f'{reachable} experts in the kept groups; keep more groups or choose '
+      'fewer experts',
+    )
+    _require(
+      self.num_expert_groups == 1
+      or self.group_score == 'max'
+      or group_size >= 2,
+      f'model.num_expert_groups={self.num_expert_groups} leaves groups of one '
+      'expert, which have no two best; use model.group_score=max',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where the text comes from and how it becomes batches."""
+
+  source: str = _key(
+    'stdlib', "'stdlib' (Python's own library) or a text, JSONL file or folder"
+  )
+  tokenizer: str = _key('', "a tokenizer.json; '': train one on the source")
+  heldout_fraction: float = _key(0.04, 'share of documents held out')
+  sequence_length: int = _key(4096, 'tokens per sequence (S)')
+  batch_size: int = _key(15360, 'sequences per optimizer step, all devices')
+  num_shards: int = _key(8, 'logical data shards, fixed for the life of a run')
+  isolate_documents: bool = _key(
+    False, 'mask attention across documents and restart positions'
+  )
+  seed: int = _key(0, 'order of the documents')
+
+  def __post_init__(self):
+    _check_positive(
+      'data', self, ('sequence_length', 'batch_size', 'num_shards')
+    )
+    _require(
+      0 < self.heldout_fraction < 1,
+      f'data.heldout_fraction={self.heldout_fraction} is not between 0 and 1',
+    )
+    _require(
+      self.batch_size % self.num_shards == 0,
+      f'data.batch_size={self.batch_size} is not divisible by '
+      f'data.num_shards={self.num_shards}; each shard gives equally many rows',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW and its schedule: warm-up, constant, cosine, then the final rate."""
+
+  learning_rate: float = _key(2.2e-4, 'peak learning rate')
+  final_learning_rate: float = _key(2.2e-5, 'learning rate after the cosine')
+  warmup_steps: int = _key(2000, 'steps of linear warm-up from 0')
+  constant_steps: int = _key(157000, 'steps at the peak')
+  decay_steps: int = _key(0, 'steps of cosine decay; 0: to the last step')
+  beta1: float = _key(0.9, "Adam's first decay")
+  beta2: float = _key(0.95, "Adam's second decay")
+  eps: float = _key(1e-8, "Adam's epsilon")
+  weight_decay: float = _key(0.1, 'decoupled decay of matrices (not of norms)')
+  clip_norm: float = _key(1.0, 'global gradient norm is clipped to this')
+
+  def __post_init__(self):
+    _check_positive('optim', self, ('learning_rate', 'eps', 'clip_norm'))
+    _check_not_negative(
+      'optim',
+      self,
+      ('final_learning_rate', 'warmup_steps', 'constant_steps', 'decay_steps')
+      + ('weight_decay',),
+    )
+    for name in ('beta1', 'beta2'):
+      value = getattr(self, name)
+      _require(0 <= value < 1, f'optim.{name}={value} is not in [0, 1)')
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+  """How the computation is spread over devices."""
+
+  mesh: str = _key('data:1', "mesh axes and sizes, e.g. 'data:4'")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The training run."""
+
+  steps: int = _key(235000, 'optimizer steps')
+  micro_batches: int = _key(1, 'parts a batch is cut in; same update')
+  seed: int = _key(0, 'initial weights')
+  precision: str = _key('bfloat16', 'compute dtype: float32 or bfloat16')
+  mtp_weight: float = _key(0.3, 'weight of the MTP loss (lambda)')
+  balance_weight: float = _key(1e-4, 'sequence-wise balance loss (alpha)')
+  bias_update_rate: float = _key(1e-3, 'router bias speed per step (gamma)')
+  init_from: str = _key('', 'checkpoint whose weights the run starts from')
+  log_every: int = _key(10, 'steps between log lines')
+  checkpoint_every: int = _key(1000, 'steps between checkpoints')
+  keep_checkpoints: int = _key(2, 'newest checkpoints kept')
+  price_per_device_hour: float = _key(0.0, 'dollars; 0: no price')
+
+  def __post_init__(self):
+    _require_choice('train.precision', self.precision, PRECISIONS)
+    _check_positive(
+      'train',
+      self,
+      ('steps', 'micro_batches', 'log_every', 'checkpoint_every')
+      + ('keep_checkpoints',),
+    )
+    _check_not_negative(
+      'train',
+      self,
+      ('mtp_weight', 'balance_weight', 'bias_update_rate')
+      + ('price_per_device_hour',),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Held-out evaluation and samples during training."""
+
+  every: int = _key(1000, 'steps between evaluations')
+  batch_size: int = _key(8, 'windows scored at once')
+  max_bytes: int = _key(0, 'held-out bytes per evaluation but the last; 0: all')
+  sample_every: int = _key(1000, 'steps between samples')
+  sample_tokens: int = _key(64, 'tokens per sample')
+  sample_temperature: float = _key(0.7, '0 is greedy')
+  prompts: tuple[str, ...] = _key(
+    ('def main(', 'import os\n', 'class Node:\n'), 'fixed prompts for samples'
+  )
+
+  def __post_init__(self):
+    _check_positive(
+      'eval', self, ('every', 'batch_size', 'sample_every', 'sample_tokens')
+    )
+    _check_not_negative('eval', self, ('max_bytes', 'sample_temperature'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  model: ModelConfig = ModelConfig()
+  data: DataConfig = DataConfig()
+  optim: OptimConfig = OptimConfig()
+  parallel: ParallelConfig = ParallelConfig()
+  train: TrainConfig = TrainConfig()
+  eval: EvalConfig = EvalConfig()
+
+  def __post_init__(self):
+    _require(
+      self.data.batch_size % self.train.micro_batches == 0,
+      f'data.batch_size={self.data.batch_size} is not divisible by '
+      f'train.micro_batches={self.train.micro_batches}',
+    )
+    _require(
+      self.data.sequence_length <= self.model.context_length,
+      f'data.sequence_length={self.data.sequence_length} is above '
+      f'model.context_length={self.model.context_length}',
+    )
+    _require(
+      self.data.sequence_length > self.model.mtp_depth,
+      f'data.sequence_length={self.data.sequence_length} leaves no target for '
+      f'model.mtp_depth={self.model.mtp_depth}',
+    )
+
+
+# Group name -> its dataclass.
+GROUPS = {field.name: field.type for field in dataclasses.fields(Config)}
+
+
+# --- Presets: semantics of the published models. -----------------------------
+
+
+def v3_671b() -> ModelConfig:
+  """DeepSeek-V3, V3-Base and R1 as released (arXiv 2412.19437)."""
+  return ModelConfig()
+
+
+def v2() -> ModelConfig:
+  """DeepSeek-V2 236B (arXiv 2405.04434)."""
+  return dataclasses.replace(
+    v2_lite(),
+    embed_dim=5120,
+    num_layers=60,
+    num_heads=128,
+    query_latent_dim=1536,
+    mlp_dim=12288,
+    expert_dim=1536,
+    num_experts=160,
+    num_expert_groups=8,
+    num_kept_groups=3,
+    routed_scale=16.0,
+    yarn_mscale=1.0,
+    yarn_mscale_all_dim=1.0,
+  )
+
+
+def v2_lite() -> ModelConfig:
+  """DeepSeek-V2-Lite 15.7B (arXiv 2405.04434, appendix B)."""
+  return ModelConfig(
+    vocab_size=102400,
+    embed_dim=2048,
+    num_layers=27,
+    num_dense_layers=1,
+    num_heads=16,
+    query_latent_dim=0,
+    mlp_dim=10944,
+    expert_dim=1408,
+    num_experts=64,
+    num_shared_experts=2,
+    experts_per_token=6,
+    num_expert_groups=1,
+    num_kept_groups=1,
+    router='softmax',
+    group_score='max',
+    normalize_gates=False,
+    routed_scale=1.0,
+    mtp_depth=0,
+    yarn_mscale=0.707,
+    yarn_mscale_all_dim=0.707,
+  )
+
+
+def moonlight() -> ModelConfig:
+  """Moonlight-16B-A3B: V3's router, no groups, no query latent, no YaRN."""
+  return dataclasses.replace(
+    v2_lite(),
+    vocab_size=163840,
+    context_length=8192,
+    mlp_dim=11264,
+    router='sigmoid',
+    group_score='top2',
+    normalize_gates=True,
+    routed_scale=2.446,
+    norm_eps=1e-5,
+    rope_theta=50000.0,
+    rope_scaling='none',
+    yarn_mscale=1.0,
+    yarn_mscale_all_dim=1.0,
+  )
+
+
+def kimi_k2() -> ModelConfig:
+  """Kimi-K2, 1T parameters: 384 experts, 64 heads, one group."""
+  return ModelConfig(
+    vocab_size=163840,
+    num_dense_layers=1,
+    context_length=131072,
+    num_heads=64,
+    num_experts=384,
+    num_expert_groups=1,
+    num_kept_groups=1,
+    routed_scale=2.827,
+    mtp_depth=0,
+    rope_theta=50000.0,
+    rope_factor=32.0,
+    yarn_beta_fast=1.0,
+    yarn_beta_slow=1.0,
+  )
+
+
+def _llama3_1(
+  embed_dim: int, num_layers: int, num_heads: int, mlp_dim: int
+) -> ModelConfig:
+  return ModelConfig(
+    vocab_size=128256,
+    embed_dim=embed_dim,
+    num_layers=num_layers,
+    num_dense_layers=0,
+    context_length=131072,
+    attention='gqa',
+    num_heads=num_heads,
+    num_kv_heads=8,
+    query_latent_dim=0,
+    kv_latent_dim=0,
+    nope_head_dim=0,
+    rope_head_dim=128,
+    value_head_dim=128,
+    ffn='dense',
+    mlp_dim=mlp_dim,
+    mtp_depth=0,
+    norm_eps=1e-5,
+    init_std=0.02,
+    rope_theta=500000.0,
+    rope_layout='half',
+    rope_scaling='llama3',
+    rope_factor=8.0,
+    rope_original_length=8192,
+  )
+
+
+def llama3_8b() -> ModelConfig:
+  """The dense baseline in the shape of Llama 3.1 8B."""
+  return _llama3_1(4096, 32, 32, 14336)
+
+
+def llama3_70b() -> ModelConfig:
+  """The dense baseline in the shape of Llama 3.1 70B."""
+  return _llama3_1(8192, 80, 64, 28672)
+
+
+def llama3_405b() -> ModelConfig:
+  """The dense baseline in the shape of Llama 3.1 405B."""
+  return _llama3_1(16384, 126, 128, 53248)
+
+
+def tiny() -> ModelConfig:
+  """Every part of DeepSeek-V3 at a size that trains in seconds on a CPU."""
+  return shrink(v3_671b())
+
+
+def llama3_tiny() -> ModelConfig:
+  """The dense baseline at the size of `tiny`."""
+  return shrink(llama3_8b())
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+  'v3_671b': v3_671b,
+  'v2': v2,
+  'v2_lite': v2_lite,
+  'moonlight': moonlight,
+  'kimi_k2': kimi_k2,
+  'llama3_8b': llama3_8b,
+  'llama3_70b': llama3_70b,
+  'llama3_405b': llama3_405b,
+  'llama3_tiny': llama3_tiny,
+  'tiny': tiny,
+}
+
+
+def shrink(model: ModelConfig) -> ModelConfig:
+  """The same kinds of parts at laptop size: what `:tiny` does to a model."""
+  groups = min(model.num_expert_groups, 4)
+  return dataclasses.replace(
+    model,
+    vocab_size=min(model.vocab_size, 512),
+    embed_dim=64,
+    num_layers=3,
+    num_dense_layers=min(model.num_dense_layers, 1),
+    context_length=min(model.context_length, 256),
+    num_heads=4,
+    num_kv_heads=min(model.num_kv_heads, 2),
+    query_latent_dim=min(model.query_latent_dim, 32),
+    kv_latent_dim=min(model.kv_latent_dim, 32),
+    nope_head_dim=min(model.nope_head_dim, 16),
+    rope_head_dim=min(model.rope_head_dim, 16),
+    value_head_dim=min(model.value_head_dim, 16),
+    mlp_dim=128,
+    expert_dim=32,
+    num_experts=min(model.num_experts, 16),
+    num_expert_groups=groups,
+    num_kept_groups=min(model.num_kept_groups, max(groups // 2, 1)),
+    experts_per_token=min(model.experts_per_token, 4),
+    init_std=0.02,
+    rope_original_length=min(model.rope_original_length, 64),
+  )
+
+
+# --- Whole runs, as ml_collections sees them. ---------------------------------
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+  """The config as nested dicts in which every key stands."""
+  return dataclasses.asdict(config)
+
+
+def to_config_dict(config: Config) -> ml_collections.ConfigDict:
+  """The config as a locked ConfigDict in which every key stands."""
+  return ml_collections.ConfigDict(to_dict(config)).lock()
+
+
+def run_of(model: ModelConfig) -> ml_collections.ConfigDict:
+  """A run of this model with everything else at its default, for configs/."""
+  config = to_config_dict(Config())
+  config.model = dataclasses.asdict(model)
+  return config
+
+
+def from_config_dict(config: ml_collections.ConfigDict) -> Config:
+  """Validates a ConfigDict into dataclasses.
+
+  Raises:
+    ConfigError: a group or key is unknown, or a value can't work.
+  """
+  return from_dict(config.to_dict())
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+  """Validates a nested dict (as in run.json) into dataclasses.
+
+  Raises:
+    ConfigError: a group or key is unknown, or a value can't work.
+  """
+  groups = {}
+  for name, entries in values.items():
+    if name not in GROUPS:
+      raise ConfigError(
+        f'unknown config group {name!r}' + did_you_mean(name, GROUPS)
+      )
+    kind = GROUPS[name]
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in entries.items():
+      _require(
+        key in known,
+        f'unknown config key {name}.{key}' + did_you_mean(key, known),
+      )
+      _check_type(f'{name}.{key}', value, known[key].default)
+    groups[name] = kind(
+      **{k: _restore(v, known[k].default) for k, v in entries.items()}
+    )
+  return Config(**groups)
+
+
+def _restore(value: Any, default: Any) -> Any:
+  if isinstance(default, tuple):
+    return tuple(value)
+  return float(value) if isinstance(default, float) else value
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+  wanted = type(default)
+  ok = isinstance(value, wanted) and isinstance(value, bool) == isinstance(
+    default, bool
+  )
+  if wanted is float:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if wanted is tuple:
+    ok = isinstance(value, (list, tuple))
+  _require(
+    ok, f'{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}'
+  )
+
+
+def shrink_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The run at laptop size: small model, short sequences, few steps."""
+  config.model = dataclasses.asdict(
+    shrink(ModelConfig(**config.model.to_dict()))
+  )
+  config.data.sequence_length = min(config.data.sequence_length, 32)
+  config.data.batch_size = min(config.data.batch_size, 8)
+  config.data.num_shards = min(config.data.num_shards, 4)
+  config.optim.learning_rate = 1e-3
+  config.optim.warmup_steps = 2
+  config.optim.constant_steps = 10
+  config.optim.decay_steps = 0
+  config.train.steps = 20
+  config.train.precision = 'float32'
+  config.train.log_every = 1
+  config.train.checkpoint_every = 10
+  config.eval.every = 10
+  config.eval.max_bytes = 4096
+  config.eval.sample_every = 20
+  config.eval.sample_tokens = 16
+  return config
+
+
+def variant(
+  config: ml_collections.ConfigDict, arg: str
+) -> ml_collections.ConfigDict:
+  """Applies the variant that follows the colon of `--config=file.py:arg`.
+
+  Raises:
+    ConfigError: the variant is neither '' nor 'tiny'.
+  """
+  if arg:
+    _require_choice('config variant', arg, ('tiny',))
+    shrink_run(config)
+  return config

@@ -1,0 +1,71 @@
+"""The cache of a batch of requests: latents for MLA, keys and values else.
+
+Letters: B batch, M cache positions, N stacked layers.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+from seekax.model.attention import KeyValueCache, LatentCache
+
+
+@struct.dataclass
+class Cache:
+  """What decoding needs of the positions so far.
+
+  Attributes:
+    layers: {'dense': entry, 'experts': entry}, each stacked [N, B, M, ...].
+    lengths_B: int32, positions in use per request.
+  """
+
+  layers: dict[str, Any]
+  lengths_B: jax.Array
+
+
+def init_cache(
+  config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype
+) -> Cache:
+  """An empty cache with room for max_length positions per request."""
+
+  def zeros(num_layers: int, *widths: int) -> jax.Array:
+    return jnp.zeros((num_layers, batch_size, max_length, *widths), dtype)
+
+  def entry(num_layers: int):
+    if config.attention == 'mla':
+      return LatentCache(
+        zeros(num_layers, config.kv_latent_dim),
+        zeros(num_layers, config.rope_head_dim),
+      )
+    return KeyValueCache(
+      zeros(num_layers, config.kv_heads, config.qk_head_dim),
+      zeros(num_layers, config.kv_heads, config.value_head_dim),
+    )
+
+  counts = {
+    'dense': config.num_plain_layers,
+    'experts': config.num_expert_layers,
+  }
+  layers = {name: entry(count) for name, count in counts.items() if count}
+  return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
+
+
+def fill(cache: Cache, entries: dict[str, Any], lengths_B: jax.Array) -> Cache:
+  """Puts a prefill's entries at the start of the cache.
+
+  Args:
+    cache: empty, with room of M positions.
+    entries: the trunk's, [N, B, L, ...] with L at most M.
+    lengths_B: valid positions of every request; what lies behind is never
+      read, since attention masks it and decoding overwrites it.
+  """
+
+  def put(room, new):
+    return jax.lax.dynamic_update_slice(
+      room, new.astype(room.dtype), (0,) * room.ndim
+    )
+
+  return Cache(jax.tree.map(put, cache.layers, entries), lengths_B)

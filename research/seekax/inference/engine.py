@@ -1,0 +1,160 @@
+"""Generation: prefill with full MLA, then absorbed MLA on the cache.
+
+Letters: B batch, L prompt positions, V vocabulary.
+"""
+
+from collections.abc import Iterator
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax.config import InputError, ModelConfig
+from seekax.inference.cache import Cache, fill, init_cache
+from seekax.inference.sampling import sample
+from seekax.model.transformer import Transformer
+
+
+class PromptError(InputError):
+  """A prompt that can not be continued."""
+
+
+# Prompts and caches are padded to a multiple of these, so that few lengths are
+# compiled.
+PROMPT_MULTIPLE = 32
+CACHE_MULTIPLE = 256
+
+
+def _padded(length: int, multiple: int, limit: int) -> int:
+  return min(-(-length // multiple) * multiple, limit)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def prefill(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  tokens_BL: jax.Array,
+  lengths_B: jax.Array,
+  max_length: int,
+) -> tuple[jax.Array, Cache]:
+  """Reads the prompts and fills a cache.
+
+  Args:
+    config: the model.
+    params: weights.
+    router_bias: selection biases.
+    tokens_BL: prompts, padded on the right.
+    lengths_B: prompt lengths, at least 1.
+    max_length: room of the cache, in positions.
+
+  Returns:
+    (float32 logits [B, V] after each prompt's last token, the cache).
+  """
+  model = Transformer(config)
+  positions_BL = jnp.broadcast_to(
+    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
+  )
+  variables = {'params': params}
+  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  last_BD = trunk.hidden_BLD[jnp.arange(tokens_BL.shape[0]), lengths_B - 1]
+  logits_BV = model.apply(variables, last_BD, method='logits')
+  dtype = trunk.hidden_BLD.dtype
+  empty = init_cache(config, tokens_BL.shape[0], max_length, dtype)
+  return logits_BV, fill(empty, trunk.cache, lengths_B)
+
+
+@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(4,))
+def decode(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  tokens_B: jax.Array,
+  cache: Cache,
+) -> tuple[jax.Array, Cache]:
+  """Adds one token per request; returns the next logits [B, V] and cache."""
+  model = Transformer(config)
+  hidden_BD, layers = model.apply(
+    {'params': params},
+    tokens_B,
+    cache.lengths_B,
+    cache.layers,
+    router_bias,
+    method='decode',
+  )
+  logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
+  return logits_BV, Cache(layers, cache.lengths_B + 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(4,))
+def _next_token(
+  config, params, router_bias, tokens_B, cache, key, temperature, top_p
+):
+  logits_BV, cache = decode(config, params, router_bias, tokens_B, cache)
+  key, used = jax.random.split(key)
+  return sample(used, logits_BV, temperature, top_p), cache, key
+
+
+def generate(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  prompt: np.ndarray,
+  max_new_tokens: int,
+  *,
+  temperature: float = 0.0,
+  top_p: float = 1.0,
+  seed: int = 0,
+  eos_id: int = -1,
+) -> Iterator[int]:
+  """Continues one prompt, token by token, until eos or the limit.
+
+  Args:
+    config: the model.
+    params: weights, in the compute dtype.
+    router_bias: selection biases.
+    prompt: int [L], at least one token.
+    max_new_tokens: limit; also stops where the context is full.
+    temperature: 0 is greedy.
+    top_p: nucleus.
+    seed: of the draws.
+    eos_id: ends the text; not yielded.
+
+  Yields:
+    Token ids.
+
+  Raises:
+    PromptError: the prompt is empty or doesn't fit the context.
+  """
+  length = len(prompt)
+  if not 0 < length < config.context_length:
+    raise PromptError(
+      f'the prompt has {length} tokens; the context of '
+      f'{config.context_length} takes 1 to {config.context_length - 1}'
+    )
+  max_new_tokens = min(max_new_tokens, config.context_length - length)
+  limit = config.context_length
+  tokens_BL = np.zeros((1, _padded(length, PROMPT_MULTIPLE, limit)), np.int32)
+  tokens_BL[0, :length] = prompt
+  logits_BV, cache = prefill(
+    config,
+    params,
+    router_bias,
+    tokens_BL,
+    np.array([length], np.int32),
+    _padded(length + max_new_tokens, CACHE_MULTIPLE, limit),
+  )
+  key, used = jax.random.split(jax.random.key(seed))
+  temperature, top_p = jnp.float32(temperature), jnp.float32(top_p)
+  tokens_B = sample(used, logits_BV, temperature, top_p)
+  for produced in range(1, max_new_tokens + 1):
+    token = int(tokens_B[0])
+    if token == eos_id:
+      return
+    yield token
+    if produced < max_new_tokens:
+      tokens_B, cache, key = _next_token(
+        config, params, router_bias, tokens_B, cache, key, temperature, top_p
+      )

@@ -1,0 +1,34 @@
+"""From logits to a token: temperature and nucleus sampling.
+
+Letters: B batch, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def sample(
+  key: jax.Array, logits_BV: jax.Array, temperature: jax.Array, top_p: jax.Array
+) -> jax.Array:
+  """Draws one token per row.
+
+  Args:
+    key: random key.
+    logits_BV: float32 logits.
+    temperature: 0 takes the likeliest token.
+    top_p: the smallest set of likeliest tokens whose probability reaches this
+      is drawn from; 1 keeps all (Holtzman et al., arXiv 1904.09751).
+
+  Returns:
+    int32 [B].
+  """
+  greedy_B = jnp.argmax(logits_BV, axis=-1)
+  scaled_BV = logits_BV / jnp.maximum(temperature, 1e-6)
+  order_BV = jnp.argsort(-scaled_BV, axis=-1)
+  sorted_BV = jnp.take_along_axis(scaled_BV, order_BV, axis=-1)
+  probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+  before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+  kept_BV = jnp.where(before_BV < top_p, sorted_BV, -jnp.inf)
+  choice_B = jax.random.categorical(key, kept_BV, axis=-1)
+  drawn_B = jnp.take_along_axis(order_BV, choice_B[:, None], axis=-1)[:, 0]
+  return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)

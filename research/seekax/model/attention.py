@@ -1,0 +1,261 @@
+"""Attention modules: MLA, full and absorbed; GQA, MHA and MQA.
+
+Letters: B batch, L positions, M cache positions, D model width, H heads,
+N key/value heads, K no-position query/key width, R rope width, U value width,
+P query latent, C key/value latent.
+"""
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+from seekax.model.layers import matrix, RmsNorm
+from seekax.ops import attention as ops
+from seekax.ops import rotary
+
+
+@struct.dataclass
+class LatentCache:
+  """What MLA keeps of a position: C + R values per layer.
+
+  Attributes:
+    latent: [B, M, C], after its norm.
+    k_rope: [B, M, R], rotated, shared by all heads.
+  """
+
+  latent: jax.Array
+  k_rope: jax.Array
+
+
+@struct.dataclass
+class KeyValueCache:
+  """What GQA, MHA and MQA keep of a position.
+
+  Attributes:
+    key: [B, M, N, K + R], rotated.
+    value: [B, M, N, U].
+  """
+
+  key: jax.Array
+  value: jax.Array
+
+
+def write_at(cache: jax.Array, new: jax.Array, at_B: jax.Array) -> jax.Array:
+  """Writes one new entry per request at its own position."""
+  return cache.at[jnp.arange(cache.shape[0]), at_B].set(
+    new.astype(cache.dtype), mode='drop'
+  )
+
+
+def mla_full(
+  q_nope_BLHK: jax.Array,
+  q_rope_BLHR: jax.Array,
+  latent_BLC: jax.Array,
+  k_rope_BLR: jax.Array,
+  kv_up_CHX: jax.Array,
+  segments_BL: jax.Array | None,
+  config: ModelConfig,
+) -> jax.Array:
+  """MLA with keys and values expanded: training and prefill.
+
+  Args:
+    q_nope_BLHK: queries without position.
+    q_rope_BLHR: rotated queries.
+    latent_BLC: latents after their norm.
+    k_rope_BLR: rotated keys, one for all heads.
+    kv_up_CHX: up-projection, X = K + U, keys first.
+    segments_BL: document numbers, or None.
+    config: widths and scale.
+
+  Returns:
+    [B, L, H, U].
+
+  References:
+    DeepSeek-V3, equations 1 to 11.
+  """
+  kv_BLHX = jnp.einsum('BLC,CHX->BLHX', latent_BLC, kv_up_CHX)
+  k_nope_BLHK, v_BLHU = jnp.split(kv_BLHX, [config.nope_head_dim], axis=-1)
+  k_rope_BLHR = jnp.broadcast_to(
+    k_rope_BLR[:, :, None], q_rope_BLHR.shape[:3] + k_rope_BLR.shape[-1:]
+  )
+  return ops.causal_attention(
+    jnp.concatenate([q_nope_BLHK, q_rope_BLHR], axis=-1),
+    jnp.concatenate([k_nope_BLHK, k_rope_BLHR], axis=-1),
+    v_BLHU,
+    rotary.softmax_scale(config),
+    segments_BL,
+  )
+
+
+def mla_absorbed(
+  q_nope_BHK: jax.Array,
+  q_rope_BHR: jax.Array,
+  cache: LatentCache,
+  kv_up_CHX: jax.Array,
+  lengths_B: jax.Array,
+  config: ModelConfig,
+) -> jax.Array:
+  """MLA on the latent cache, keys and values never expanded: decoding.
+
+  Args:
+    q_nope_BHK: the new token's queries without position.
+    q_rope_BHR: its rotated queries.
+    cache: latents and rotated keys, the new token's included.
+    kv_up_CHX: up-projection, X = K + U, keys first.
+    lengths_B: valid cache positions.
+    config: widths and scale.
+
+  Returns:
+    [B, H, U], equal to mla_full's last position.
+  """
+  w_uk_CHK, w_uv_CHU = jnp.split(kv_up_CHX, [config.nope_head_dim], axis=-1)
+  out_BHC = ops.latent_attention(
+    jnp.einsum('BHK,CHK->BHC', q_nope_BHK, w_uk_CHK),
+    q_rope_BHR,
+    cache.latent,
+    cache.k_rope,
+    lengths_B,
+    rotary.softmax_scale(config),
+  )
+  return jnp.einsum('BHC,CHU->BHU', out_BHC, w_uv_CHU)
+
+
+class LatentAttention(nn.Module):
+  """Multi-head latent attention (MLA)."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    q_in, q_axis = c.embed_dim, 'embed'
+    if c.query_latent_dim:
+      q_in, q_axis = c.query_latent_dim, 'latent'
+      self.query_down = matrix(
+        self, 'query_down', (c.embed_dim, q_in), ('embed', 'latent'), c
+      )
+      self.query_norm = RmsNorm(q_in, 'latent', c.latent_norm_eps)
+    per_head = ('heads', 'head_width')
+    q_shape = (q_in, c.num_heads, c.qk_head_dim)
+    self.query_up = matrix(self, 'query_up', q_shape, (q_axis, *per_head), c)
+    kv_shape = (c.embed_dim, c.kv_latent_dim + c.rope_head_dim)
+    self.kv_down = matrix(self, 'kv_down', kv_shape, ('embed', 'latent'), c)
+    self.kv_norm = RmsNorm(c.kv_latent_dim, 'latent', c.latent_norm_eps)
+    up_shape = (
+      c.kv_latent_dim,
+      c.num_heads,
+      c.nope_head_dim + c.value_head_dim,
+    )
+    self.kv_up = matrix(self, 'kv_up', up_shape, ('latent', *per_head), c)
+    out_shape = (c.num_heads, c.value_head_dim, c.embed_dim)
+    self.out = matrix(self, 'out', out_shape, (*per_head, 'embed'), c)
+
+  def _project(self, x_BLD, positions_BL):
+    """Queries, the latent after its norm, and the shared rotated key."""
+    c = self.config
+    if c.query_latent_dim:
+      q_in = jnp.einsum('BLD,DP->BLP', x_BLD, self.query_down)
+      q_in = self.query_norm(q_in)
+    else:
+      q_in = x_BLD
+    q_BLHX = jnp.einsum('BLP,PHX->BLHX', q_in, self.query_up)
+    q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
+    q_rope_BLHR = rotary.rotate(q_rope_BLHR, positions_BL, c)
+    down_BLX = jnp.einsum('BLD,DX->BLX', x_BLD, self.kv_down)
+    latent_BLC, k_rope_BLR = jnp.split(down_BLX, [c.kv_latent_dim], axis=-1)
+    latent_BLC = self.kv_norm(latent_BLC)
+    k_rope_BLR = rotary.rotate(k_rope_BLR, positions_BL, c)
+    return q_nope_BLHK, q_rope_BLHR, latent_BLC, k_rope_BLR
+
+  def __call__(self, x_BLD, positions_BL, segments_BL):
+    """Whole sequences; also returns what the cache keeps of them."""
+    q_nope, q_rope, latent_BLC, k_rope_BLR = self._project(x_BLD, positions_BL)
+    out_BLHU = mla_full(
+      q_nope,
+      q_rope,
+      latent_BLC,
+      k_rope_BLR,
+      self.kv_up,
+      segments_BL,
+      self.config,
+    )
+    y_BLD = jnp.einsum('BLHU,HUD->BLD', out_BLHU, self.out)
+    return y_BLD, LatentCache(latent_BLC, k_rope_BLR)
+
+  def decode(self, x_BD, lengths_B, cache):
+    """One new token per request, at position lengths_B."""
+    q_nope, q_rope, latent, k_rope = self._project(
+      x_BD[:, None], lengths_B[:, None]
+    )
+    cache = LatentCache(
+      write_at(cache.latent, latent[:, 0], lengths_B),
+      write_at(cache.k_rope, k_rope[:, 0], lengths_B),
+    )
+    out_BHU = mla_absorbed(
+      q_nope[:, 0],
+      q_rope[:, 0],
+      cache,
+      self.kv_up,
+      lengths_B + 1,
+      self.config,
+    )
+    return jnp.einsum('BHU,HUD->BD', out_BHU, self.out), cache
+
+
+class GroupedAttention(nn.Module):
+  """GQA; MHA and MQA are its ends with H and 1 key/value heads."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c = self.config
+    axes = ('embed', 'heads', 'head_width')
+    q_shape = (c.embed_dim, c.num_heads, c.qk_head_dim)
+    k_shape = (c.embed_dim, c.kv_heads, c.qk_head_dim)
+    v_shape = (c.embed_dim, c.kv_heads, c.value_head_dim)
+    out_shape = (c.num_heads, c.value_head_dim, c.embed_dim)
+    self.query = matrix(self, 'query', q_shape, axes, c)
+    self.key = matrix(self, 'key', k_shape, axes, c)
+    self.value = matrix(self, 'value', v_shape, axes, c)
+    self.out = matrix(self, 'out', out_shape, axes[1:] + axes[:1], c)
+
+  def _project(self, x_BLD, positions_BL):
+    c = self.config
+
+    def with_rope(x_BLHX):
+      nope, rope = jnp.split(x_BLHX, [c.nope_head_dim], axis=-1)
+      return jnp.concatenate(
+        [nope, rotary.rotate(rope, positions_BL, c)], axis=-1
+      )
+
+    q_BLHX = with_rope(jnp.einsum('BLD,DHX->BLHX', x_BLD, self.query))
+    k_BLNX = with_rope(jnp.einsum('BLD,DNX->BLNX', x_BLD, self.key))
+    return q_BLHX, k_BLNX, jnp.einsum('BLD,DNU->BLNU', x_BLD, self.value)
+
+  def __call__(self, x_BLD, positions_BL, segments_BL):
+    """Whole sequences; also returns what the cache keeps of them."""
+    q, k, v = self._project(x_BLD, positions_BL)
+    scale = rotary.softmax_scale(self.config)
+    out_BLHU = ops.causal_attention(q, k, v, scale, segments_BL)
+    y_BLD = jnp.einsum('BLHU,HUD->BLD', out_BLHU, self.out)
+    return y_BLD, KeyValueCache(k, v)
+
+  def decode(self, x_BD, lengths_B, cache):
+    """One new token per request, at position lengths_B."""
+    q, k, v = self._project(x_BD[:, None], lengths_B[:, None])
+    cache = KeyValueCache(
+      write_at(cache.key, k[:, 0], lengths_B),
+      write_at(cache.value, v[:, 0], lengths_B),
+    )
+    scale = rotary.softmax_scale(self.config)
+    out_BHU = ops.cached_attention(
+      q[:, 0], cache.key, cache.value, lengths_B + 1, scale
+    )
+    return jnp.einsum('BHU,HUD->BD', out_BHU, self.out), cache
+
+
+def attention_module(config: ModelConfig) -> nn.Module:
+  """The attention that the config names."""
+  kind = LatentAttention if config.attention == 'mla' else GroupedAttention
+  return kind(config)

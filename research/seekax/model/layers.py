@@ -1,0 +1,85 @@
+"""Norm, embedding, SwiGLU and the declaration of a matrix.
+
+Letters: B batch, L positions, D model width, F hidden width, V vocabulary.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+
+
+def matrix(
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  config: ModelConfig,
+) -> jax.Array:
+  """Declares a weight with V3's initialisation and its logical axes."""
+  init = nn.initializers.normal(config.init_std)
+  return module.param(
+    name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
+  )
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) * scale over the last axis, in float32, cast once at the end."""
+  x32 = x.astype(jnp.float32)
+  mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+  normed = x32 * jax.lax.rsqrt(mean_square + eps)
+  return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class RmsNorm(nn.Module):
+  """Root-mean-square norm with a learned gain, 1 at the start."""
+
+  width: int
+  axis: str
+  eps: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+    scale = self.param('scale', init, (self.width,), jnp.float32)
+    return rms_norm(x, scale, self.eps)
+
+
+def swiglu(
+  x: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array
+) -> jax.Array:
+  """W2(silu(W1 x) * W3 x) over the last axis; the product in float32."""
+  gate = jnp.einsum('...D,DF->...F', x, gate_DF).astype(jnp.float32)
+  up = jnp.einsum('...D,DF->...F', x, up_DF).astype(jnp.float32)
+  hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
+  return jnp.einsum('...F,FD->...D', hidden, down_FD)
+
+
+class SwiGlu(nn.Module):
+  """The dense FFN, and the shared experts as one."""
+
+  config: ModelConfig
+  hidden_dim: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    width, hidden = self.config.embed_dim, self.hidden_dim
+    return swiglu(
+      x,
+      matrix(self, 'gate', (width, hidden), ('embed', 'mlp'), self.config),
+      matrix(self, 'up', (width, hidden), ('embed', 'mlp'), self.config),
+      matrix(self, 'down', (hidden, width), ('mlp', 'embed'), self.config),
+    )
+
+
+class Embedding(nn.Module):
+  """Token embedding, without any scaling."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    shape = (self.config.vocab_size, self.config.embed_dim)
+    table_VD = matrix(self, 'table', shape, ('vocab', 'embed'), self.config)
+    return jnp.take(table_VD, tokens, axis=0)

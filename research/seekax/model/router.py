@@ -1,0 +1,125 @@
+"""The router: affinities, choice of experts, gates, sequence-wise balance.
+
+Letters: B batch, L positions, T tokens, D model width, E experts, G groups,
+A experts per token.
+"""
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+from seekax.model.layers import matrix
+
+
+@struct.dataclass
+class Routing:
+  """Where every token goes.
+
+  Attributes:
+    experts_TA: chosen experts, int32.
+    gates_TA: float32 weight of each choice.
+    scores_TE: float32 affinities, without bias.
+  """
+
+  experts_TA: jax.Array
+  gates_TA: jax.Array
+  scores_TE: jax.Array
+
+
+def route(
+  logits_TE: jax.Array, bias_E: jax.Array, config: ModelConfig
+) -> Routing:
+  """Chooses experts and their gates from router logits.
+
+  The bias moves the choice only; the gates come from the plain affinities, and
+  gradients flow through them alone.
+
+  Args:
+    logits_TE: router logits; taken to float32.
+    bias_E: float32 selection bias.
+    config: kind of router, groups, number of choices, scale.
+
+  Returns:
+    The routing of every token.
+
+  References:
+    DeepSeek-V3, equations 12 to 16; DeepSeek-V2, equations 20 to 24.
+  """
+  logits_TE = logits_TE.astype(jnp.float32)
+  if config.router == 'sigmoid':
+    scores_TE = jax.nn.sigmoid(logits_TE)
+  else:
+    scores_TE = jax.nn.softmax(logits_TE, axis=-1)
+  choice_TE = jax.lax.stop_gradient(scores_TE) + bias_E
+  choice_TE = keep_best_groups(choice_TE, config)
+  experts_TA = jax.lax.top_k(choice_TE, config.experts_per_token)[1]
+  gates_TA = jnp.take_along_axis(scores_TE, experts_TA, axis=1)
+  if config.normalize_gates:
+    gates_TA = gates_TA / (gates_TA.sum(axis=1, keepdims=True) + 1e-20)
+  # V3 normalises, then scales; V2 does one or the other.
+  if config.router == 'sigmoid' or not config.normalize_gates:
+    gates_TA = gates_TA * config.routed_scale
+  return Routing(experts_TA, gates_TA, scores_TE)
+
+
+def keep_best_groups(choice_TE: jax.Array, config: ModelConfig) -> jax.Array:
+  """Minus infinity outside the groups a token may choose from."""
+  groups = config.num_expert_groups
+  if config.num_kept_groups == groups:
+    return choice_TE
+  choice_TGI = choice_TE.reshape(choice_TE.shape[0], groups, -1)
+  if config.group_score == 'top2':
+    group_TG = jax.lax.top_k(choice_TGI, 2)[0].sum(axis=-1)
+  else:
+    group_TG = choice_TGI.max(axis=-1)
+  kept = jax.lax.top_k(group_TG, config.num_kept_groups)[1]
+  kept_TG = jax.nn.one_hot(kept, groups, dtype=jnp.bool_).any(axis=1)
+  return jnp.where(kept_TG[..., None], choice_TGI, -jnp.inf).reshape(
+    choice_TE.shape
+  )
+
+
+def sequence_balance(scores_BLE: jax.Array, experts_per_token: int):
+  """Sequence-wise balance loss, before its weight alpha.
+
+  Per sequence, sum over experts of f * p: f is the share of tokens whose best
+  affinities, without bias and without groups, contain the expert, times
+  E / A; p is the mean normalised affinity. It is 1 at perfect balance.
+
+  Args:
+    scores_BLE: affinities.
+    experts_per_token: A.
+
+  Returns:
+    float32 scalar, the sum over sequences.
+
+  References:
+    DeepSeek-V3, equations 17 to 20.
+  """
+  batch, length, num_experts = scores_BLE.shape
+  best_BLA = jax.lax.top_k(
+    jax.lax.stop_gradient(scores_BLE), experts_per_token
+  )[1]
+  rows_B = jnp.arange(batch)[:, None, None]
+  count_BE = jnp.zeros((batch, num_experts)).at[rows_B, best_BLA].add(1.0)
+  f_BE = count_BE * num_experts / (experts_per_token * length)
+  p_BE = (scores_BLE / scores_BLE.sum(axis=-1, keepdims=True)).mean(axis=1)
+  return jnp.sum(f_BE * p_BE)
+
+
+class Router(nn.Module):
+  """Declares the router's matrix; float32 whatever the compute dtype."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_TD: jax.Array, bias_E: jax.Array) -> Routing:
+    config = self.config
+    shape = (config.embed_dim, config.num_experts)
+    kernel_DE = matrix(self, 'kernel', shape, ('embed', 'experts'), config)
+    logits_TE = jnp.einsum(
+      'TD,DE->TE', x_TD.astype(jnp.float32), kernel_DE.astype(jnp.float32)
+    )
+    return route(logits_TE, bias_E, config)

@@ -1,0 +1,310 @@
+"""The model: embedding, dense layers, expert layers, final norm, head, MTP.
+
+Letters: B batch, L positions, D model width, V vocabulary, N stacked layers,
+E experts, J prediction depths.
+
+The dense layers and the expert layers are two scans; their parameters and
+caches are stacked on a leading axis N.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+from seekax.model.attention import attention_module
+from seekax.model.experts import Experts, Load
+from seekax.model.layers import Embedding, matrix, RmsNorm, SwiGlu
+from seekax.parallel.rules import constrain
+
+# Keys of the router bias and of the expert load.
+LAYERS, MTP = 'layers', 'mtp'
+
+
+@struct.dataclass
+class Trunk:
+  """What the main model makes of a batch.
+
+  Attributes:
+    hidden_BLD: hidden states after the final norm.
+    load: stacked [N, ...], or None without experts.
+    cache: {'dense': entry [N, B, L, ...], 'experts': ...}.
+  """
+
+  hidden_BLD: jax.Array
+  load: Load | None
+  cache: dict[str, Any]
+
+
+class Block(nn.Module):
+  """One pre-norm layer: attention, then a dense or a mixture FFN."""
+
+  config: ModelConfig
+  use_experts: bool
+
+  def setup(self):
+    config = self.config
+    self.attention_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
+    self.attention = attention_module(config)
+    self.ffn_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
+    if self.use_experts:
+      self.experts = Experts(config)
+    else:
+      self.mlp = SwiGlu(config, config.mlp_dim)
+
+  def _ffn(self, x_BLD, bias_E):
+    normed_BLD = self.ffn_norm(x_BLD)
+    if self.use_experts:
+      y_BLD, load = self.experts(normed_BLD, bias_E)
+      return x_BLD + y_BLD, load
+    return x_BLD + self.mlp(normed_BLD), None
+
+  def __call__(self, x_BLD, bias_E, positions_BL, segments_BL):
+    """Whole sequences: (x, (load, what the cache keeps))."""
+    y_BLD, entry = self.attention(
+      self.attention_norm(x_BLD), positions_BL, segments_BL
+    )
+    x_BLD, load = self._ffn(x_BLD + y_BLD, bias_E)
+    return constrain(x_BLD, 'batch', 'length', 'embed'), (load, entry)
+
+  def decode(self, x_BD, bias_E, entry, lengths_B):
+    """One new token per request: (x, the cache with it)."""
+    y_BD, entry = self.attention.decode(
+      self.attention_norm(x_BD), lengths_B, entry
+    )
+    x_BLD, _ = self._ffn((x_BD + y_BD)[:, None], bias_E)
+    return x_BLD[:, 0], entry
+
+
+def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
+  """A scan over `length` blocks with stacked parameters."""
+  block = Block
+  if config.remat == 'full':
+    block = nn.remat(block, methods=['__call__'], prevent_cse=False)
+  shared = dict(
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=length,
+    unroll=length if config.unroll_layers else 1,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  scanned = nn.scan(
+    block,
+    methods={
+      '__call__': dict(in_axes=(0, nn.broadcast, nn.broadcast), **shared),
+      'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
+    },
+  )
+  return scanned(config, use_experts)
+
+
+class MtpModule(nn.Module):
+  """One multi-token prediction module; embedding and head are the trunk's."""
+
+  config: ModelConfig
+
+  def setup(self):
+    config = self.config
+    width, eps = config.embed_dim, config.norm_eps
+    self.embed_norm = RmsNorm(width, 'embed', eps)
+    self.hidden_norm = RmsNorm(width, 'embed', eps)
+    self.project = matrix(
+      self, 'project', (2 * width, width), ('mlp', 'embed'), config
+    )
+    block = Block
+    if config.remat == 'full':
+      block = nn.remat(block, methods=['__call__'], prevent_cse=False)
+    self.block = block(config, config.uses_experts)
+    self.final_norm = RmsNorm(width, 'embed', eps)
+
+  def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):
+    """From a depth's hidden states to the next depth's, and the load.
+
+    Args:
+      hidden_BLD: post-norm hidden states of the depth before.
+      embedded_BLD: embedding of the next token at every position.
+      bias_E: selection bias of this module's router.
+      positions: [B, L], those of hidden_BLD, not of the next token.
+      segments: [B, L] document numbers, or None.
+
+    References:
+      DeepSeek-V3, equations 21 to 23; the released weights take the embedding
+      first and the hidden state second, against the report's order.
+    """
+    pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
+    x_BLD = jnp.einsum(
+      'BLX,XD->BLD', jnp.concatenate(pair, axis=-1), self.project
+    )
+    x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)
+    return self.final_norm(x_BLD), load
+
+
+class Transformer(nn.Module):
+  """DeepSeek-V3 and its dense baseline, as the config says."""
+
+  config: ModelConfig
+
+  def setup(self):
+    config = self.config
+    self.embedding = Embedding(config)
+    if config.num_plain_layers:
+      self.dense_layers = stacked(config, False, config.num_plain_layers)
+    if config.num_expert_layers:
+      self.expert_layers = stacked(config, True, config.num_expert_layers)
+    self.final_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
+    head_shape = (config.embed_dim, config.vocab_size)
+    self.head = matrix(self, 'head', head_shape, ('embed', 'vocab'), config)
+    self.mtp = [MtpModule(config) for _ in range(config.mtp_depth)]
+
+  def __call__(
+    self,
+    tokens_BL: jax.Array,
+    positions_BL: jax.Array,
+    segments_BL: jax.Array | None,
+    router_bias: dict[str, jax.Array],
+  ) -> Trunk:
+    """Whole sequences through the main model.
+
+    Args:
+      tokens_BL: token ids.
+      positions_BL: rotary positions.
+      segments_BL: document numbers that attention doesn't cross, or None.
+      router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
+
+    Returns:
+      Hidden states, expert load and cache entries.
+    """
+    x_BLD = self.embedding(tokens_BL)
+    x_BLD = constrain(x_BLD, 'batch', 'length', 'embed')
+    cache, load = {}, None
+    if self.config.num_plain_layers:
+      x_BLD, (_, cache['dense']) = self.dense_layers(
+        x_BLD, None, positions_BL, segments_BL
+      )
+    if self.config.num_expert_layers:
+      x_BLD, (load, cache['experts']) = self.expert_layers(
+        x_BLD, self._bias(router_bias, LAYERS), positions_BL, segments_BL
+      )
+    return Trunk(self.final_norm(x_BLD), load, cache)
+
+  def decode(
+    self,
+    tokens_B: jax.Array,
+    lengths_B: jax.Array,
+    cache: dict[str, Any],
+    router_bias: dict[str, jax.Array],
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """One new token per request on the cache.
+
+    Args:
+      tokens_B: the new tokens.
+      lengths_B: cached positions so far, the new token's position.
+      cache: as the trunk's, with room of M positions.
+      router_bias: as for the trunk.
+
+    Returns:
+      (hidden state after the final norm [B, D], the cache with the token).
+    """
+    x_BD, new = self.embedding(tokens_B), {}
+    if self.config.num_plain_layers:
+      x_BD, new['dense'] = self.dense_layers.decode(
+        x_BD, None, cache['dense'], lengths_B
+      )
+    if self.config.num_expert_layers:
+      bias_NE = self._bias(router_bias, LAYERS)
+      x_BD, new['experts'] = self.expert_layers.decode(
+        x_BD, bias_NE, cache['experts'], lengths_B
+      )
+    return self.final_norm(x_BD), new
+
+  def predict_further(
+    self,
+    hidden_BLD: jax.Array,
+    next_tokens_BL: jax.Array,
+    positions_BL: jax.Array,
+    segments_BL: jax.Array | None,
+    router_bias: dict[str, jax.Array],
+  ) -> tuple[list[jax.Array], Load | None]:
+    """The MTP modules, in sequence.
+
+    Args:
+      hidden_BLD: the trunk's hidden states after the final norm.
+      next_tokens_BL: token i + 1 at position i. Depth k reads token i + k; the
+        last k - 1 positions, which have none, read token 0 and are the
+        caller's to mask. Attention is causal: no other position sees them.
+      positions_BL: rotary positions.
+      segments_BL: document numbers, or None.
+      router_bias: as for the trunk.
+
+    Returns:
+      (per depth k the hidden states [B, L, D] that predict token i + k + 1,
+      stacked load [J, ...] or None).
+    """
+    outputs, loads = [], []
+    if not self.config.mtp_depth:
+      return outputs, None
+    bias_JE = self._bias(router_bias, MTP)
+    for k, module in enumerate(self.mtp):
+      embedded_BLD = self.embedding(shift_left(next_tokens_BL, k))
+      bias_E = None if bias_JE is None else bias_JE[k]
+      hidden_BLD, load = module(
+        hidden_BLD, embedded_BLD, bias_E, positions_BL, segments_BL
+      )
+      outputs.append(hidden_BLD)
+      loads.append(load)
+    if loads[0] is None:
+      return outputs, None
+    return outputs, jax.tree.map(lambda *x: jnp.stack(x), *loads)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., V] of hidden states after their final norm."""
+    return jnp.einsum(
+      '...D,DV->...V',
+      hidden,
+      self.head,
+      preferred_element_type=jnp.float32,
+    )
+
+  def initialise(self, tokens_BL: jax.Array) -> jax.Array:
+    """Touches every parameter, for `init`."""
+    positions_BL = jnp.broadcast_to(
+      jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
+    )
+    trunk = self(tokens_BL, positions_BL, None, {})
+    self.predict_further(trunk.hidden_BLD, tokens_BL, positions_BL, None, {})
+    return self.logits(trunk.hidden_BLD)
+
+  def _bias(self, router_bias, key):
+    """The stored bias; zeros where the router has none."""
+    if not self.config.uses_experts:
+      return None
+    if key in router_bias:
+      return router_bias[key]
+    return jnp.zeros(bias_shapes(self.config, every_router=True)[key])
+
+
+def bias_shapes(
+  config: ModelConfig, every_router: bool = False
+) -> dict[str, tuple[int, int]]:
+  """Shapes of the router biases: {'layers': [N, E], 'mtp': [J, E]}.
+
+  Args:
+    config: the model.
+    every_router: also for routers that have no bias (softmax).
+  """
+  if not (config.uses_router_bias or (every_router and config.uses_experts)):
+    return {}
+  shapes = {LAYERS: (config.num_expert_layers, config.num_experts)}
+  if config.mtp_depth:
+    shapes[MTP] = (config.mtp_depth, config.num_experts)
+  return shapes
+
+
+def shift_left(x_BL: jax.Array, steps: int) -> jax.Array:
+  """Position i gets x's position i + steps; 0 past the end."""
+  if not steps:
+    return x_BL
+  return jnp.pad(x_BL[:, steps:], ((0, 0), (0, steps)))

@@ -1,0 +1,122 @@
+"""Causal attention with unequal query/key and value widths.
+
+Letters: B batch, L query positions, M key positions, H query heads, N
+key/value heads, K query/key width, U value width, C latent width, R rope width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without any visible key gives a mean and not NaN.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+# Queries are taken in blocks of this many; a block meets no later key.
+QUERY_BLOCK = 128
+
+
+def causal_attention(
+  q_BLHK: jax.Array,
+  k_BLNK: jax.Array,
+  v_BLNU: jax.Array,
+  scale: float,
+  segments_BL: jax.Array | None = None,
+) -> jax.Array:
+  """Softmax attention over the positions at or before each query.
+
+  Args:
+    q_BLHK: queries.
+    k_BLNK: keys; N divides H, each key head serves H/N query heads.
+    v_BLNU: values, of any width.
+    scale: factor on the logits.
+    segments_BL: document numbers; a query sees its own document only.
+      None: every earlier position.
+
+  Returns:
+    [B, L, H, U] in v's dtype; logits and softmax are float32.
+  """
+  length = q_BLHK.shape[1]
+  outputs = []
+  for start in range(0, length, QUERY_BLOCK):
+    end = min(start + QUERY_BLOCK, length)
+    visible = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+    if segments_BL is not None:
+      same = segments_BL[:, start:end, None] == segments_BL[:, None, :end]
+      visible = visible[None] & same
+    outputs.append(
+      _attend(
+        q_BLHK[:, start:end], k_BLNK[:, :end], v_BLNU[:, :end], visible, scale
+      )
+    )
+  return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+
+
+def cached_attention(
+  q_BHK: jax.Array,
+  k_BMNK: jax.Array,
+  v_BMNU: jax.Array,
+  lengths_B: jax.Array,
+  scale: float,
+) -> jax.Array:
+  """One new query per request against a cache of keys and values.
+
+  Args:
+    q_BHK: the new token's queries.
+    k_BMNK: cached keys, the new token's included.
+    v_BMNU: cached values.
+    lengths_B: valid cache positions per request.
+    scale: factor on the logits.
+
+  Returns:
+    [B, H, U].
+  """
+  visible = jnp.arange(k_BMNK.shape[1])[None, :] < lengths_B[:, None]
+  return _attend(q_BHK[:, None], k_BMNK, v_BMNU, visible[:, None], scale)[:, 0]
+
+
+def _attend(q_BLHK, k_BMNK, v_BMNU, visible, scale):
+  batch, length, heads, width = q_BLHK.shape
+  kv_heads = k_BMNK.shape[2]
+  q_BLNGK = q_BLHK.reshape(batch, length, kv_heads, heads // kv_heads, width)
+  logits = jnp.einsum(
+    'BLNGK,BMNK->BNGLM', q_BLNGK, k_BMNK, preferred_element_type=jnp.float32
+  )
+  visible = visible[:, None, None] if visible.ndim == 3 else visible
+  logits = jnp.where(visible, logits * scale, MASKED)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BMNU.dtype)
+  out = jnp.einsum('BNGLM,BMNU->BLNGU', weights, v_BMNU)
+  return out.reshape(batch, length, heads, v_BMNU.shape[-1])
+
+
+def latent_attention(
+  q_latent_BHC: jax.Array,
+  q_rope_BHR: jax.Array,
+  latent_BMC: jax.Array,
+  k_rope_BMR: jax.Array,
+  lengths_B: jax.Array,
+  scale: float,
+) -> jax.Array:
+  """Absorbed MLA: one new query per request against the latent cache.
+
+  Multi-query attention with one key of width C + R and one value of width C,
+  the latent itself (DeepSeek-V2, section 2.1.2).
+
+  Args:
+    q_latent_BHC: queries without position, carried into the latent space.
+    q_rope_BHR: rotated queries.
+    latent_BMC: cached latents, after their norm.
+    k_rope_BMR: cached rotated keys.
+    lengths_B: valid cache positions per request, the new token's included.
+    scale: factor on the logits.
+
+  Returns:
+    [B, H, C]: attention-weighted latents.
+  """
+  logits_BHM = jnp.einsum(
+    'BHC,BMC->BHM', q_latent_BHC, latent_BMC, preferred_element_type=jnp.float32
+  ) + jnp.einsum(
+    'BHR,BMR->BHM', q_rope_BHR, k_rope_BMR, preferred_element_type=jnp.float32
+  )
+  visible_BM = jnp.arange(latent_BMC.shape[1])[None, :] < lengths_B[:, None]
+  logits_BHM = jnp.where(visible_BM[:, None], logits_BHM * scale, MASKED)
+  weights_BHM = jax.nn.softmax(logits_BHM, axis=-1).astype(latent_BMC.dtype)
+  return jnp.einsum('BHM,BMC->BHC', weights_BHM, latent_BMC)

@@ -1,0 +1,164 @@
+"""Training states on disk: orbax checkpoints, proved by a manifest.
+
+`checkpoints/<step>/` is written and committed by orbax; only then
+`checkpoints/<step>.sha256` is written. A step without its manifest counts as
+unfinished. This is the only module that knows orbax.
+"""
+
+import hashlib
+import pathlib
+import shutil
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from seekax.storage.manifest import (
+  StorageError,
+  verify_manifest,
+  write_manifest,
+)
+
+_TEMPORARY = 'orbax-checkpoint-tmp'
+_UNPROVEN = '.unproven'
+
+
+def _manifest(folder: pathlib.Path, step: int) -> pathlib.Path:
+  return folder / f'{step}.sha256'
+
+
+def proven_steps(folder: pathlib.Path) -> list[int]:
+  """Steps whose manifest is there, oldest first."""
+  if not folder.is_dir():
+    return []
+  steps = [int(p.stem) for p in folder.glob('*.sha256') if p.stem.isdigit()]
+  return sorted(step for step in steps if (folder / str(step)).is_dir())
+
+
+def unproven_steps(folder: pathlib.Path) -> list[int]:
+  """Steps without a manifest: a save that was interrupted."""
+  if not folder.is_dir():
+    return []
+  steps = {int(p.name) for p in folder.iterdir() if p.name.isdigit()}
+  return sorted(steps - set(proven_steps(folder)))
+
+
+def save(
+  folder: pathlib.Path,
+  step: int,
+  parts: dict[str, Any],
+  progress: dict[str, Any],
+) -> None:
+  """Saves and proves a state.
+
+  Args:
+    folder: the workdir's checkpoints.
+    step: names the checkpoint.
+    parts: trees of arrays by name; each can be restored alone.
+    progress: JSON kept with it (data position, seconds so far).
+
+  Raises:
+    StorageError: the disk refused; older checkpoints are untouched.
+  """
+  target = folder / str(step)
+  if target.exists():
+    # An interrupted save of this very step: out of the way, deleted below.
+    target.rename(folder / f'{step}{_UNPROVEN}')
+  try:
+    ocp.save_checkpointables(target, parts, custom_metadata=progress)
+    write_manifest(target, _manifest(folder, step))
+  except OSError as error:
+    raise StorageError(
+      f'checkpoint {target} could not be saved: {error}; older checkpoints '
+      'are untouched'
+    ) from error
+
+
+def clean(folder: pathlib.Path, keep: int) -> None:
+  """Deletes all but the newest `keep` proven steps, and older leftovers.
+
+  Nothing unproven is deleted before a newer proven step exists.
+  """
+  proven = proven_steps(folder)
+  for step in proven[:-keep]:
+    # The manifest first: what is left of a half-deleted step is unproven.
+    _manifest(folder, step).unlink()
+    shutil.rmtree(folder / str(step))
+  newest = proven[-1] if proven else -1
+  for path in folder.iterdir():
+    step = path.name.split('.')[0]
+    leftover = _TEMPORARY in path.name or path.name.endswith(_UNPROVEN)
+    if (leftover or path.name in map(str, unproven_steps(folder))) and (
+      step.isdigit() and int(step) <= newest
+    ):
+      shutil.rmtree(path)
+
+
+def newest(folder: pathlib.Path) -> int | None:
+  """The newest proven step, or None; says which newer ones are skipped."""
+  proven = proven_steps(folder)
+  for step in unproven_steps(folder):
+    if not proven or step > proven[-1]:
+      logging.warning(
+        'checkpoint %s has no manifest (an interrupted save): skipped',
+        folder / str(step),
+      )
+  return proven[-1] if proven else None
+
+
+def verify(folder: pathlib.Path, step: int) -> None:
+  """Raises StorageError if a file of this step differs from its SHA-256."""
+  verify_manifest(_manifest(folder, step))
+
+
+def restore(
+  folder: pathlib.Path, step: int, abstract_parts: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Verifies a checkpoint and loads the parts asked for.
+
+  Args:
+    folder: the workdir's checkpoints.
+    step: a proven step.
+    abstract_parts: shapes and dtypes of the parts, with shardings if there
+      are several devices.
+
+  Returns:
+    (parts, progress).
+
+  Raises:
+    StorageError: a file differs from its hash, or the state from the config.
+  """
+  verify(folder, step)
+  path = folder / str(step)
+  try:
+    parts = ocp.load_checkpointables(
+      path, jax.tree.map(_with_sharding, abstract_parts)
+    )
+    progress = ocp.checkpointables_metadata(path).custom_metadata
+  except (ValueError, KeyError, OSError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise StorageError(
+      f'checkpoint {path} can not be loaded: {reason}'
+    ) from error
+  return parts, progress
+
+
+def _with_sharding(x):
+  sharding = getattr(x, 'sharding', None) or jax.sharding.SingleDeviceSharding(
+    jax.devices()[0]
+  )
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def state_hash(tree: Any) -> str:
+  """SHA-256 over every leaf's path, dtype, shape and bytes, in path order."""
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  named = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+  for name, leaf in sorted(named, key=lambda pair: pair[0]):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Balance without an auxiliary loss: the bias rule and the load's measures.
+
+Letters: N layers, E experts.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def update_bias(
+  bias_NE: jax.Array, load_NE: jax.Array, rate: float
+) -> jax.Array:
+  """Raises the bias of underloaded experts and lowers that of the others.
+
+  b += rate * sign(mean load - load), once per optimizer step, from the load of
+  the whole batch just trained on, outside the gradient. Not centred, like the
+  released weights.
+
+  Args:
+    bias_NE: float32 selection biases.
+    load_NE: choices of each expert in the global batch.
+    rate: gamma.
+
+  Returns:
+    The new biases.
+
+  References:
+    DeepSeek-V3, section 2.1.2; arXiv 2408.15664, algorithm 1.
+  """
+  load_NE = load_NE.astype(jnp.float32)
+  mean_N1 = load_NE.mean(axis=-1, keepdims=True)
+  return bias_NE + rate * jnp.sign(mean_N1 - load_NE)
+
+
+def max_violation(load_NE: jax.Array) -> jax.Array:
+  """(max - mean) / mean of the load of every layer (arXiv 2408.15664)."""
+  load_NE = load_NE.astype(jnp.float32)
+  mean_N = load_NE.mean(axis=-1)
+  return (load_NE.max(axis=-1) - mean_N) / mean_N

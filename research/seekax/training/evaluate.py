@@ -1,0 +1,156 @@
+"""Log-likelihoods: of held-out text, and of anything that is scored.
+
+Letters: B windows at once, L positions, V vocabulary, J prediction depths.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax.config import ModelConfig
+from seekax.model.transformer import shift_left, Transformer
+from seekax.ops.cross_entropy import log_probabilities
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def _target_log_probabilities(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  tokens_BL: jax.Array,
+  targets_BL: jax.Array,
+) -> jax.Array:
+  model, variables = Transformer(config), {'params': params}
+  positions_BL = jnp.broadcast_to(
+    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
+  )
+  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  flat = log_probabilities(
+    trunk.hidden_BLD.reshape(-1, config.embed_dim),
+    params['head'],
+    targets_BL.reshape(-1),
+  )
+  return flat.reshape(tokens_BL.shape)
+
+
+def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
+  """Windows over a sequence, each half a context further than the last.
+
+  Every position but the first is a target once, with at least half a context
+  before it, or all there is.
+
+  Args:
+    length: tokens in the sequence.
+    context: positions of a window.
+
+  Yields:
+    (start, end, fresh): inputs are tokens[start:end], their targets one
+    further, and those from offset `fresh` on haven't been scored yet.
+  """
+  stride = max(context // 2, 1)
+  scored = 1
+  start = 0
+  while scored < length:
+    end = min(start + context, length - 1)
+    yield start, end, scored - start - 1
+    scored = end + 1
+    start += stride
+
+
+def log_likelihoods(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  sequences: Sequence[np.ndarray],
+  batch_size: int,
+) -> list[float]:
+  """Log-likelihood of each sequence after its first token, in nats.
+
+  Args:
+    config: the model; windows have its context length.
+    params: weights, in the compute dtype.
+    router_bias: selection biases.
+    sequences: token ids, each usually starting with bos.
+    batch_size: windows computed at once.
+
+  Returns:
+    One sum per sequence.
+  """
+  context = config.context_length
+  plan = [
+    (index, *window)
+    for index, sequence in enumerate(sequences)
+    for window in windows(len(sequence), context)
+  ]
+  totals = [0.0] * len(sequences)
+  for first in range(0, len(plan), batch_size):
+    part = plan[first : first + batch_size]
+    tokens_BL = np.zeros((batch_size, context), np.int32)
+    targets_BL = np.zeros((batch_size, context), np.int32)
+    for row, (index, start, end, _) in enumerate(part):
+      tokens_BL[row, : end - start] = sequences[index][start:end]
+      targets_BL[row, : end - start] = sequences[index][start + 1 : end + 1]
+    scores_BL = np.asarray(
+      _target_log_probabilities(
+        config, params, router_bias, tokens_BL, targets_BL
+      ),
+      np.float64,
+    )
+    for row, (index, start, end, fresh) in enumerate(part):
+      totals[index] += float(scores_BL[row, fresh : end - start].sum())
+  return totals
+
+
+def bits_per_byte(log_likelihood: float, num_bytes: int) -> float:
+  """Nats of a text to bits per byte of it."""
+  return -log_likelihood / math.log(2) / num_bytes
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def all_logits(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  tokens_BL: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Every logit of the main model and of the MTP modules.
+
+  Args:
+    config: the model.
+    params: weights.
+    router_bias: selection biases.
+    tokens_BL: token ids.
+
+  Returns:
+    (float32 [B, L, V], where position i predicts token i + 1; float32
+    [J, B, L, V], where depth k, from 0, predicts token i + k + 2, and is NaN
+    where there is no token i + k + 1 to embed).
+  """
+  model, variables = Transformer(config), {'params': params}
+  length = tokens_BL.shape[1]
+  positions_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
+  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  further, _ = model.apply(
+    variables,
+    trunk.hidden_BLD,
+    shift_left(tokens_BL, 1),
+    positions_BL,
+    None,
+    router_bias,
+    method='predict_further',
+  )
+  logits = functools.partial(model.apply, variables, method='logits')
+  missing = [
+    jnp.arange(length)[:, None] >= length - 1 - k for k in range(len(further))
+  ]
+  mtp = [
+    jnp.where(none, jnp.nan, logits(hidden))
+    for none, hidden in zip(missing, further)
+  ]
+  empty = jnp.zeros((0, *tokens_BL.shape, config.vocab_size), jnp.float32)
+  return logits(trunk.hidden_BLD), jnp.stack(mtp) if mtp else empty

@@ -1,0 +1,163 @@
+"""From a validated config to a running loop: data, run.json, what is printed."""
+
+from collections.abc import Callable
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+from seekax.config import Config, to_dict
+from seekax.data import sources
+from seekax.model.parameters import abstract_weights
+from seekax.parallel import mesh as mesh_lib
+from seekax.planning.parameters import count_parameters
+from seekax.storage import workdir as workdir_lib
+from seekax.training import corpus as corpus_lib
+from seekax.training import loop
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+_PACKAGES += ('tokenizers', 'numpy', 'ml-collections')
+
+
+def start(
+  config: Config,
+  overrides: dict[str, Any],
+  workdir: pathlib.Path,
+  should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+  """Prepares the data, writes run.json, prints what will run, and runs it.
+
+  Args:
+    config: the run, validated.
+    overrides: what the command line changed.
+    workdir: prepared and locked.
+    should_stop: asked after every step.
+
+  Returns:
+    Whether the last step was reached.
+
+  Raises:
+    InputError: the data, the mesh or the workdir can't be used.
+    NonFiniteError: see loop.train.
+  """
+  mesh_lib.make_mesh(config.parallel.mesh)
+  kept = workdir / workdir_lib.TOKENIZER
+  corpus = corpus_lib.load(config, kept if kept.is_file() else None)
+  if not kept.is_file():
+    corpus.tokenizer.save(kept)
+  workdir_lib.write_run(workdir, describe(config, overrides, workdir, corpus))
+  console = rich.console.Console(stderr=True, highlight=False)
+  _print_run(console, config, overrides, corpus)
+  return loop.train(config, workdir, corpus, should_stop)
+
+
+def describe(
+  config: Config,
+  overrides: dict[str, Any],
+  workdir: pathlib.Path,
+  corpus: corpus_lib.Corpus,
+) -> dict[str, Any]:
+  """What run.json holds."""
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  device = jax.devices()[0]
+  return {
+    'config': to_dict(config),
+    'overrides': overrides,
+    'command': ' '.join(['seekax', *sys.argv[1:]]),
+    'commit': _commit(),
+    'versions': {'python': platform.python_version(), **versions},
+    'platform': {
+      'device': device.device_kind,
+      'num_devices': jax.device_count(),
+      'system': f'{platform.system()} {platform.machine()}',
+      'cpus': os.cpu_count(),
+    },
+    'started_from': config.train.init_from,
+    'data': {
+      'source': config.data.source,
+      'licence': sources.STDLIB_LICENCE
+      if config.data.source == 'stdlib'
+      else '',
+      'train_documents': corpus.train_documents,
+      'heldout_documents': len(corpus.heldout),
+      'train_bytes': corpus.train_bytes,
+      'heldout_bytes': sum(corpus.heldout_bytes),
+      'bytes_per_token': corpus.train_bytes / corpus.train_tokens,
+      'gzip_bits_per_byte': corpus.compression.gzip,
+      'xz_bits_per_byte': corpus.compression.xz,
+      'fingerprint': corpus.fingerprint,
+    },
+  }
+
+
+def _commit() -> str:
+  """The commit of the source checkout, '' outside of one."""
+  try:
+    return subprocess.run(
+      ['git', 'rev-parse', 'HEAD'],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return ''
+
+
+def _print_run(
+  console: rich.console.Console,
+  config: Config,
+  overrides: dict[str, Any],
+  corpus: corpus_lib.Corpus,
+) -> None:
+  for group, entries in to_dict(config).items():
+    line = ' '.join(f'{key}={value!r}' for key, value in entries.items())
+    console.print(f'{group}: {line}', soft_wrap=True, markup=False)
+  console.print(f'overrides: {json.dumps(overrides) if overrides else "none"}')
+  console.print(parameter_table(config))
+  console.print(
+    f'data: {corpus.train_documents} documents, {corpus.train_bytes:,} bytes, '
+    f'{corpus.train_tokens:,} tokens to train on; {len(corpus.heldout)} '
+    f'documents, {sum(corpus.heldout_bytes):,} bytes held out',
+    soft_wrap=True,
+  )
+  device = jax.devices()[0]
+  console.print(
+    f'device: {device.device_kind}, mesh {config.parallel.mesh}; tokens to '
+    f'train on: {config.train.steps * batch_tokens(config):,}',
+    soft_wrap=True,
+  )
+
+
+def batch_tokens(config: Config) -> int:
+  """Tokens of an optimizer step."""
+  return config.data.batch_size * config.data.sequence_length
+
+
+def parameter_table(config: Config) -> rich.table.Table:
+  """Every parameter with its shape and count, and the totals."""
+  table = rich.table.Table(box=None, pad_edge=False)
+  table.add_column('parameter')
+  table.add_column('shape', justify='right')
+  table.add_column('count', justify='right')
+  weights = abstract_weights(config.model)
+  leaves = jax.tree_util.tree_leaves_with_path(weights)
+  for path, leaf in leaves:
+    name = '/'.join(entry.key for entry in path).removeprefix('params/')
+    shape = ' x '.join(map(str, leaf.shape))
+    table.add_row(name, shape, f'{int(np.prod(leaf.shape)):,}')
+  counts = count_parameters(config.model)
+  table.add_section()
+  table.add_row('total', '', f'{counts.total:,}')
+  table.add_row('activated per token', '', f'{counts.activated:,}')
+  table.add_row('MTP modules', '', f'{counts.mtp:,}')
+  return table

@@ -1,0 +1,143 @@
+"""The training loss: main + lambda * MTP + alpha * sequence-wise balance.
+
+Letters: B batch, L positions, D model width, V vocabulary.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import Config
+from seekax.data.pipeline import Batch
+from seekax.model.experts import Load
+from seekax.model.parameters import cast_params
+from seekax.model.transformer import shift_left, Transformer
+from seekax.ops.cross_entropy import cross_entropy_sum
+
+
+@struct.dataclass
+class LossSums:
+  """Sums over a (micro-)batch, to be divided by the global token count.
+
+  Attributes:
+    main: nats, sum over main targets.
+    mtp: nats [J], sum over each depth's valid targets.
+    balance: sum over sequences and routers of the sequence-wise loss.
+    tokens: main targets.
+    sequences: sequences.
+    load: {'layers': int32 [N, E], 'mtp': int32 [J, E]}; {} without experts.
+  """
+
+  main: jax.Array
+  mtp: jax.Array
+  balance: jax.Array
+  tokens: jax.Array
+  sequences: jax.Array
+  load: dict[str, jax.Array]
+
+
+def main_weights(batch: Batch, isolate_documents: bool) -> jax.Array:
+  """1 for every target that counts: all, or those of the same document."""
+  if not isolate_documents:
+    return jnp.ones(batch.targets_BL.shape, jnp.float32)
+  same_BL = batch.target_segments_BL == batch.segments_BL
+  return same_BL.astype(jnp.float32)
+
+
+def mtp_weights(batch: Batch, depth: int) -> jax.Array:
+  """1 where token i + depth + 1 is there and in the document of token i.
+
+  Args:
+    batch: the batch.
+    depth: 1 for the first MTP module.
+
+  Returns:
+    float32 [B, L].
+  """
+  length = batch.targets_BL.shape[1]
+  exists_L = jnp.arange(length) < length - depth
+  target_segments_BL = shift_left(batch.target_segments_BL, depth)
+  same_BL = target_segments_BL == batch.segments_BL
+  return (exists_L[None, :] & same_BL).astype(jnp.float32)
+
+
+def loss_sums(
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  batch: Batch,
+  config: Config,
+) -> tuple[jax.Array, LossSums]:
+  """The objective times the number of main targets, and its parts.
+
+  Divided by the targets of the whole batch it is
+
+    main + lambda / J * sum over depths of MTP + alpha * balance,
+
+  where the MTP sums too are divided by the number of main targets
+  (DeepSeek-V3, equation 24), and the balance loss is the mean over sequences,
+  summed over layers and MTP modules.
+
+  Args:
+    params: float32 masters.
+    router_bias: selection biases.
+    batch: a whole batch or a micro-batch.
+    config: the run.
+
+  Returns:
+    (float32 scalar, LossSums).
+  """
+  model = Transformer(config.model)
+  isolate = config.data.isolate_documents
+  variables = {'params': cast_params(params, jnp.dtype(config.train.precision))}
+  segments_BL = batch.segments_BL if isolate else None
+  trunk = model.apply(
+    variables, batch.tokens_BL, batch.positions_BL, segments_BL, router_bias
+  )
+  further, mtp_load = model.apply(
+    variables,
+    trunk.hidden_BLD,
+    batch.targets_BL,
+    batch.positions_BL,
+    segments_BL,
+    router_bias,
+    method='predict_further',
+  )
+  head_DV = variables['params']['head']
+
+  def cross_entropy(hidden_BLD, targets_BL, weights_BL):
+    return cross_entropy_sum(
+      hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),
+      head_DV,
+      targets_BL.reshape(-1),
+      weights_BL.reshape(-1),
+    )
+
+  weights_BL = main_weights(batch, isolate)
+  main = cross_entropy(trunk.hidden_BLD, batch.targets_BL, weights_BL)
+  mtp = [
+    cross_entropy(
+      hidden_BLD, shift_left(batch.targets_BL, k), mtp_weights(batch, k)
+    )
+    for k, hidden_BLD in enumerate(further, start=1)
+  ]
+  mtp_J = jnp.stack(mtp) if mtp else jnp.zeros((0,), jnp.float32)
+  load, balance = _collect(trunk.load, mtp_load)
+  objective = main + config.train.balance_weight * (
+    balance * batch.tokens_BL.shape[1]
+  )
+  if mtp:
+    objective += config.train.mtp_weight * mtp_J.mean()
+  sequences = jnp.asarray(batch.tokens_BL.shape[0], jnp.int32)
+  sums = LossSums(main, mtp_J, balance, weights_BL.sum(), sequences, load)
+  return objective, sums
+
+
+def _collect(trunk_load: Load | None, mtp_load: Load | None):
+  load, balance = {}, jnp.zeros((), jnp.float32)
+  for key, part in (('layers', trunk_load), ('mtp', mtp_load)):
+    if part is not None:
+      load[key] = part.count_E
+      balance += part.balance.sum()
+  return load, balance

@@ -1,0 +1,66 @@
+"""The training state: step, float32 masters, router bias, optimizer.
+
+The router bias is state, not a parameter: the optimizer, weight decay and
+clipping never see it, and it stays float32 whatever the compute dtype.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import Config
+from seekax.model.parameters import init_params, init_router_bias
+from seekax.training.optimizer import make_optimizer
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that an optimizer step changes.
+
+  Attributes:
+    step: int32, optimizer steps taken.
+    params: float32 master weights.
+    router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
+    opt_state: the optimizer's.
+  """
+
+  step: jax.Array
+  params: Any
+  router_bias: dict[str, jax.Array]
+  opt_state: Any
+
+
+def init_state(config: Config) -> TrainState:
+  """The state at step 0."""
+  params = init_params(config.model, config.train.seed)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    router_bias=init_router_bias(config.model),
+    opt_state=make_optimizer(config).init(params),
+  )
+
+
+def abstract_state(config: Config) -> TrainState:
+  """Shapes and dtypes of a run's state; nothing is computed."""
+  return jax.eval_shape(lambda: init_state(config))
+
+
+def to_parts(state: TrainState) -> dict[str, Any]:
+  """The state as it is stored: weights can be loaded without the optimizer."""
+  return {
+    'weights': {'params': state.params, 'router_bias': state.router_bias},
+    'optimizer': {'step': state.step, 'opt_state': state.opt_state},
+  }
+
+
+def from_parts(parts: dict[str, Any]) -> TrainState:
+  """The inverse of to_parts."""
+  return TrainState(
+    step=parts['optimizer']['step'],
+    params=parts['weights']['params'],
+    router_bias=parts['weights']['router_bias'],
+    opt_state=parts['optimizer']['opt_state'],
+  )

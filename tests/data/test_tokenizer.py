@@ -1,0 +1,330 @@
+"""Laws of the tokenizer: exact round trips, text stays text, a safe cache."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from seekax.data import sources
+from seekax.data import tokenizer as tokenizer_lib
+
+_TEXTS = (
+  'def add(a, b):\n    """Adds."""\n    return a + b\n' * 5,
+  'class Node:\n  def __init__(self):\n    self.children = []\n' * 5,
+  'import os\nimport sys\nprint(1234567, os.path)\n' * 5,
+)
+_DOCUMENTS = [sources.Document(f'{n}.py', t) for n, t in enumerate(_TEXTS)]
+_ODD_TEXTS = (
+  '',
+  ' ',
+  '\n\n\t  \r\n',
+  'plain words',
+  '\x00\x01\x7f\ufeff',
+  'naïve 漢字 🙂 \u2028 e\u0301',
+  '     indented\n\t\tmore  \n\n\n',
+  '0123456789 3.14e-10',
+  ''.join(map(chr, range(0x250))),
+  '<|bos|><|eos|> <s> [BOS]',
+)
+
+
+def _small() -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.train(_TEXTS, 320)
+
+
+class TrainTest(parameterized.TestCase):
+  @parameterized.parameters(*_ODD_TEXTS)
+  def test_decode_inverts_encode(self, text):
+    tokenizer = _small()
+    ids = tokenizer.encode(text)
+    self.assertEqual(ids.dtype, np.int32)
+    self.assertEqual(ids.ndim, 1)
+    self.assertEqual(tokenizer.decode(ids), text)
+
+  def test_decode_inverts_encode_for_random_characters(self):
+    tokenizer = _small()
+    rng = np.random.default_rng(0)
+    for limit in (0x80, 0x800, 0xD800, 0x110000):
+      codes = rng.integers(0, limit, 2000)
+      codes = codes[(codes < 0xD800) | (codes > 0xDFFF)]
+      text = ''.join(map(chr, codes))
+      self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
+
+  def test_smallest_vocabulary_holds_every_byte(self):
+    tokenizer = tokenizer_lib.train([], tokenizer_lib.MIN_VOCAB_SIZE)
+    self.assertEqual(tokenizer.vocab_size, 258)
+    text = 'é漢🙂\x00'
+    self.assertLen(tokenizer.encode(text), len(text.encode()))
+    self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
+
+  def test_special_strings_in_text_stay_text(self):
+    tokenizer = _small()
+    ids = tokenizer.encode('a<|bos|>b<|eos|>')
+    self.assertNoCommonElements(ids, (tokenizer.bos_id, tokenizer.eos_id))
+    self.assertEqual(tokenizer.decode(ids), 'a<|bos|>b<|eos|>')
+
+  def test_control_tokens_are_first_and_have_no_text(self):
+    tokenizer = _small()
+    self.assertEqual((tokenizer.bos_id, tokenizer.eos_id), (0, 1))
+    framed = [0, *tokenizer.encode('text'), 1]
+    self.assertEqual(tokenizer.decode(framed), 'text')
+
+  def test_encode_adds_no_control_token(self):
+    self.assertGreater(_small().encode('def').min(), 1)
+
+  def test_many_equals_one_at_a_time(self):
+    tokenizer = _small()
+    with mock.patch.object(tokenizer_lib, '_BLOCK_CHARACTERS', 100):
+      many = tokenizer.encode_many(_TEXTS + _ODD_TEXTS)
+    for ids, text in zip(many, _TEXTS + _ODD_TEXTS, strict=True):
+      np.testing.assert_array_equal(ids, tokenizer.encode(text))
+
+  def test_digits_go_in_threes_and_indentation_in_one(self):
+    tokenizer = tokenizer_lib.train(['12345678\n        x\n' * 50], 400)
+    pieces = [
+      tokenizer.decode([i]) for i in tokenizer.encode('1234\n        x')
+    ]
+    self.assertEqual(pieces, ['123', '4', '\n', ' ' * 8, 'x'])
+
+  def test_training_is_deterministic_across_processes(self):
+    program = (
+      'from seekax.data import tokenizer\n'
+      f'print(tokenizer.train({_TEXTS!r}, 400).to_json(), end="")'
+    )
+    here = tokenizer_lib.train(_TEXTS, 400).to_json()
+    there = subprocess.run(
+      [sys.executable, '-c', program],
+      env={**os.environ, 'PYTHONHASHSEED': '7', 'RAYON_NUM_THREADS': '1'},
+      stdout=subprocess.PIPE,
+      check=True,
+    ).stdout.decode()
+    self.assertEqual(here, there)
+
+  @parameterized.parameters(-1, 0, 257)
+  def test_too_small_vocabulary_is_an_error(self, vocab_size):
+    with self.assertRaisesRegex(sources.DataError, f'={vocab_size} is below'):
+      tokenizer_lib.train(_TEXTS, vocab_size)
+
+  def test_lone_surrogate_is_an_error(self):
+    with self.assertRaisesRegex(sources.DataError, 'not valid Unicode'):
+      _small().encode('a\udcff')
+
+
+class LoadTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory()), 'tokenizer.json'
+    )
+
+  def write(self, *added: tuple[str, bool], **changes) -> None:
+    """Writes a tokenizer whose added tokens are (content, special) pairs."""
+    definition = json.loads(_small().to_json())
+    # Ids 0 and 1 were BOS and EOS, all later ones move up.
+    definition['model']['vocab'] = {
+      piece: token_id - 2
+      for piece, token_id in definition['model']['vocab'].items()
+      if token_id > 1
+    }
+    plain = {key: False for key in ('single_word', 'lstrip', 'rstrip')}
+    definition['added_tokens'] = [
+      {**plain, 'normalized': False, 'id': n, 'content': c, 'special': s}
+      for n, (c, s) in enumerate(added, 318)
+    ]
+    self.path.write_text(json.dumps({**definition, **changes}))
+
+  def test_saved_file_loads_the_same(self):
+    tokenizer = _small()
+    tokenizer.save(self.path)
+    loaded = tokenizer_lib.load(self.path)
+    self.assertEqual(loaded.to_json(), tokenizer.to_json())
+    for text in _TEXTS:
+      np.testing.assert_array_equal(loaded.encode(text), tokenizer.encode(text))
+    self.assertLen(list(self.path.parent.iterdir()), 1)
+
+  def test_loaded_file_is_saved_byte_for_byte(self):
+    self.write(('<s>', True), ('</s>', True), ('<think>', False))
+    content = self.path.read_bytes().replace(b', ', b',\r\n')
+    self.path.write_bytes(content)
+    tokenizer_lib.load(self.path).save(self.path)
+    self.assertEqual(self.path.read_bytes(), content)
+
+  @parameterized.parameters(
+    ('<|bos|>', '<|eos|>'),
+    ('<|begin▁of▁sentence|>', '<|end▁of▁sentence|>'),
+    ('<｜begin▁of▁sentence｜>', '<｜end▁of▁sentence｜>'),
+    ('<s>', '</s>'),
+    ('<|begin_of_text|>', '<|end_of_text|>'),
+    ('[BOS]', '[EOS]'),
+    ('[BOS]', '<|endoftext|>'),
+  )
+  def test_well_known_control_tokens_are_found(self, bos, eos):
+    self.write((bos, True), (eos, True))
+    tokenizer = tokenizer_lib.load(self.path)
+    self.assertEqual((tokenizer.bos_id, tokenizer.eos_id), (318, 319))
+    ids = tokenizer.encode(f'{bos}x{eos}')
+    self.assertLess(ids.max(), 318)
+    self.assertEqual(tokenizer.decode([318, *ids, 319]), f'{bos}x{eos}')
+
+  def test_vocab_size_covers_holes_in_the_ids(self):
+    tokenizer = json.loads(_small().to_json())
+    tokenizer['model']['vocab']['unused'] = 500
+    self.path.write_text(json.dumps(tokenizer))
+    self.assertEqual(tokenizer_lib.load(self.path).vocab_size, 501)
+
+  def test_ids_that_the_library_would_replace_are_an_error(self):
+    self.write(('<s>', True), ('</s>', True))
+    content = self.path.read_text().replace('"id": 319', '"id": 400')
+    self.path.write_text(content)
+    with self.assertRaisesRegex(sources.DataError, "'</s>' has id 400 .* 319"):
+      tokenizer_lib.load(self.path)
+
+  def test_unmarked_control_token_is_shown_but_not_read_from_text(self):
+    self.write(('<s>', True), ('</s>', True), ('<think>', False))
+    tokenizer = tokenizer_lib.load(self.path)
+    self.assertNotIn(320, tokenizer.encode('<think>'))
+    self.assertEqual(tokenizer.decode([320]), '<think>')
+
+  def test_added_run_of_spaces_stays_a_token(self):
+    self.write(('<s>', True), ('</s>', True), (' ' * 8, False))
+    tokenizer = tokenizer_lib.load(self.path)
+    self.assertIn(320, tokenizer.encode('x' + ' ' * 8 + 'y'))
+
+  def test_truncation_and_padding_of_the_file_are_ignored(self):
+    truncation = {'direction': 'Right', 'max_length': 2, 'stride': 0}
+    padding = {'strategy': {'Fixed': 99}, 'direction': 'Right'}
+    padding |= {'pad_to_multiple_of': None, 'pad_id': 0, 'pad_type_id': 0}
+    self.write(
+      ('<s>', True),
+      ('</s>', True),
+      truncation={**truncation, 'strategy': 'LongestFirst'},
+      padding={**padding, 'pad_token': '[PAD]'},
+    )
+    tokenizer = tokenizer_lib.load(self.path)
+    text = 'q w r t z'
+    self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
+
+  @parameterized.parameters(
+    ((('</s>', True),), 'has no BOS token'),
+    ((('<s>', True),), 'has no EOS token'),
+  )
+  def test_missing_control_token_is_an_error(self, added, message):
+    self.write(*added)
+    with self.assertRaisesRegex(sources.DataError, f'json: .*{message}'):
+      tokenizer_lib.load(self.path)
+
+  @parameterized.parameters(
+    ('', 'not a tokenizer.json'),
+    ('{"model": {}}', 'not a tokenizer.json'),
+    ('[]', 'not a tokenizer.json'),
+    ('\udcff', 'not UTF-8 at byte 0'),
+  )
+  def test_broken_file_is_named(self, content, message):
+    self.path.write_bytes(content.encode('utf-8', 'surrogateescape'))
+    with self.assertRaisesRegex(sources.DataError, f'{self.path}.*{message}'):
+      tokenizer_lib.load(self.path)
+
+  def test_cut_file_is_an_error(self):
+    self.path.write_text(_small().to_json()[:-100])
+    with self.assertRaisesRegex(sources.DataError, 'not a tokenizer.json'):
+      tokenizer_lib.load(self.path)
+
+  def test_missing_file_and_folder_are_named(self):
+    for path in (self.path, self.path.parent):
+      with self.assertRaisesRegex(sources.DataError, f'cannot read .*{path}'):
+        tokenizer_lib.load(path)
+
+
+class CacheTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
+    self.enter_context(
+      mock.patch.dict(os.environ, {'SEEKAX_CACHE': str(self.folder)})
+    )
+
+  def files(self) -> list[pathlib.Path]:
+    return [path for path in self.folder.rglob('*') if path.is_file()]
+
+  def assert_not_trained(self, documents, vocab_size=300):
+    with mock.patch.object(tokenizer_lib, 'train') as train:
+      tokenizer = tokenizer_lib.for_corpus(documents, vocab_size)
+    train.assert_not_called()
+    return tokenizer
+
+  def test_second_call_takes_the_same_tokenizer_from_the_cache(self):
+    trained = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    cached = self.assert_not_trained(_DOCUMENTS)
+    self.assertEqual(cached.to_json(), trained.to_json())
+    self.assertLen(self.files(), 1)
+
+  def test_names_texts_and_size_are_part_of_the_key(self):
+    first = _DOCUMENTS[0]
+    renamed = [sources.Document('other', first.text), *_DOCUMENTS[1:]]
+    changed = [sources.Document(first.name, 'x'), *_DOCUMENTS[1:]]
+    for documents in (_DOCUMENTS, renamed, changed):
+      tokenizer_lib.for_corpus(documents, 300)
+    tokenizer_lib.for_corpus(_DOCUMENTS, 301)
+    self.assertLen(self.files(), 4)
+
+  @parameterized.parameters(b'', b'\xff\xff', b'{}')
+  def test_corrupt_file_is_retrained_and_replaced(self, content):
+    trained = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    self.files()[0].write_bytes(content)
+    again = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    self.assertEqual(again.to_json(), trained.to_json())
+    self.assert_not_trained(_DOCUMENTS)
+
+  def test_one_flipped_bit_is_noticed(self):
+    trained = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    (path,) = self.files()
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b'"a"') + 1] ^= 2
+    path.write_bytes(content)
+    again = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    self.assertEqual(again.to_json(), trained.to_json())
+
+  def test_unwritable_cache_is_no_error(self):
+    (self.folder / 'file').write_text('')
+    with mock.patch.dict(os.environ, {'SEEKAX_CACHE': f'{self.folder}/file'}):
+      tokenizer = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    self.assertEqual(tokenizer.vocab_size, 300)
+
+  def test_failed_write_leaves_no_file(self):
+    with mock.patch.object(os, 'fsync', side_effect=OSError(28, 'no space')):
+      tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    self.assertEmpty(self.files())
+
+  def test_cache_folder_follows_the_environment(self):
+    for name, expected in (
+      ('XDG_CACHE_HOME', 'x/seekax'),
+      ('HOME', 'x/.cache/seekax'),
+    ):
+      environment = {name: str(self.folder / 'x')}
+      with mock.patch.dict(os.environ, environment, clear=True):
+        tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+      self.assertTrue((self.folder / expected).is_dir())
+
+  def test_no_home_folder_is_no_error(self):
+    environment = {'SEEKAX_CACHE': '', 'XDG_CACHE_HOME': ''}
+    with (
+      mock.patch.dict(os.environ, environment),
+      mock.patch.object(pathlib.Path, 'home', side_effect=RuntimeError),
+    ):
+      tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+
+  def test_too_small_vocabulary_is_an_error(self):
+    with self.assertRaisesRegex(sources.DataError, 'is below 258'):
+      tokenizer_lib.for_corpus(_DOCUMENTS, 100)
+
+
+if __name__ == '__main__':
+  absltest.main()
