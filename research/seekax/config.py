@@ -105,9 +105,7 @@ class ModelConfig:
   num_kept_groups: int = _key(4, 'groups a token may choose from (M)')
   router: str = _key('sigmoid', 'affinity: sigmoid (V3) or softmax (V2)')
   group_score: str = _key('top2', 'score of a group: top2 (V3) or max (V2)')
-  normalize_gates: bool = _key(
-    True, 'divide the chosen affinities by their sum'
-  )
+  normalize_gates: bool = _key(True, 'divide affinities by their sum')
   routed_scale: float = _key(2.5, 'factor on the routed branch')
   mtp_depth: int = _key(1, 'multi-token prediction modules (D)')
 
@@ -128,9 +126,7 @@ class ModelConfig:
   llama3_high_freq_factor: float = _key(4.0, 'llama3 scaling, high band edge')
 
   # How it is computed; the tree of parameters doesn't depend on these.
-  grouped_matmul: str = _key(
-    'blocked', 'expert product: blocked, dense, ragged'
-  )
+  grouped_matmul: str = _key('blocked', 'product: blocked, dense, ragged')
   remat: str = _key('none', 'recompute layers in the backward pass: none, full')
   unroll_layers: bool = _key(False, 'unroll the scans over layers')
 

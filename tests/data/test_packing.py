@@ -94,7 +94,7 @@ class PackingTest(parameterized.TestCase):
       dataset, length_struct={'tokens': row_length}
     )
     # Ours drops the last row if it is incomplete: zip cuts it off.
-    for ours, theirs in zip(_rows(documents, row_length), grains):
+    for ours, theirs in zip(_rows(documents, row_length), grains, strict=False):
       np.testing.assert_array_equal(ours.tokens_R, theirs['tokens'])
       np.testing.assert_array_equal(
         ours.segments_R, theirs['tokens_segment_ids']

@@ -84,8 +84,9 @@ def _forward(hidden_TD, head_DV, targets_T, weights_T):
 
 def _backward(residuals, cotangent):
   d_hidden, d_head = residuals
-  scale = lambda x: (x * cotangent).astype(x.dtype)
-  return scale(d_hidden), scale(d_head), None, None
+  d_hidden = (d_hidden * cotangent).astype(d_hidden.dtype)
+  d_head = (d_head * cotangent).astype(d_head.dtype)
+  return d_hidden, d_head, None, None
 
 
 cross_entropy_sum.defvjp(_forward, _backward)

@@ -150,7 +150,7 @@ def _swiglu(x_ECD, scale_EC, weights):
   )
 
 
-# --- The blocks. ---------------------------------------------------------------
+# --- The blocks. --------------------------------------------------------------
 
 
 def block_rows(num_slots: int, num_experts: int) -> int:

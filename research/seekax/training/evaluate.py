@@ -150,7 +150,7 @@ def all_logits(
   ]
   mtp = [
     jnp.where(none, jnp.nan, logits(hidden))
-    for none, hidden in zip(missing, further)
+    for none, hidden in zip(missing, further, strict=True)
   ]
   empty = jnp.zeros((0, *tokens_BL.shape, config.vocab_size), jnp.float32)
   return logits(trunk.hidden_BLD), jnp.stack(mtp) if mtp else empty

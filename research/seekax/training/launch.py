@@ -1,4 +1,4 @@
-"""From a validated config to a running loop: data, run.json, what is printed."""
+"""From a validated config to a running loop: data, run.json, the printout."""
 
 from collections.abc import Callable
 import importlib.metadata

@@ -115,7 +115,8 @@ def train(
         _save(config, workdir, state, corpus, progress)
     finally:
       writer.close()
-  report.write(workdir)
+  if step:
+    report.write(workdir)
   return step == config.train.steps
 
 
@@ -260,9 +261,7 @@ class _Log:
     }
     self._writer.write('train', step, **row)
     left = config.train.steps - step
-    self._writer.show_train(
-      step, row, 0 if math.isnan(seconds) else left * seconds
-    )
+    self._writer.show_train(step, row, eta=left * seconds if recent else 0)
     if step == config.train.steps:
       self._write_load(step, metrics)
 

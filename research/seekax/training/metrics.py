@@ -16,7 +16,7 @@ import rich.progress
 from tensorboardX import SummaryWriter
 
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import write_atomically
+from seekax.storage.rows import cut_back
 
 # Kept as lists in metrics.jsonl, too long for the screen and for scalars.
 _LISTS = ('max_violation', 'max_violation_mtp')
@@ -30,25 +30,6 @@ def peak_memory_bytes() -> int:
   # Linux counts in KiB, macOS in bytes.
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Rows of a metrics.jsonl; a last line that a crash cut short is dropped."""
-  if not path.is_file():
-    return []
-  rows = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      rows.append(json.loads(line))
-    except ValueError:
-      break
-  return rows
-
-
-def cut_back(path: pathlib.Path, step: int) -> None:
-  """Drops the rows after a step: what follows is trained again."""
-  kept = [row for row in read_rows(path) if row['step'] <= step]
-  write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
 
 
 class MetricsWriter:

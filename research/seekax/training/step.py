@@ -94,12 +94,17 @@ def apply(
     loss=sums.main / sums.tokens,
     mtp_loss=sums.mtp.sum() / (sums.tokens * max(sums.mtp.shape[0], 1)),
     balance_loss=sums.balance / (sums.sequences * max(routers, 1)),
-    gradient_norm=optax.global_norm(gradients),
+    gradient_norm=optax.tree.norm(gradients),
     learning_rate=learning_rate(state.step, config.optim, config.train.steps),
     load=sums.load,
     max_violation=jax.tree.map(max_violation, sums.load),
   )
   return new_state, metrics
+
+
+def micro_batch(batch: Batch, part: int, parts: int) -> Batch:
+  """Every parts-th row, so that a part has its share of every data shard."""
+  return jax.tree.map(lambda x: x[part::parts], batch) if parts > 1 else batch
 
 
 def train_step(
@@ -121,7 +126,7 @@ def train_step(
   parts = config.train.micro_batches
   accumulated = None
   for part in range(parts):
-    # Strided, so that every part keeps its share of every data shard.
-    micro = jax.tree.map(lambda x: x[part::parts], batch)
-    accumulated = accumulate(config, state, micro, accumulated)
+    accumulated = accumulate(
+      config, state, micro_batch(batch, part, parts), accumulated
+    )
   return apply(config, state, accumulated)

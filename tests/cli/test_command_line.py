@@ -1,0 +1,291 @@
+"""The command line as a user meets it: every refusal is one clear line."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+from absl.testing import absltest, parameterized
+import numpy as np
+import pytest
+import runs
+
+from seekax.storage import checkpoint
+from seekax.storage import workdir as workdir_lib
+
+
+def train_args(workdir: pathlib.Path, source: pathlib.Path, *more: str):
+  return (
+    'train',
+    '--config=tiny',
+    f'--workdir={workdir}',
+    f'--config.data.source={source}',
+    '--config.data.heldout_fraction=0.2',
+    *more,
+  )
+
+
+class RefusalTest(parameterized.TestCase):
+  """Nothing here gets as far as importing JAX, but for the last ones."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    root = pathlib.Path(absltest.FLAGS.test_tmpdir) / cls.__name__
+    cls.source = runs.write_corpus(root / 'corpus')
+    cls.root = root
+
+  def refused(self, *args: str, code: int = 2) -> str:
+    run = runs.seekax(*args)
+    self.assertEqual(run.returncode, code, msg=run.stderr)
+    self.assertEqual(run.stdout, '')
+    lines = run.stderr.strip().splitlines()
+    self.assertNotIn('Traceback', run.stderr)
+    self.assertStartsWith(lines[-1], 'seekax: ')
+    return lines[-1]
+
+  @parameterized.parameters(
+    (('trian',), "did you mean 'train'?"),
+    (('train', '--workdri=x'), "did you mean 'workdir'?"),
+    (('train', '--config=tniy', '--workdir=x'), "did you mean 'tiny'?"),
+    (('train', '--config=configs/nope.py', '--workdir=x'), 'no such config'),
+    (('train', '--config=tiny:tinny', '--workdir=x'), "did you mean 'tiny'?"),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.model.num_expert=8'),
+      "did you mean 'model.num_experts'?",
+    ),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.optim.steps=8'),
+      "did you mean 'train.steps'?",
+    ),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.train.steps=many'),
+      'train.steps',
+    ),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.model.num_experts=9'),
+      'model.num_experts=9 is not divisible',
+    ),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.parallel.mesh=dta:2'),
+      "did you mean 'data'?",
+    ),
+    (('train', '--config=tiny'), '--workdir= is missing'),
+    (('train', '--workdir=/tmp/not-there-at-all'), '--config= is missing'),
+    (('train', 'tiny', '--workdir=x'), 'is no flag'),
+    (('generate', '--prompt=x'), '--checkpoint= is missing'),
+    (('generate', '--checkpoint=/not/there'), 'does not exist'),
+    (
+      ('generate', '--checkpoint=x', '--temperature=-1'),
+      '--temperature=-1.0 is negative',
+    ),
+    (('generate', '--checkpoint=x', '--top_p=0'), 'not in (0, 1]'),
+    (('generate', '--checkpoint=x', '--max_new_tokens=0'), 'is below 1'),
+    (('generate', '--checkpoint=x', '--max_new_tokens=a'), 'max_new_tokens'),
+    (('score', '--checkpoint=x'), 'give either'),
+    (('score', '--checkpoint=x', '--text=/not/there'), 'No such file'),
+    (('score', '--checkpoint=x', '--tokens=/not/there'), 'No such file'),
+    (('report', '--workdir=/not/there'), 'is no workdir'),
+    (('inspect', '/not/there'), 'does not exist'),
+  )
+  def test_bad_input_is_one_line_that_helps(self, args, message):
+    self.assertIn(message, self.refused(*args))
+
+  def test_a_config_file_that_fails_is_named(self):
+    path = self.root / 'broken.py'
+    path.write_text('def get_config(arg=""):\n  return nothing\n')
+    line = self.refused('train', f'--config={path}', '--workdir=x')
+    self.assertIn("NameError: name 'nothing' is not defined", line)
+
+  @parameterized.parameters(
+    ('missing', 'does not exist|not found|No such'),
+    ('empty', 'empty|no text|no documents'),
+    ('not_utf8', 'UTF-8'),
+    ('short', 'one batch takes'),
+  )
+  def test_a_corpus_that_can_not_be_used_is_refused(self, kind, message):
+    source = self.root / kind
+    if kind != 'missing':
+      source.mkdir(exist_ok=True)
+    if kind == 'not_utf8':
+      (source / 'a.txt').write_bytes(b'caf\xe9 ' * 10)
+    if kind == 'short':
+      for number in range(20):
+        (source / f'{number}.txt').write_text('short\n')
+    line = self.refused(*train_args(self.root / 'w', source))
+    self.assertRegex(line, message)
+
+  def test_a_workdir_in_use_is_refused(self):
+    workdir = self.root / 'used'
+    workdir_lib.prepare(workdir)
+    with workdir_lib.lock(workdir):
+      line = self.refused(*train_args(workdir, self.source))
+    self.assertIn('in use by another run', line)
+
+  def test_a_workdir_below_a_file_is_refused(self):
+    line = self.refused(*train_args(self.source / 'file00.py', self.source))
+    self.assertIn('is not writable', line)
+
+  def test_tokens_that_are_no_integers_are_refused(self):
+    path = self.root / 'floats.npy'
+    np.save(path, np.zeros((2, 3)))
+    line = self.refused('score', '--checkpoint=x', f'--tokens={path}')
+    self.assertIn('integers [B, L] are wanted', line)
+
+  def test_help_lists_flags_presets_and_keys(self):
+    run = runs.seekax('train', '--help')
+    self.assertEqual(run.returncode, 0)
+    for word in ('--workdir', 'v3_671b', 'model.num_experts', 'demo'):
+      self.assertIn(word, run.stdout)
+
+  def test_help_comes_at_once(self):
+    start = time.monotonic()
+    run = runs.seekax('--help')
+    # It takes a tenth of this; JAX alone would take more than a second.
+    self.assertLess(time.monotonic() - start, 5)
+    for command in ('train', 'generate', 'score', 'inspect', 'report'):
+      self.assertIn(command, run.stdout)
+
+
+class RunTest(parameterized.TestCase):
+  """One real run, through the command line."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    root = pathlib.Path(absltest.FLAGS.test_tmpdir) / cls.__name__
+    cls.root = root
+    cls.source = runs.write_corpus(root / 'corpus')
+    cls.workdir = root / 'run'
+    cls.args = train_args(cls.workdir, cls.source)
+    # Killed without warning in mid-run, then the same command again.
+    process = runs.start(*cls.args)
+    runs.wait_for_step(process, 13)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    cls.killed_at = checkpoint.proven_steps(cls.workdir / 'checkpoints')
+    cls.trained = runs.seekax(*cls.args)
+
+  def test_kill_and_the_same_command_ends_like_an_unbroken_run(self):
+    self.assertEqual(self.killed_at, [10])
+    self.assertEqual(self.trained.returncode, 0, msg=self.trained.stderr)
+    other = self.root / 'unbroken'
+    unbroken = runs.seekax(*train_args(other, self.source))
+    self.assertEqual(unbroken.returncode, 0, msg=unbroken.stderr)
+    hashes = [
+      runs.seekax('inspect', '--hash', str(workdir)).stdout
+      for workdir in (self.workdir, other)
+    ]
+    self.assertLen(hashes[0].strip(), 64)
+    self.assertEqual(hashes[0], hashes[1])
+
+  def test_stdout_is_the_summary_alone(self):
+    summary = json.loads(self.trained.stdout)
+    kept = json.loads((self.workdir / 'summary.json').read_text())
+    self.assertEqual(summary, kept)
+
+  def test_another_config_is_refused_with_the_difference(self):
+    run = runs.seekax(*self.args, '--config.model.num_layers=4')
+    self.assertEqual(run.returncode, 2)
+    self.assertIn('model.num_layers: 3 there, 4 here', run.stderr)
+
+  def test_generate_prints_the_continuation_alone(self):
+    args = ('--prompt=def f', '--max_new_tokens=8', '--seed=1')
+    args = ('generate', f'--checkpoint={self.workdir}', *args)
+    greedy = runs.seekax(*args)
+    self.assertEqual(greedy.returncode, 0, msg=greedy.stderr)
+    self.assertNotEmpty(greedy.stdout)
+    drawn = runs.seekax(*args, '--temperature=5')
+    self.assertNotEqual(greedy.stdout, drawn.stdout)
+
+  def test_a_prompt_longer_than_the_context_is_refused(self):
+    run = runs.seekax(
+      'generate', f'--checkpoint={self.workdir}', f'--prompt={"xyz " * 900}'
+    )
+    self.assertEqual(run.returncode, 2)
+    self.assertIn('the context of 256 takes 1 to 255', run.stderr)
+    self.assertNotIn('Traceback', run.stderr)
+
+  def test_score_text_and_tokens(self):
+    path = self.source / 'file00.py'
+    run = runs.seekax('score', f'--checkpoint={self.workdir}', f'--text={path}')
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    scored = json.loads(run.stdout.splitlines()[-1])
+    self.assertEqual(scored['bytes'], path.stat().st_size)
+    self.assertBetween(scored['bits_per_byte'], 0.5, 8)
+    tokens = np.arange(24, dtype=np.uint16).reshape(2, 12)
+    np.save(self.root / 'tokens.npy', tokens)
+    logits, mtp = self.root / 'logits.npy', self.root / 'mtp.npy'
+    run = runs.seekax(
+      'score',
+      f'--checkpoint={self.workdir}',
+      f'--tokens={self.root / "tokens.npy"}',
+      f'--logits_out={logits}',
+      f'--mtp_logits_out={mtp}',
+    )
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    self.assertEqual(json.loads(run.stdout)['tokens'], 22)
+    self.assertEqual(np.load(logits).shape, (2, 12, 512))
+    self.assertEqual(np.load(logits).dtype, np.float32)
+    missing = np.isnan(np.load(mtp)).all(axis=-1)
+    self.assertEqual(missing.shape, (1, 2, 12))
+    self.assertTrue(missing[:, :, -1].all())
+    self.assertFalse(missing[:, :, :-1].any())
+
+  def test_tokens_outside_the_vocabulary_are_refused(self):
+    np.save(self.root / 'large.npy', np.full((1, 3), 512))
+    run = runs.seekax(
+      'score',
+      f'--checkpoint={self.workdir}',
+      f'--tokens={self.root / "large.npy"}',
+    )
+    self.assertEqual(run.returncode, 2)
+    self.assertIn('the vocabulary has 0 to 511', run.stderr)
+
+  def test_inspect_verifies(self):
+    run = runs.seekax('inspect', str(self.workdir), '--verify')
+    self.assertIn('verified: [10, 20]', run.stdout)
+    self.assertIn('parameters_total: 353952', run.stdout)
+
+  def test_report_on_demand(self):
+    (self.workdir / 'report.html').unlink(missing_ok=True)
+    run = runs.seekax('report', f'--workdir={self.workdir}')
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    self.assertTrue((self.workdir / 'report.html').is_file())
+
+
+class StopTest(parameterized.TestCase):
+  @parameterized.parameters((signal.SIGINT, 130), (signal.SIGTERM, 143))
+  @pytest.mark.slow
+  def test_a_signal_saves_and_says_how_to_go_on(self, number, code):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    source = runs.write_corpus(root / 'corpus')
+    workdir = root / 'run'
+    process = runs.start(
+      *train_args(workdir, source, '--config.train.steps=100000')
+    )
+    runs.wait_for_step(process, 3)
+    os.kill(process.pid, number)
+    _, stderr = process.communicate()
+    self.assertEqual(process.returncode, code)
+    self.assertIn(f'go on with: seekax train --workdir={workdir}', stderr)
+    self.assertNotIn('Traceback', stderr)
+    self.assertGreaterEqual(
+      checkpoint.newest(workdir / workdir_lib.CHECKPOINTS), 3
+    )
+
+  @pytest.mark.slow
+  def test_a_loss_that_is_no_number_exits_with_3(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    source = runs.write_corpus(root / 'corpus')
+    run = runs.seekax(
+      *train_args(root / 'run', source, '--config.optim.learning_rate=1e30')
+    )
+    self.assertEqual(run.returncode, 3)
+    self.assertIn('no checkpoint had been saved', run.stderr)
+    self.assertNotIn('Traceback', run.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,74 @@
+"""Small runs for tests: a corpus, a config, the command line in a process."""
+
+import dataclasses
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+from seekax import config as config_lib
+from seekax.config import Config
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def write_corpus(folder: pathlib.Path, documents: int = 24) -> pathlib.Path:
+  """Small generated Python-like files."""
+  folder.mkdir(parents=True, exist_ok=True)
+  draw = random.Random(0)
+  for number in range(documents):
+    lines = [
+      f'def f{draw.randrange(100)}(x, y):\n  return x * {draw.randrange(9)} + y'
+      for _ in range(20)
+    ]
+    (folder / f'file{number:02d}.py').write_text('\n'.join(lines) + '\n')
+  return folder
+
+
+def small_config(source: pathlib.Path, **train) -> Config:
+  """`tiny` with MTP and balancing on, on a small corpus."""
+  run = config_lib.shrink_run(config_lib.run_of(config_lib.tiny()))
+  config = config_lib.from_config_dict(run)
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(
+      config.data, source=str(source), heldout_fraction=0.2
+    ),
+    train=dataclasses.replace(
+      config.train, **{'steps': 8, 'checkpoint_every': 4, **train}
+    ),
+    eval=dataclasses.replace(
+      config.eval, every=4, sample_every=8, sample_tokens=4, prompts=('def f',)
+    ),
+  )
+
+
+def seekax(*args: str, **kwargs) -> subprocess.CompletedProcess:
+  """Runs the command line to its end."""
+  return subprocess.run(
+    command(*args), capture_output=True, text=True, check=False, **kwargs
+  )
+
+
+def start(*args: str) -> subprocess.Popen:
+  """Starts the command line; its stderr can be read line by line."""
+  return subprocess.Popen(
+    command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+
+
+def command(*args: str) -> list[str]:
+  return [sys.executable, '-m', 'seekax', *args]
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+  """Reads a training run's stderr until it has logged this step."""
+  for line in process.stderr:
+    words = line.split()
+    if words[:1] == ['step'] and int(words[1].split('/')[0]) >= step:
+      return
+  raise AssertionError(f'the run ended before step {step}')
+
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')

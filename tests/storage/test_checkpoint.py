@@ -1,0 +1,104 @@
+import pathlib
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax.storage import checkpoint
+from seekax.storage.manifest import StorageError
+
+
+def parts(value: float = 1.0):
+  return {
+    'weights': {'a': {'w': jnp.full((3, 2), value, jnp.bfloat16)}, 'b': {}},
+    'optimizer': {'step': jnp.asarray(5, jnp.int32), 'm': jnp.arange(4.0)},
+  }
+
+
+class CheckpointTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path) / 'checkpoints'
+    self.abstract = jax.eval_shape(parts)
+
+  def save(self, step, value=1.0):
+    checkpoint.save(self.folder, step, parts(value), {'data': {'at': [step]}})
+
+  def test_restores_what_was_saved_bit_for_bit(self):
+    self.save(5)
+    state, progress = checkpoint.restore(self.folder, 5, self.abstract)
+    self.assertEqual(
+      checkpoint.state_hash(state), checkpoint.state_hash(parts())
+    )
+    self.assertEqual(progress, {'data': {'at': [5]}})
+
+  def test_a_part_restores_alone(self):
+    self.save(5)
+    state, _ = checkpoint.restore(
+      self.folder, 5, {'weights': self.abstract['weights']}
+    )
+    self.assertEqual(list(state), ['weights'])
+
+  def test_a_flipped_bit_in_array_data_is_refused(self):
+    self.save(5)
+    data = [p for p in (self.folder / '5').rglob('d/*') if p.is_file()]
+    broken = bytearray(data[0].read_bytes())
+    broken[-1] ^= 1
+    data[0].write_bytes(broken)
+    with self.assertRaisesRegex(StorageError, data[0].name):
+      checkpoint.restore(self.folder, 5, self.abstract)
+
+  def test_a_step_without_manifest_is_skipped_and_kept(self):
+    self.save(5)
+    self.save(6)
+    (self.folder / '6.sha256').unlink()
+    self.assertEqual(checkpoint.newest(self.folder), 5)
+    checkpoint.clean(self.folder, keep=1)
+    self.assertTrue((self.folder / '6').is_dir())
+
+  def test_an_interrupted_step_is_saved_anew_and_then_cleaned(self):
+    self.save(6)
+    (self.folder / '6.sha256').unlink()
+    self.save(6, value=2.0)
+    checkpoint.clean(self.folder, keep=1)
+    state, _ = checkpoint.restore(self.folder, 6, self.abstract)
+    self.assertEqual(float(state['weights']['a']['w'][0, 0]), 2.0)
+    self.assertEqual(
+      sorted(p.name for p in self.folder.iterdir()), ['6', '6.sha256']
+    )
+
+  def test_only_the_newest_are_kept(self):
+    for step in (1, 2, 3):
+      self.save(step)
+    checkpoint.clean(self.folder, keep=2)
+    self.assertEqual(checkpoint.proven_steps(self.folder), [2, 3])
+
+  def test_another_shape_is_refused_in_one_line(self):
+    self.save(5)
+    other = jax.tree.map(lambda x: x, self.abstract)
+    other['weights']['a']['w'] = jax.ShapeDtypeStruct((3, 3), jnp.bfloat16)
+    with self.assertRaisesRegex(StorageError, 'can not be loaded'):
+      checkpoint.restore(self.folder, 5, other)
+
+  def test_hash_sees_path_dtype_shape_and_bytes(self):
+    x = np.arange(4, dtype=np.int32)
+    hashes = {
+      checkpoint.state_hash(tree)
+      for tree in (
+        {'a': x},
+        {'b': x},
+        {'a': x.view(np.float32)},
+        {'a': x.reshape(2, 2)},
+        {'a': x + 1},
+      )
+    }
+    self.assertLen(hashes, 5)
+    self.assertEqual(
+      checkpoint.state_hash({'a': x, 'b': x}),
+      checkpoint.state_hash({'b': x, 'a': x}),
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()

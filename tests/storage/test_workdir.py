@@ -1,0 +1,70 @@
+import os
+import pathlib
+import subprocess
+import sys
+import unittest
+
+from absl.testing import absltest
+
+from seekax.config import Config, to_dict
+from seekax.storage import workdir as workdir_lib
+from seekax.storage.manifest import StorageError
+
+HOLD = """
+import pathlib, sys, time
+from seekax.storage import workdir
+held = workdir.lock(pathlib.Path(sys.argv[1]))
+print('held', flush=True)
+time.sleep(60)
+"""
+
+
+class WorkdirTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+
+  def test_a_second_process_is_refused_until_the_first_dies(self):
+    with subprocess.Popen(
+      [sys.executable, '-c', HOLD, str(self.workdir)], stdout=subprocess.PIPE
+    ) as other:
+      self.assertEqual(other.stdout.readline(), b'held\n')
+      with self.assertRaisesRegex(StorageError, 'in use by another run'):
+        workdir_lib.lock(self.workdir)
+      other.kill()
+      other.wait()
+      workdir_lib.lock(self.workdir).close()
+
+  def test_a_path_below_a_file_is_not_writable(self):
+    file = self.workdir / 'file'
+    file.touch()
+    with self.assertRaisesRegex(StorageError, 'is not writable'):
+      workdir_lib.prepare(file / 'run')
+
+  @unittest.skipIf(os.geteuid() == 0, 'root may write everywhere')
+  def test_a_folder_without_permission_is_not_writable(self):
+    self.workdir.chmod(0o500)
+    self.addCleanup(self.workdir.chmod, 0o700)
+    with self.assertRaisesRegex(StorageError, 'is not writable'):
+      workdir_lib.prepare(self.workdir)
+
+  def test_config_comes_back_from_run_json(self):
+    config = Config()
+    workdir_lib.write_run(self.workdir, {'config': to_dict(config)})
+    self.assertEqual(workdir_lib.read_config(self.workdir), config)
+
+  def test_a_folder_without_run_json_is_no_workdir(self):
+    with self.assertRaisesRegex(StorageError, 'is no workdir'):
+      workdir_lib.read_config(self.workdir)
+
+  def test_a_broken_run_json_is_named(self):
+    (self.workdir / 'run.json').write_text('{"config": {"modle": {}}}')
+    with self.assertRaisesRegex(StorageError, "did you mean 'model'"):
+      workdir_lib.read_config(self.workdir)
+    (self.workdir / 'run.json').write_text('{')
+    with self.assertRaisesRegex(StorageError, 'can not be read'):
+      workdir_lib.read_config(self.workdir)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,103 @@
+import dataclasses
+
+from absl.testing import absltest, parameterized
+
+from seekax import config as config_lib
+from seekax.config import Config, ConfigError, ModelConfig
+
+
+class ValidationTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(num_experts=250), 'model.num_experts=250 is not divisible'),
+    (dict(experts_per_token=129), 'above the 128 experts in the kept groups'),
+    (dict(num_kept_groups=9), 'num_kept_groups=9 is above'),
+    (dict(rope_head_dim=63), 'rope_head_dim=63 is odd'),
+    (dict(attention='gqa', num_kv_heads=3), 'not divisible by'),
+    (dict(attention='mlaa'), "did you mean 'mla'?"),
+    (dict(router='softmaxx'), "did you mean 'softmax'?"),
+    (dict(num_dense_layers=61), 'leaves no expert layer'),
+    (dict(embed_dim=0), 'model.embed_dim=0 must be above 0'),
+    (dict(embed_dim=-7168), 'must be above 0'),
+    (dict(mtp_depth=-1), 'must not be negative'),
+    (dict(norm_eps=float('nan')), 'must be above 0'),
+    (dict(num_experts=8, experts_per_token=4), 'groups of one expert'),
+    (dict(attention='mla', kv_latent_dim=0), 'kv_latent_dim=0'),
+  )
+  def test_sizes_that_do_not_fit_are_refused_in_words(self, change, message):
+    with self.assertRaisesRegex(ConfigError, message.replace('?', r'\?')):
+      dataclasses.replace(ModelConfig(), **change)
+
+  def test_groups_are_checked_against_each_other(self):
+    with self.assertRaisesRegex(ConfigError, 'above model.context_length'):
+      Config(model=config_lib.tiny())
+    with self.assertRaisesRegex(ConfigError, 'train.micro_batches=7'):
+      Config(
+        train=dataclasses.replace(config_lib.TrainConfig(), micro_batches=7)
+      )
+
+  def test_messages_are_one_line(self):
+    with self.assertRaises(ConfigError) as caught:
+      dataclasses.replace(ModelConfig(), num_experts=250)
+    self.assertNotIn('\n', str(caught.exception))
+
+
+class DictTest(parameterized.TestCase):
+  def test_config_survives_dict_and_config_dict(self):
+    config = Config()
+    self.assertEqual(config_lib.from_dict(config_lib.to_dict(config)), config)
+    self.assertEqual(
+      config_lib.from_config_dict(config_lib.to_config_dict(config)), config
+    )
+
+  def test_no_value_is_none(self):
+    for entries in config_lib.to_dict(Config()).values():
+      for value in entries.values():
+        self.assertIsNotNone(value)
+
+  def test_every_key_has_a_meaning(self):
+    for kind in config_lib.GROUPS.values():
+      for field in dataclasses.fields(kind):
+        self.assertNotEmpty(field.metadata['help'], msg=field.name)
+
+  @parameterized.parameters(
+    ({'modle': {}}, "unknown config group 'modle'; did you mean 'model'"),
+    ({'model': {'num_expert': 3}}, 'model.num_expert; did you mean'),
+    ({'model': {'num_experts': '3'}}, "model.num_experts='3' is a str"),
+    ({'model': {'num_experts': True}}, 'is a bool, not a int'),
+    ({'optim': {'learning_rate': 'x'}}, 'is a str, not a float'),
+  )
+  def test_wrong_keys_and_types_are_refused(self, values, message):
+    with self.assertRaisesRegex(ConfigError, message):
+      config_lib.from_dict(values)
+
+  def test_an_integer_serves_as_a_float(self):
+    config = config_lib.from_dict({'optim': {'learning_rate': 1}})
+    self.assertIsInstance(config.optim.learning_rate, float)
+
+
+class PresetTest(parameterized.TestCase):
+  @parameterized.parameters(*config_lib.PRESETS)
+  def test_shrinking_keeps_the_kinds_of_parts(self, name):
+    model = config_lib.PRESETS[name]()
+    small = config_lib.shrink(model)
+    for key in ('attention', 'ffn', 'router', 'group_score', 'rope_layout'):
+      self.assertEqual(getattr(small, key), getattr(model, key))
+    for key in ('query_latent_dim', 'mtp_depth', 'num_shared_experts'):
+      self.assertEqual(bool(getattr(small, key)), bool(getattr(model, key)))
+    self.assertEqual(small.num_expert_groups > 1, model.num_expert_groups > 1)
+
+  def test_attention_and_ffn_are_independent(self):
+    for attention in config_lib.ATTENTION_KINDS:
+      for ffn in config_lib.FFN_KINDS:
+        model = dataclasses.replace(
+          config_lib.tiny(), attention=attention, ffn=ffn, num_kv_heads=2
+        )
+        self.assertEqual(model.num_expert_layers, 2 if ffn == 'experts' else 0)
+
+  def test_an_unknown_variant_is_refused(self):
+    with self.assertRaisesRegex(ConfigError, "did you mean 'tiny'"):
+      config_lib.variant(config_lib.to_config_dict(Config()), 'tinny')
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,85 @@
+"""Every file in configs/ is a run: whole abstractly, and trained as :tiny."""
+
+import math
+import pathlib
+import runpy
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+
+from seekax.config import Config, from_config_dict
+from seekax.data.pipeline import Batch
+from seekax.model.parameters import abstract_weights
+from seekax.planning.parameters import count_parameters
+from seekax.training.state import abstract_state, init_state
+from seekax.training.step import train_step
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+
+
+def load(name: str, arg: str = '') -> Config:
+  module = runpy.run_path(str(CONFIGS / f'{name}.py'))
+  return from_config_dict(module['get_config'](arg))
+
+
+def random_batch(config: Config, seed: int) -> Batch:
+  size = (config.data.batch_size, config.data.sequence_length + 1)
+  rows = np.random.default_rng(seed).integers(
+    0, config.model.vocab_size, size, dtype=np.int32
+  )
+  ones = np.ones_like(rows[:, 1:])
+  positions = np.broadcast_to(
+    np.arange(size[1] - 1, dtype=np.int32), ones.shape
+  )
+  return Batch(rows[:, :-1], rows[:, 1:], positions, ones, ones)
+
+
+class ConfigsTest(parameterized.TestCase):
+  def test_there_is_a_config_for_every_preset(self):
+    self.assertContainsSubset(
+      {'v3_671b', 'v2', 'v2_lite', 'moonlight', 'kimi_k2', 'llama3_8b'}
+      | {'llama3_70b', 'llama3_405b', 'llama3_tiny', 'tiny', 'demo'},
+      set(NAMES),
+    )
+
+  @parameterized.parameters(*NAMES)
+  def test_builds_abstractly_and_counts_as_planned(self, name):
+    config = load(name)
+    weights = abstract_weights(config.model)
+    main = {k: v for k, v in weights['params'].items() if 'mtp' not in k}
+    counts = count_parameters(config.model)
+    size = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    bias = weights['router_bias']
+    self.assertEqual(size(main) + size(bias.get('layers', [])), counts.total)
+    total = size(weights['params']) + size(bias)
+    self.assertEqual(total, counts.total + config.model.mtp_depth * counts.mtp)
+    state = abstract_state(config)
+    # Two moments a parameter, and counters.
+    self.assertGreaterEqual(size(state.opt_state), 2 * size(weights['params']))
+
+  @parameterized.parameters(*NAMES)
+  def test_tiny_trains_for_two_steps(self, name):
+    config = load(name, 'tiny')
+    state = jax.jit(lambda: init_state(config))()
+    before = jax.tree.map(np.asarray, state.params)
+    losses = []
+    for step in range(2):
+      state, metrics = train_step(config, state, random_batch(config, step))
+      losses.append(float(metrics.loss))
+    uniform = math.log(config.model.vocab_size)
+    np.testing.assert_allclose(losses, uniform, rtol=0.1)
+    moved = jax.tree.map(
+      lambda a, b: bool(np.any(a != np.asarray(b))), before, state.params
+    )
+    still = [
+      jax.tree_util.keystr(path)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(moved)
+      if not leaf
+    ]
+    self.assertEmpty(still)
+
+
+if __name__ == '__main__':
+  absltest.main()

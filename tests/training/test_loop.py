@@ -1,0 +1,152 @@
+import dataclasses
+import json
+import pathlib
+
+from absl.testing import absltest
+import runs
+
+from seekax.config import Config
+from seekax.storage import checkpoint
+from seekax.storage import workdir as workdir_lib
+from seekax.storage.manifest import StorageError
+from seekax.storage.open import open_checkpoint
+from seekax.training import launch, loop
+from seekax.training.state import abstract_state, to_parts
+
+
+class Stopper:
+  """Asks the loop to stop after some steps."""
+
+  def __init__(self, steps: int):
+    self.left = steps
+
+  def __call__(self) -> bool:
+    self.left -= 1
+    return self.left < 0
+
+
+def state_hash(workdir: pathlib.Path, config: Config) -> str:
+  folder = workdir / workdir_lib.CHECKPOINTS
+  parts, _ = checkpoint.restore(
+    folder, checkpoint.newest(folder), to_parts(abstract_state(config))
+  )
+  return checkpoint.state_hash(parts)
+
+
+class LoopTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    root = pathlib.Path(absltest.FLAGS.test_tmpdir) / cls.__name__
+    cls.source = runs.write_corpus(root / 'corpus')
+    cls.config = runs.small_config(cls.source)
+    cls.unbroken = root / 'unbroken'
+    cls.unbroken.mkdir()
+    cls.finished = launch.start(cls.config, {}, cls.unbroken)
+
+  def new_workdir(self) -> pathlib.Path:
+    return pathlib.Path(self.create_tempdir().full_path)
+
+  def rows(self, workdir: pathlib.Path, kind: str):
+    lines = (workdir / workdir_lib.METRICS).read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row['kind'] == kind]
+
+  def test_resume_is_uninterrupted_bit_for_bit(self):
+    workdir = self.new_workdir()
+    for steps in (3, 2, 100):
+      finished = launch.start(self.config, {}, workdir, Stopper(steps))
+    self.assertTrue(finished)
+    self.assertEqual(
+      state_hash(workdir, self.config), state_hash(self.unbroken, self.config)
+    )
+    for kind, keys in (('train', ['loss', 'mtp_loss']), ('sample', ['text'])):
+      for ours, theirs in zip(
+        self.rows(workdir, kind), self.rows(self.unbroken, kind), strict=True
+      ):
+        self.assertEqual([ours[k] for k in keys], [theirs[k] for k in keys])
+
+  def test_a_crash_after_the_last_checkpoint_repeats_the_same_steps(self):
+    workdir = self.new_workdir()
+    launch.start(self.config, {}, workdir, Stopper(6))
+    folder = workdir / workdir_lib.CHECKPOINTS
+    # As if the process had died before it could save step 6.
+    (folder / '6.sha256').unlink()
+    launch.start(self.config, {}, workdir)
+    self.assertEqual(
+      state_hash(workdir, self.config), state_hash(self.unbroken, self.config)
+    )
+    steps = [row['step'] for row in self.rows(workdir, 'train')]
+    self.assertEqual(steps, list(range(1, 9)))
+
+  def test_a_finished_run_stays_as_it_is(self):
+    before = state_hash(self.unbroken, self.config)
+    self.assertTrue(launch.start(self.config, {}, self.unbroken))
+    self.assertEqual(state_hash(self.unbroken, self.config), before)
+
+  def test_it_leaves_what_a_workdir_holds(self):
+    self.assertTrue(self.finished)
+    for name in (
+      workdir_lib.RUN,
+      workdir_lib.TOKENIZER,
+      workdir_lib.METRICS,
+      workdir_lib.SUMMARY,
+      workdir_lib.REPORT,
+    ):
+      self.assertTrue((self.unbroken / name).is_file(), msg=name)
+    self.assertNotEmpty(list((self.unbroken / 'tensorboard').iterdir()))
+    self.assertNotEmpty(list((self.unbroken / 'samples').iterdir()))
+    summary = json.loads((self.unbroken / workdir_lib.SUMMARY).read_text())
+    self.assertGreater(summary['tokens_per_second'], 0)
+    self.assertIsNone(summary['dollars'])
+
+  def test_it_learns(self):
+    losses = [row['loss'] for row in self.rows(self.unbroken, 'train')]
+    self.assertLess(losses[-1], losses[0])
+    heldout = self.rows(self.unbroken, 'eval')
+    self.assertLess(
+      heldout[-1]['heldout_bits_per_byte'], heldout[0]['heldout_bits_per_byte']
+    )
+
+  def test_other_data_is_refused(self):
+    workdir = self.new_workdir()
+    launch.start(self.config, {}, workdir, Stopper(2))
+    other = runs.write_corpus(self.new_workdir() / 'corpus', documents=30)
+    config = runs.small_config(other)
+    with self.assertRaisesRegex(StorageError, 'trained on other data'):
+      launch.start(config, {}, workdir)
+
+  def test_a_loss_that_is_no_number_stops_before_anything_is_saved(self):
+    workdir = self.new_workdir()
+    config = dataclasses.replace(
+      self.config,
+      optim=dataclasses.replace(
+        self.config.optim, learning_rate=1e30, warmup_steps=0
+      ),
+    )
+    with self.assertRaisesRegex(loop.NonFiniteError, 'loss is'):
+      launch.start(config, {}, workdir)
+    self.assertIsNone(checkpoint.newest(workdir / workdir_lib.CHECKPOINTS))
+
+  def test_init_from_takes_weights_and_a_fresh_optimizer(self):
+    workdir = self.new_workdir()
+    config = dataclasses.replace(
+      self.config,
+      train=dataclasses.replace(
+        self.config.train, init_from=str(self.unbroken)
+      ),
+    )
+    launch.start(config, {}, workdir, Stopper(1))
+    opened = open_checkpoint(str(workdir))
+    self.assertEqual(opened.step, 1)
+    first = self.rows(workdir, 'train')[0]['loss']
+    self.assertLess(first, self.rows(self.unbroken, 'train')[0]['loss'])
+    run = workdir_lib.read_run(workdir)
+    self.assertEqual(run['started_from'], str(self.unbroken))
+
+  def test_stopping_before_the_first_step_is_no_error(self):
+    workdir = self.new_workdir()
+    self.assertFalse(launch.start(self.config, {}, workdir, lambda: True))
+
+
+if __name__ == '__main__':
+  absltest.main()
