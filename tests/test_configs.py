@@ -24,14 +24,18 @@ def load(name: str, arg: str = '') -> Config:
   return from_config_dict(module['get_config'](arg))
 
 
+def size(tree) -> int:
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
 def random_batch(config: Config, seed: int) -> Batch:
-  size = (config.data.batch_size, config.data.sequence_length + 1)
+  shape = (config.data.batch_size, config.data.sequence_length + 1)
   rows = np.random.default_rng(seed).integers(
-    0, config.model.vocab_size, size, dtype=np.int32
+    0, config.model.vocab_size, shape, dtype=np.int32
   )
   ones = np.ones_like(rows[:, 1:])
   positions = np.broadcast_to(
-    np.arange(size[1] - 1, dtype=np.int32), ones.shape
+    np.arange(shape[1] - 1, dtype=np.int32), ones.shape
   )
   return Batch(rows[:, :-1], rows[:, 1:], positions, ones, ones)
 
@@ -50,7 +54,6 @@ class ConfigsTest(parameterized.TestCase):
     weights = abstract_weights(config.model)
     main = {k: v for k, v in weights['params'].items() if 'mtp' not in k}
     counts = count_parameters(config.model)
-    size = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     bias = weights['router_bias']
     self.assertEqual(size(main) + size(bias.get('layers', [])), counts.total)
     total = size(weights['params']) + size(bias)

@@ -73,6 +73,7 @@ ROPE_SCALINGS = ('none', 'yarn', 'llama3')
 ROPE_LAYOUTS = ('interleaved', 'half')
 GROUPED_MATMULS = ('blocked', 'dense', 'ragged')
 REMAT_POLICIES = ('none', 'full')
+MESH_AXES = ('data',)
 PRECISIONS = ('float32', 'bfloat16')
 
 
@@ -314,6 +315,33 @@ class ParallelConfig:
   """How the computation is spread over devices."""
 
   mesh: str = _key('data:1', "mesh axes and sizes, e.g. 'data:4'")
+
+  def __post_init__(self):
+    parse_mesh(self.mesh)
+
+
+def parse_mesh(description: str) -> dict[str, int]:
+  """Reads 'data:4' into {'data': 4}.
+
+  Raises:
+    ConfigError: an axis is unknown or given twice, or a size is no number.
+  """
+  sizes = {}
+  for part in description.split(','):
+    axis, _, size = part.partition(':')
+    _require(
+      axis in MESH_AXES,
+      f'parallel.mesh={description!r}: unknown axis {axis!r}, known: '
+      + ', '.join(MESH_AXES)
+      + did_you_mean(axis, MESH_AXES),
+    )
+    _require(
+      axis not in sizes and size.isdigit() and int(size) > 0,
+      f'parallel.mesh={description!r}: write each axis once as name:size, '
+      "e.g. 'data:4'",
+    )
+    sizes[axis] = int(size)
+  return sizes
 
 
 @dataclasses.dataclass(frozen=True)

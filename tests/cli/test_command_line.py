@@ -37,7 +37,7 @@ class RefusalTest(parameterized.TestCase):
     cls.root = root
 
   def refused(self, *args: str, code: int = 2) -> str:
-    run = runs.seekax(*args)
+    run = runs.seekax(*args, cwd=self.root)
     self.assertEqual(run.returncode, code, msg=run.stderr)
     self.assertEqual(run.stdout, '')
     lines = run.stderr.strip().splitlines()

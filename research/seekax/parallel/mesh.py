@@ -6,33 +6,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from seekax.config import ConfigError, did_you_mean
-
-AXES = ('data',)
-
-
-def parse_mesh(description: str) -> dict[str, int]:
-  """Reads 'data:4' into {'data': 4}.
-
-  Raises:
-    ConfigError: an axis is unknown or given twice, or a size is no number.
-  """
-  sizes = {}
-  for part in description.split(','):
-    axis, _, size = part.partition(':')
-    if axis not in AXES:
-      raise ConfigError(
-        f'parallel.mesh={description!r}: unknown axis {axis!r}, known: '
-        + ', '.join(AXES)
-        + did_you_mean(axis, AXES)
-      )
-    if axis in sizes or not size.isdigit() or int(size) < 1:
-      raise ConfigError(
-        f'parallel.mesh={description!r}: write each axis once as name:size, '
-        "e.g. 'data:4'"
-      )
-    sizes[axis] = int(size)
-  return sizes
+from seekax.config import ConfigError, parse_mesh
 
 
 def make_mesh(description: str) -> Mesh:

@@ -73,7 +73,7 @@ class MetricsWriter:
     self._file.write(json.dumps(_finite(row)) + '\n')
     self._file.flush()
     for name, value in values.items():
-      if isinstance(value, (int, float)):
+      if isinstance(value, (int, float)) and math.isfinite(value):
         self._board.add_scalar(f'{kind}/{name}', value, step)
       elif name in _LISTS:
         for layer, number in enumerate(value):
