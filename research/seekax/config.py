@@ -198,6 +198,21 @@ class ModelConfig:
       f'model.rope_head_dim={self.rope_head_dim} is odd; rotary dimensions '
       'turn in pairs, make it even',
     )
+    _require(
+      self.rope_theta > 1, f'model.rope_theta={self.rope_theta} must be above 1'
+    )
+    _require(
+      self.rope_scaling != 'yarn'
+      or self.yarn_beta_fast >= self.yarn_beta_slow > 0,
+      f'model.yarn_beta_fast={self.yarn_beta_fast} must not be below '
+      f'model.yarn_beta_slow={self.yarn_beta_slow}, and both above 0',
+    )
+    _require(
+      self.rope_scaling != 'llama3'
+      or self.llama3_high_freq_factor > self.llama3_low_freq_factor,
+      f'model.llama3_high_freq_factor={self.llama3_high_freq_factor} must be '
+      f'above model.llama3_low_freq_factor={self.llama3_low_freq_factor}',
+    )
     if self.attention == 'mla':
       _check_positive('model', self, ('kv_latent_dim', 'nope_head_dim'))
     if self.attention == 'gqa':
@@ -336,7 +351,7 @@ def parse_mesh(description: str) -> dict[str, int]:
       + did_you_mean(axis, MESH_AXES),
     )
     _require(
-      axis not in sizes and size.isdigit() and int(size) > 0,
+      axis not in sizes and size.isdecimal() and int(size) > 0,
       f'parallel.mesh={description!r}: write each axis once as name:size, '
       "e.g. 'data:4'",
     )

@@ -28,7 +28,9 @@ def sample(
   sorted_BV = jnp.take_along_axis(scaled_BV, order_BV, axis=-1)
   probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
   before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
-  kept_BV = jnp.where(before_BV < top_p, sorted_BV, -jnp.inf)
+  # A float32 cumsum reaches 1 before the tail of a large vocabulary.
+  kept = (before_BV < top_p) | (top_p >= 1)
+  kept_BV = jnp.where(kept, sorted_BV, -jnp.inf)
   choice_B = jax.random.categorical(key, kept_BV, axis=-1)
   drawn_B = jnp.take_along_axis(order_BV, choice_B[:, None], axis=-1)[:, 0]
   return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)

@@ -177,7 +177,7 @@ class Transformer(nn.Module):
     Returns:
       Hidden states, expert load and cache entries.
     """
-    x_BLD = self.embedding(tokens_BL)
+    x_BLD = self._embed(tokens_BL)
     x_BLD = constrain(x_BLD, 'batch', 'length', 'embed')
     cache, load = {}, None
     if self.config.num_plain_layers:
@@ -208,7 +208,7 @@ class Transformer(nn.Module):
     Returns:
       (hidden state after the final norm [B, D], the cache with the token).
     """
-    x_BD, new = self.embedding(tokens_B), {}
+    x_BD, new = self._embed(tokens_B), {}
     if self.config.num_plain_layers:
       x_BD, new['dense'] = self.dense_layers.decode(
         x_BD, None, cache['dense'], lengths_B
@@ -235,6 +235,7 @@ class Transformer(nn.Module):
       next_tokens_BL: token i + 1 at position i. Depth k reads token i + k; the
         last k - 1 positions, which have none, read token 0 and are the
         caller's to mask. Attention is causal: no other position sees them.
+        They count in the module's expert load.
       positions_BL: rotary positions.
       segments_BL: document numbers, or None.
       router_bias: as for the trunk.
@@ -248,7 +249,7 @@ class Transformer(nn.Module):
       return outputs, None
     bias_JE = self._bias(router_bias, MTP)
     for k, module in enumerate(self.mtp):
-      embedded_BLD = self.embedding(shift_left(next_tokens_BL, k))
+      embedded_BLD = self._embed(shift_left(next_tokens_BL, k))
       bias_E = None if bias_JE is None else bias_JE[k]
       hidden_BLD, load = module(
         hidden_BLD, embedded_BLD, bias_E, positions_BL, segments_BL
@@ -276,6 +277,10 @@ class Transformer(nn.Module):
     trunk = self(tokens_BL, positions_BL, None, {})
     self.predict_further(trunk.hidden_BLD, tokens_BL, positions_BL, None, {})
     return self.logits(trunk.hidden_BLD)
+
+  def _embed(self, tokens):
+    """The table stays float32; the residual stream has the compute dtype."""
+    return self.embedding(tokens).astype(self.head.dtype)
 
   def _bias(self, router_bias, key):
     """The stored bias; zeros where the router has none."""

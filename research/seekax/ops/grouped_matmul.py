@@ -10,7 +10,8 @@ Backends, all exact and dropless for every pattern of group sizes:
   loads are near balance that is all. What is left over follows in groups of
   E/4 blocks, with their experts' weights gathered, until nothing is left.
   Memory is that of one group; the gradient goes group by group too, from the
-  inputs alone.
+  inputs alone. With fewer slots than experts (decoding) the chosen experts'
+  weights are gathered instead, so that the others are never read.
 * `ragged`: `jax.lax.ragged_dot`, which lowers to every row times every expert
   on CPU.
 * `dense`: every row times every expert, plainly. A reference for tests.
@@ -110,7 +111,7 @@ def grouped_swiglu(
   Args:
     x_TD: tokens.
     gates_TA: float32 routing weight of each choice.
-    experts_TA: chosen experts.
+    experts_TA: chosen experts; with `blocked`, id E is nobody and gives 0.
     gate_EDF: matrices of the gated branch (W1).
     up_EDF: matrices of the linear branch (W3).
     down_EFD: output matrices (W2).
@@ -120,6 +121,8 @@ def grouped_swiglu(
     [T, D] in x's dtype.
   """
   weights = {'gate': gate_EDF, 'up': up_EDF, 'down': down_EFD}
+  if backend == 'blocked' and experts_TA.size <= gate_EDF.shape[0]:
+    return _each_slot(_swiglu, x_TD, gates_TA, experts_TA, weights)
   if backend == 'blocked':
     return _blocked(_swiglu, x_TD, gates_TA, experts_TA, weights)
   slots = sort_slots(experts_TA, gate_EDF.shape[0])
@@ -127,7 +130,8 @@ def grouped_swiglu(
     grouped_matmul, sizes_E=slots.sizes_E, backend=backend
   )
   rows_SD = x_TD[slots.order_S // experts_TA.shape[1]]
-  hidden_SF = jax.nn.silu(product(rows_SD, gate_EDF)) * product(rows_SD, up_EDF)
+  hidden_SF = jax.nn.silu(_float32(product(rows_SD, gate_EDF)))
+  hidden_SF *= _float32(product(rows_SD, up_EDF))
   scale_S = gates_TA.reshape(-1)[slots.order_S]
   hidden_SF = (hidden_SF * scale_S[:, None]).astype(x_TD.dtype)
   out_SD = product(hidden_SF, down_EFD)
@@ -144,10 +148,20 @@ def _swiglu(x_ECD, scale_EC, weights):
   """The gate multiplies before W2: the same sum, and its gradient is cheap."""
   gate_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, weights['gate'])
   up_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, weights['up'])
-  hidden_ECF = jax.nn.silu(gate_ECF) * up_ECF * scale_EC[..., None]
+  hidden_ECF = jax.nn.silu(_float32(gate_ECF)) * _float32(up_ECF)
+  hidden_ECF *= scale_EC[..., None]
   return jnp.einsum(
     'ECF,EFD->ECD', hidden_ECF.astype(x_ECD.dtype), weights['down']
   )
+
+
+def _each_slot(fn, x_TD, scale_TA, experts_TA, weights):
+  """Decoding: with fewer slots than experts, only the chosen are read."""
+  experts_S = experts_TA.reshape(-1)
+  own_weights = jax.tree.map(lambda w: _rows(w, experts_S), weights)
+  x_S1D = jnp.repeat(x_TD, experts_TA.shape[1], axis=0)[:, None]
+  y_S1F = fn(x_S1D, scale_TA.reshape(-1, 1), own_weights)
+  return y_S1F.reshape(*experts_TA.shape, -1).sum(axis=1)
 
 
 # --- The blocks. --------------------------------------------------------------
@@ -221,15 +235,21 @@ def _run_backward(fn, inputs, dy_TF):
       total[0] + dx_TD,
       total[1] + dscale_TA,
       jax.tree.map(
-        lambda sum_, part: sum_.at[group.experts_G].add(part, mode='drop'),
+        lambda sum_, part: sum_.at[group.experts_G].add(
+          part.astype(jnp.float32), mode='drop'
+        ),
         total[2],
         dweights,
       ),
     )
 
-  dx_TD, dscale_TA, dweights = _over_groups(
-    blocks, lambda group: backward(group, weights), rest
-  )
+  def first(group):
+    dx_TD, dscale_TA, dweights = backward(group, weights)
+    # Sums over many blocks are float32, whatever the weights are.
+    return dx_TD, dscale_TA, jax.tree.map(_float32, dweights)
+
+  dx_TD, dscale_TA, dweights = _over_groups(blocks, first, rest)
+  dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, weights)
   return dx_TD, dscale_TA, None, dweights
 
 
@@ -343,6 +363,10 @@ def _to_tokens(blocks: _Blocks, group: _Group, y_GCF):
   place_TA = group.place_TA * rows + blocks.slots.rank_TA % rows
   place_TA = jnp.where(group.inside_TA, place_TA, num_blocks * rows)
   return _rows(y_GCF.reshape(num_blocks * rows, -1), place_TA)
+
+
+def _float32(x):
+  return x.astype(jnp.float32)
 
 
 def _rows(x, index):

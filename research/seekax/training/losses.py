@@ -77,7 +77,9 @@ def loss_sums(
 
   where the MTP sums too are divided by the number of main targets
   (DeepSeek-V3, equation 24), and the balance loss is the mean over sequences,
-  summed over layers and MTP modules.
+  summed over layers and MTP modules. (With isolated documents, whose ends are
+  no targets, that mean is weighted by positions over targets, slightly above
+  1: the divisor is one for the whole objective, whatever the micro-batches.)
 
   Args:
     params: float32 masters.

@@ -1,0 +1,178 @@
+"""Laws of the training step."""
+
+import dataclasses
+from unittest import mock
+
+from absl.testing import absltest
+import jax
+import numpy as np
+from reference import cases
+from reference import training as oracle
+
+from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
+from seekax.training import balance, step
+from seekax.training.optimizer import make_optimizer
+from seekax.training.state import TrainState
+
+# One expert layer and one MTP module on plain attention: quick to compile.
+_MODEL = dataclasses.replace(
+  cases.V3_ONE_MTP,
+  num_layers=1,
+  num_dense_layers=0,
+  attention='mqa',
+  num_shared_experts=0,
+  rope_scaling='none',
+)
+_CONFIG = Config(
+  model=_MODEL,
+  data=DataConfig(
+    sequence_length=cases.LENGTH, batch_size=8, isolate_documents=True
+  ),
+  optim=OptimConfig(learning_rate=1e-2, warmup_steps=2),
+  train=TrainConfig(
+    steps=10,
+    precision='float32',
+    balance_weight=0.05,
+    bias_update_rate=0.01,
+    micro_batches=4,
+  ),
+)
+
+
+# The step's own functions, compiled for the tests.
+_plain = step.accumulate.__wrapped__
+_add = cases.jit(_plain, static_argnums=0)
+_apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
+
+
+def _accumulate(config, state, batch, so_far=None):
+  """Starts from zeros instead of None, which would be compiled apart."""
+  if so_far is None:
+    shapes = jax.eval_shape(lambda: _plain(config, state, batch))
+    so_far = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  return _add(config, state, batch, so_far)
+
+
+def _state() -> TrainState:
+  params, bias = cases.weights(_MODEL, 1)
+  return TrainState(
+    step=np.int32(0),
+    params=params,
+    router_bias=bias,
+    opt_state=make_optimizer(_CONFIG).init(params),
+  )
+
+
+class StepTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.batch = cases.batch(_MODEL, True, batch_size=8)
+    state, cls.parts = _state(), None
+    cls.before = jax.device_get(state)
+    cls.whole = jax.device_get(_accumulate(_CONFIG, state, cls.batch))
+    for part in range(4):
+      micro = step.micro_batch(cls.batch, part, 4)
+      cls.parts = _accumulate(_CONFIG, state, micro, cls.parts)
+    cls.parts = jax.device_get(cls.parts)
+    with (
+      mock.patch.object(step, 'accumulate', _accumulate),
+      mock.patch.object(step, 'apply', _apply),
+    ):
+      cls.after, cls.metrics = jax.device_get(
+        step.train_step(_CONFIG, state, cls.batch)
+      )
+
+  def test_four_micro_batches_equal_one_batch(self):
+    pairs = zip(
+      jax.tree_util.tree_leaves_with_path(self.parts.gradients),
+      jax.tree.leaves(self.whole.gradients),
+      strict=True,
+    )
+    for (path, part), whole in pairs:
+      distance = np.linalg.norm(part - whole) / np.linalg.norm(whole)
+      self.assertLess(distance, 1e-5, jax.tree_util.keystr(path))
+    for key, load in self.whole.sums.load.items():
+      self.assertEqual(load.dtype, np.int32)
+      np.testing.assert_array_equal(self.parts.sums.load[key], load)
+    for name in ('main', 'mtp', 'balance', 'tokens', 'sequences'):
+      difference = cases.difference(
+        getattr(self.parts.sums, name), getattr(self.whole.sums, name)
+      )
+      self.assertLess(difference, 1e-6, name)
+
+  def test_parts_hold_unequal_numbers_of_targets(self):
+    """Else a mean of means would pass the law above."""
+    same = self.batch.segments_BL == self.batch.target_segments_BL
+    counts = [same[part::4].sum() for part in range(4)]
+    self.assertGreater(len(set(counts)), 1)
+
+  def test_update_is_adamw_on_the_mean_gradient(self):
+    named = {
+      jax.tree_util.keystr(path): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(self.before.params)
+    }
+    expected = oracle.AdamW(named, _CONFIG.optim, _CONFIG.train.steps)
+    tokens = float(self.parts.sums.tokens)
+    gradients = {
+      jax.tree_util.keystr(path): np.asarray(leaf, np.float64) / tokens
+      for path, leaf in jax.tree_util.tree_leaves_with_path(
+        self.parts.gradients
+      )
+    }
+    decayed = {name for name in named if "'scale'" not in name}
+    norm = expected.step(gradients, decayed)
+    self.assertAlmostEqual(self.metrics.gradient_norm / norm, 1, delta=1e-5)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self.after.params):
+      name = jax.tree_util.keystr(path)
+      self.assertLess(cases.difference(leaf, expected.params[name]), 1e-5, name)
+
+  def test_bias_moves_by_the_whole_batch_and_by_nothing_else(self):
+    for key, bias in self.before.router_bias.items():
+      expected = oracle.moved_bias(bias, self.whole.sums.load[key], 0.01)
+      np.testing.assert_allclose(
+        self.after.router_bias[key], expected, atol=1e-7
+      )
+      self.assertEqual(self.after.router_bias[key].dtype, np.float32)
+
+  def test_metrics_are_per_token(self):
+    sums, metrics = self.whole.sums, self.metrics
+    self.assertAlmostEqual(metrics.loss, sums.main / sums.tokens, delta=1e-5)
+    self.assertAlmostEqual(
+      metrics.mtp_loss, sums.mtp[0] / sums.tokens, delta=1e-5
+    )
+    # 8 sequences, 2 routers.
+    self.assertAlmostEqual(metrics.balance_loss, sums.balance / 16, delta=1e-5)
+    self.assertAlmostEqual(metrics.learning_rate, 5e-3, delta=1e-8)
+    for key, load in sums.load.items():
+      np.testing.assert_array_equal(metrics.load[key], load)
+      np.testing.assert_allclose(
+        metrics.max_violation[key], balance.max_violation(load), rtol=1e-6
+      )
+
+  def test_step_counts_and_state_keeps_its_form(self):
+    self.assertEqual(int(self.after.step), 1)
+
+    def form(state):
+      return jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), state)
+
+    self.assertEqual(form(self.after), form(self.before))
+
+
+class DonationTest(absltest.TestCase):
+  def test_state_and_sums_are_donated(self):
+    """A step needs no room for a second state or a second gradient."""
+    batch = cases.batch(_MODEL, True)
+    state = jax.eval_shape(_state)
+    so_far = jax.eval_shape(lambda s: step.accumulate(_CONFIG, s, batch), state)
+    (_, batch_info, sums_info), _ = step.accumulate.lower(
+      _CONFIG, state, batch, so_far
+    ).args_info
+    self.assertTrue(all(x.donated for x in jax.tree.leaves(sums_info)))
+    self.assertFalse(any(x.donated for x in jax.tree.leaves(batch_info)))
+    (state_info, _), _ = step.apply.lower(_CONFIG, state, so_far).args_info
+    self.assertTrue(all(x.donated for x in jax.tree.leaves(state_info)))
+
+
+if __name__ == '__main__':
+  absltest.main()
