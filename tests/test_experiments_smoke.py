@@ -29,13 +29,13 @@ _SCRIPTS = [
 
 
 def _digests() -> dict[str, str]:
-  """SHA-256 of every file below experiments/ that is no bytecode."""
+  """SHA-256 of every file below experiments/ that is no code."""
   return {
     path.relative_to(_ROOT).as_posix(): hashlib.sha256(
       path.read_bytes()
     ).hexdigest()
     for path in sorted(_FOLDER.rglob('*'))
-    if path.is_file() and '__pycache__' not in path.parts
+    if path.is_file() and path.suffix not in ('.py', '.pyc')
   }
 
 

@@ -85,7 +85,7 @@ class ModelConfig:
   embed_dim: int = _key(7168, 'width of the residual stream (d)')
   num_layers: int = _key(61, 'transformer layers, MTP modules not counted (L)')
   num_dense_layers: int = _key(3, 'first layers with a dense FFN')
-  context_length: int = _key(163840, 'longest sequence the model accepts')
+  context_length: int = _key(163840, 'longest sequence; windows of score')
 
   attention: str = _key('mla', 'kind of attention: mla, gqa, mha, mqa')
   num_heads: int = _key(128, 'query heads (n_h)')

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_flags, ConfigDict
 
 from seekax.config import (
   Config,
@@ -67,35 +67,34 @@ def require(values: flags.FlagValues, *names: str) -> None:
 def define_config(
   values: flags.FlagValues, argv: Sequence[str]
 ) -> tuple[list[str], bool]:
-  """Defines --config and checks its overrides before absl reads them.
+  """Defines --config and its overrides, checked before absl reads them.
 
   Args:
     values: the command's own flags.
     argv: what follows the command's name.
 
   Returns:
-    (argv with a preset's name replaced by its file, whether there is a config).
+    (argv without --config itself, whether there is a config).
 
   Raises:
     ConfigError: the config or a key isn't there; the nearest is offered.
   """
   argv = _joined(argv)
-  argv = [
-    f'--config={_resolve(word.partition("=")[2])}'
-    if re.match(r'--?config=', word)
-    else word
-    for word in argv
-  ]
-  given = any(word.startswith('--config=') for word in argv)
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'a preset, or a config file: configs/<file>.py[:variant]',
-    flag_values=values,
-    sys_argv=['seekax', *argv],
-  )
-  _check_keys(argv, given)
-  return argv, given
+  named = [word for word in argv if re.match(r'--?config=', word)]
+  argv = [word for word in argv if word not in named]
+  _check_keys(argv, bool(named))
+  text = 'a preset, or a config file: configs/<file>.py[:variant]'
+  if named:
+    config_flags.DEFINE_config_dict(
+      'config',
+      load_config(named[-1].partition('=')[2]),
+      text,
+      flag_values=values,
+      sys_argv=['seekax', *argv],
+    )
+  else:
+    flags.DEFINE_string('config', '', text, flag_values=values)
+  return argv, bool(named)
 
 
 def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
@@ -126,18 +125,25 @@ def find_config(name: str) -> pathlib.Path:
   )
 
 
-def _resolve(value: str) -> str:
-  name, colon, arg = value.partition(':')
+def load_config(value: str) -> ConfigDict:
+  """Runs a config file's get_config.
+
+  Args:
+    value: a preset or a file, with `:variant` or without.
+
+  Raises:
+    ConfigError: there is none, or it fails.
+  """
+  name, _, arg = value.partition(':')
   path = find_config(name)
   try:
-    runpy.run_path(str(path))['get_config'](arg)
+    return runpy.run_path(str(path))['get_config'](arg)
   except ConfigError as error:
     raise ConfigError(f'--config={value}: {error}') from error
   except Exception as error:  # A config file is the user's code.
     raise ConfigError(
       f'--config={value}: {path} failed with {type(error).__name__}: {error}'
     ) from error
-  return f'{path}{colon}{arg}'
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
