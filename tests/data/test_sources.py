@@ -60,7 +60,8 @@ class ReadTest(SourcesTestCase):
     )
     self.assertSequenceEqual(list(documents), sorted(documents))
 
-  def test_hidden_and_empty_files_are_left_out(self):
+  def test_hidden_empty_and_compiled_files_are_left_out(self):
+    self.write('__pycache__/a.pyc', b'\xff')
     self.write('a.txt', 'a')
     self.write('empty.txt', '')
     self.write('.hidden', b'\xff')

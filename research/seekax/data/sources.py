@@ -13,10 +13,12 @@ from seekax.config import InputError
 
 STDLIB_LICENCE = 'PSF-2.0 (Python Software Foundation License)'
 
+# What Python leaves beside any source that was run.
+_SKIPPED = frozenset(('__pycache__',))
 # Tests, other people's packages, and tables that are hardly text.
-_STDLIB_SKIPPED = frozenset(
+_STDLIB_SKIPPED = _SKIPPED.union(
   ('site-packages', 'dist-packages', 'test', 'idlelib', 'lib2to3')
-  + ('pydoc_data', 'encodings', '__pycache__')
+  + ('pydoc_data', 'encodings')
 )
 
 
@@ -150,7 +152,7 @@ def _read_stdlib() -> list[Document]:
 
 
 def _walk(
-  root: pathlib.Path, skipped: frozenset[str] = frozenset()
+  root: pathlib.Path, skipped: frozenset[str] = _SKIPPED
 ) -> Iterator[pathlib.Path]:
   """Yields the files below a folder: none hidden, none in a skipped folder."""
 

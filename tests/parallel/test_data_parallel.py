@@ -1,0 +1,58 @@
+"""The same run on one device and on four virtual ones."""
+
+import json
+import os
+import pathlib
+
+from absl.testing import absltest
+import numpy as np
+import pytest
+import runs
+
+
+class DataParallelTest(absltest.TestCase):
+  @pytest.mark.slow
+  def test_four_devices_train_like_one(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    source = runs.write_corpus(root / 'corpus')
+    flags = '--xla_force_host_platform_device_count=4'
+    losses = {}
+    for mesh in ('data:1', 'data:4'):
+      workdir = root / mesh.replace(':', '')
+      run = runs.seekax(
+        'train',
+        '--config=tiny',
+        f'--workdir={workdir}',
+        f'--config.data.source={source}',
+        '--config.data.heldout_fraction=0.2',
+        f'--config.parallel.mesh={mesh}',
+        '--config.train.steps=3',
+        env={**os.environ, 'XLA_FLAGS': flags},
+      )
+      self.assertEqual(run.returncode, 0, msg=run.stderr)
+      rows = map(
+        json.loads, (workdir / 'metrics.jsonl').read_text().split('\n')[:-1]
+      )
+      losses[mesh] = [row['loss'] for row in rows if row['kind'] == 'train']
+    self.assertLen(losses['data:4'], 3)
+    # Adam makes more of the last bits of a gradient at every step.
+    np.testing.assert_allclose(
+      losses['data:4'][0], losses['data:1'][0], rtol=1e-6
+    )
+    np.testing.assert_allclose(losses['data:4'], losses['data:1'], rtol=1e-3)
+
+  def test_more_devices_than_there_are_is_refused(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    run = runs.seekax(
+      'train',
+      '--config=tiny',
+      f'--workdir={root / "run"}',
+      '--config.parallel.mesh=data:64',
+    )
+    self.assertEqual(run.returncode, 2)
+    self.assertIn('wants 64 devices, this machine has', run.stderr)
+    self.assertNotIn('Traceback', run.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()
