@@ -10,7 +10,7 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.open import open_checkpoint
-from seekax.training import launch, loop
+from seekax.training import journal, launch
 from seekax.training.state import abstract_state, to_parts
 
 
@@ -77,6 +77,9 @@ class LoopTest(absltest.TestCase):
     )
     steps = [row['step'] for row in self.rows(workdir, 'train')]
     self.assertEqual(steps, list(range(1, 9)))
+    for ours in (workdir / workdir_lib.SAMPLES).iterdir():
+      theirs = self.unbroken / workdir_lib.SAMPLES / ours.name
+      self.assertEqual(ours.read_text(), theirs.read_text())
 
   def test_a_finished_run_stays_as_it_is(self):
     before = state_hash(self.unbroken, self.config)
@@ -123,7 +126,7 @@ class LoopTest(absltest.TestCase):
         self.config.optim, learning_rate=1e30, warmup_steps=0
       ),
     )
-    with self.assertRaisesRegex(loop.NonFiniteError, 'loss is'):
+    with self.assertRaisesRegex(journal.NonFiniteError, 'loss is'):
       launch.start(config, {}, workdir)
     self.assertIsNone(checkpoint.newest(workdir / workdir_lib.CHECKPOINTS))
 

@@ -65,13 +65,13 @@ def run(argv: Sequence[str]) -> int:
 def _train(config: Config, overrides: dict[str, Any], workdir) -> int:
   _keep_memory()
   # Only now: everything above answers in a fraction of a second.
-  from seekax.training import launch, loop
+  from seekax.training import journal, launch
 
   stop = _Stop()
   command = f'seekax train --workdir={shlex.quote(str(workdir))}'
   try:
     finished = launch.start(config, overrides, workdir, stop.requested)
-  except loop.NonFiniteError as error:
+  except journal.NonFiniteError as error:
     print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
     return NOT_FINITE
   if not finished:

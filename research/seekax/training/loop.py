@@ -2,28 +2,21 @@
 
 from collections.abc import Callable
 import dataclasses
-import math
 import pathlib
-import time
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from seekax.config import Config
-from seekax.inference import engine
-from seekax.model.parameters import cast_params
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
-from seekax.planning import flops, hardware, price
 from seekax.storage import checkpoint
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
-from seekax.training import evaluate, report
+from seekax.training import report
 from seekax.training.corpus import Corpus
-from seekax.training.metrics import MetricsWriter, peak_memory_bytes
+from seekax.training.journal import Journal, Progress
+from seekax.training.metrics import MetricsWriter
 from seekax.training.state import (
   abstract_state,
   from_parts,
@@ -31,28 +24,7 @@ from seekax.training.state import (
   to_parts,
   TrainState,
 )
-from seekax.training.step import Metrics, train_step
-
-
-class NonFiniteError(RuntimeError):
-  """The loss or the gradient is no number any more."""
-
-
-@dataclasses.dataclass
-class Progress:
-  """What a checkpoint keeps beside the state; JSON.
-
-  Attributes:
-    data: position of the batches, after the last one trained on.
-    fingerprint: of the data.
-    train_seconds: summed over resumes; no compilation, evaluation or saving.
-    compile_seconds: of the last start.
-  """
-
-  data: dict[str, Any]
-  fingerprint: str
-  train_seconds: float = 0.0
-  compile_seconds: float = 0.0
+from seekax.training.step import train_step
 
 
 def train(
@@ -81,7 +53,7 @@ def train(
     state, progress = _restore_or_start(config, workdir, corpus, mesh)
     step, start = int(state.step), int(state.step)
     writer = MetricsWriter(workdir, step, config.train.steps)
-    log = _Log(config, corpus, writer, progress)
+    journal = Journal(config, corpus, writer, progress)
     pending = None
     try:
       while step < config.train.steps and not should_stop():
@@ -92,7 +64,7 @@ def train(
         step += 1
         # A step's metrics are fetched while the next one runs.
         if pending is not None:
-          log.step(step - 1, pending, first=step - 1 == start + 1)
+          journal.step(step - 1, pending, first=step - 1 == start + 1)
         pending = metrics
         last = step == config.train.steps
         evaluating = last or step % config.eval.every == 0
@@ -100,17 +72,17 @@ def train(
         saving = last or step % config.train.checkpoint_every == 0
         if not (evaluating or sampling or saving):
           continue
-        log.step(step, pending, first=step == start + 1)
+        journal.step(step, pending, first=step == start + 1)
         pending = None
         if evaluating:
-          log.evaluate(step, state, last)
+          journal.evaluate(step, state, last)
         if sampling:
-          log.sample(step, state)
+          journal.sample(step, state)
         if saving:
           _save(config, workdir, state, corpus, progress)
-        log.restart_clock()
+        journal.restart_clock()
       if pending is not None:
-        log.step(step, pending, first=step == start + 1)
+        journal.step(step, pending, first=step == start + 1)
       if step < config.train.steps and step > start:
         _save(config, workdir, state, corpus, progress)
     finally:
@@ -143,7 +115,7 @@ def _restore_or_start(
     corpus.batches.set_state(progress.data)
     return from_parts(parts), progress
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  state = jax.jit(lambda: init_state(config), out_shardings=shardings)()
+  state = jax.device_put(init_state(config), shardings)
   if config.train.init_from:
     opened = open_lib.open_checkpoint(config.train.init_from)
     if opened.config.model != config.model:
@@ -167,162 +139,3 @@ def _save(config, workdir, state, corpus, progress) -> None:
     return
   checkpoint.save(folder, step, to_parts(state), dataclasses.asdict(progress))
   checkpoint.clean(folder, config.train.keep_checkpoints)
-
-
-class _Log:
-  """Turns metrics of steps into rows, on a clock that skips the rest."""
-
-  def __init__(
-    self,
-    config: Config,
-    corpus: Corpus,
-    writer: MetricsWriter,
-    progress: Progress,
-  ):
-    self._config = config
-    self._corpus = corpus
-    self._writer = writer
-    self._progress = progress
-    self._durations: list[float] = []
-    self._clock = time.perf_counter()
-    device = jax.devices()[0]
-    self._peak_flops = hardware.peak_flops(device.device_kind)
-    self._num_devices = math.prod(
-      mesh_lib.parse_mesh(config.parallel.mesh).values()
-    )
-    self._flops_per_token = flops.training_flops_per_token(
-      config.model,
-      config.data.sequence_length,
-      with_mtp=config.model.mtp_depth > 0,
-    )
-
-  def restart_clock(self) -> None:
-    """Forgets the time since the last step: evaluation, samples, saving."""
-    self._clock = time.perf_counter()
-
-  def step(self, step: int, metrics: Metrics, first: bool) -> None:
-    """Waits for a step, times it, checks it and logs it if it is due."""
-    loss = float(metrics.loss)
-    norm = float(metrics.gradient_norm)
-    now = time.perf_counter()
-    seconds, self._clock = now - self._clock, now
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-      raise NonFiniteError(
-        f'step {step}: loss is {loss}, gradient norm {norm}; lower '
-        'optim.learning_rate or raise optim.warmup_steps'
-      )
-    if first:
-      # Compilation and one step; the step is taken off when one is timed.
-      self._progress.compile_seconds = seconds
-    else:
-      self._durations.append(seconds)
-      self._progress.train_seconds += seconds
-      if len(self._durations) == 1:
-        self._progress.compile_seconds -= seconds
-        self._progress.train_seconds += seconds
-    self._writer.advance(step)
-    config = self._config.train
-    if first:
-      self._write_load(step, metrics)
-    if first or step % config.log_every == 0 or step == config.steps:
-      self._write_train(step, metrics, loss, norm)
-
-  def _write_train(self, step, metrics, loss, norm) -> None:
-    config = self._config
-    recent = self._durations[-config.train.log_every :]
-    seconds = float(np.median(recent)) if recent else math.nan
-    batch_tokens = config.data.batch_size * config.data.sequence_length
-    rate = batch_tokens / seconds
-    utilization = flops.model_flops_utilization(
-      self._flops_per_token, rate / self._num_devices, self._peak_flops
-    )
-    corpus = self._corpus
-    tokens_per_byte = corpus.train_tokens / corpus.train_bytes
-    violation = {
-      key: np.asarray(value, np.float64).tolist()
-      for key, value in metrics.max_violation.items()
-    }
-    row = {
-      'tokens': step * batch_tokens,
-      'seconds': self._progress.train_seconds,
-      'compile_seconds': self._progress.compile_seconds,
-      'loss': loss,
-      'mtp_loss': float(metrics.mtp_loss),
-      'balance_loss': float(metrics.balance_loss),
-      'bits_per_byte': loss / math.log(2) * tokens_per_byte,
-      'gradient_norm': norm,
-      'learning_rate': float(metrics.learning_rate),
-      'tokens_per_second': rate,
-      'max_violation': violation.get('layers', []),
-      'max_violation_mtp': violation.get('mtp', []),
-      'peak_memory_bytes': peak_memory_bytes(),
-      'mfu': utilization or None,
-      'dollars': self._dollars(),
-    }
-    self._writer.write('train', step, **row)
-    left = config.train.steps - step
-    self._writer.show_train(step, row, eta=left * seconds if recent else 0)
-    if step == config.train.steps:
-      self._write_load(step, metrics)
-
-  def _dollars(self) -> float | None:
-    rate = self._config.train.price_per_device_hour
-    if not rate:
-      return None
-    hours = self._progress.train_seconds / 3600 * self._num_devices
-    return price.dollars(hours, rate)
-
-  def _write_load(self, step: int, metrics: Metrics) -> None:
-    load = {
-      key: np.asarray(value).tolist() for key, value in metrics.load.items()
-    }
-    if load:
-      self._writer.write('load', step, **load)
-
-  def evaluate(self, step: int, state: TrainState, last: bool) -> None:
-    """Bits per byte of held-out documents: all of them at the end."""
-    config, corpus = self._config, self._corpus
-    chosen = corpus.evaluated(0 if last else config.eval.max_bytes)
-    num_bytes = sum(corpus.heldout_bytes[i] for i in chosen)
-    totals = evaluate.log_likelihoods(
-      config.model,
-      cast_params(state.params, jnp.dtype(config.train.precision)),
-      state.router_bias,
-      [corpus.heldout[i] for i in chosen],
-      config.eval.batch_size,
-    )
-    bits = evaluate.bits_per_byte(sum(totals), num_bytes)
-    self._writer.write(
-      'eval',
-      step,
-      tokens=step * config.data.batch_size * config.data.sequence_length,
-      seconds=self._progress.train_seconds,
-      heldout_bits_per_byte=bits,
-      heldout_bytes=num_bytes,
-      heldout_documents=len(chosen),
-      peak_memory_bytes=peak_memory_bytes(),
-      dollars=self._dollars(),
-    )
-    self._writer.say(
-      f'held-out text, {len(chosen)} documents: {bits:.4f} bits/byte '
-      f'(all of it: gzip {corpus.compression.gzip:.4f}, '
-      f'xz {corpus.compression.xz:.4f})'
-    )
-
-  def sample(self, step: int, state: TrainState) -> None:
-    """Continues the fixed prompts."""
-    config, tokenizer = self._config, self._corpus.tokenizer
-    params = cast_params(state.params, jnp.dtype(config.train.precision))
-    for prompt in config.eval.prompts:
-      tokens = engine.generate(
-        config.model,
-        params,
-        state.router_bias,
-        np.append(tokenizer.bos_id, tokenizer.encode(prompt)),
-        config.eval.sample_tokens,
-        temperature=config.eval.sample_temperature,
-        seed=config.train.seed,
-        eos_id=tokenizer.eos_id,
-      )
-      text = tokenizer.decode(list(tokens))
-      self._writer.write('sample', step, prompt=prompt, text=text)

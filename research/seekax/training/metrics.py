@@ -41,6 +41,9 @@ class MetricsWriter:
 
   def __init__(self, workdir: pathlib.Path, step: int, total_steps: int):
     cut_back(workdir / workdir_lib.METRICS, step)
+    for path in (workdir / workdir_lib.SAMPLES).glob('*.txt'):
+      if int(path.stem) > step:
+        path.unlink()
     self._workdir = workdir
     self._file = open(workdir / workdir_lib.METRICS, 'a', encoding='utf-8')
     self._board = SummaryWriter(
