@@ -9,6 +9,7 @@ from reference import cases
 from reference import experts as oracle
 
 from seekax.config import GROUPED_MATMULS
+from seekax.ops import blocks
 from seekax.ops import grouped_matmul as ops
 
 _TOLERANCE = 1e-5
@@ -172,7 +173,7 @@ class GroupedSwigluTest(parameterized.TestCase):
     out = _swiglu(
       'blocked', x, np.ones((40, 1), np.float32), experts, *weights, down, x
     )[0]
-    self.assertGreater(40, 2 * ops.block_rows(40, 9))
+    self.assertGreater(40, 2 * blocks.block_rows(40, 9))
     expected = oracle.swiglu(
       x.astype(np.float64), weights[0][4], weights[1][4], down[4]
     )
@@ -197,7 +198,7 @@ class SlotsTest(absltest.TestCase):
   def test_every_slot_has_one_place_among_its_experts(self):
     rng = np.random.default_rng(7)
     experts = rng.integers(0, 7, (20, 3)).astype(np.int32)  # 6 is nobody
-    slots = cases.jit(ops.sort_slots, static_argnums=1)(experts, 6)
+    slots = cases.jit(blocks.sort_slots, static_argnums=1)(experts, 6)
     order = np.asarray(slots.order_S)
     self.assertCountEqual(order.tolist(), range(60))
     sizes = [(experts == e).sum() for e in range(6)]

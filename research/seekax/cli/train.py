@@ -44,13 +44,12 @@ def run(argv: Sequence[str]) -> int:
   )
   flags_lib.require(values, 'workdir')
   workdir = pathlib.Path(values.workdir)
-  known = (workdir / workdir_lib.RUN).is_file()
   overrides = {}
   if has_config:
     config, overrides = flags_lib.config_of(values)
-    if known:
+    if workdir_lib.has_checkpoint(workdir):
       _refuse_other_config(workdir, config)
-  elif known:
+  elif (workdir / workdir_lib.RUN).is_file():
     config = workdir_lib.read_config(workdir)
   else:
     raise InputError(

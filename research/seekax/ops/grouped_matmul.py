@@ -17,52 +17,12 @@ Backends, all exact and dropless for every pattern of group sizes:
 * `dense`: every row times every expert, plainly. A reference for tests.
 """
 
-from collections.abc import Callable
 import functools
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 
-# Rows of one expert in a block, as a multiple of the balanced load, and the
-# multiple they are rounded up to. Measured: 1.25 was the fastest of 1 to 2 on
-# a CPU once the router is balanced.
-BLOCK_SLACK = 1.25
-BLOCK_MULTIPLE = 8
-# Leftover blocks are computed in groups of E / LEFTOVER_SHARE.
-LEFTOVER_SHARE = 4
-
-
-@struct.dataclass
-class Slots:
-  """Where the rows of every expert are.
-
-  Attributes:
-    order_S: slots (token * A + choice) sorted by expert.
-    rank_TA: position of a slot among those of its expert.
-    sizes_E: rows per expert.
-    starts_E: first row of every expert in order_S.
-  """
-
-  order_S: jax.Array
-  rank_TA: jax.Array
-  sizes_E: jax.Array
-  starts_E: jax.Array
-
-
-def sort_slots(experts_TA: jax.Array, num_experts: int) -> Slots:
-  """Sorts slots by expert; a slot with expert id E belongs to nobody."""
-  experts_S = experts_TA.reshape(-1)
-  order_S = jnp.argsort(experts_S, stable=True).astype(jnp.int32)
-  sizes_E = jnp.bincount(experts_S, length=num_experts).astype(jnp.int32)
-  starts_E = jnp.cumsum(sizes_E) - sizes_E
-  count = experts_S.shape[0]
-  place_S = jnp.zeros(count, jnp.int32)
-  place_S = place_S.at[order_S].set(
-    jnp.arange(count, dtype=jnp.int32), unique_indices=True
-  )
-  rank_S = place_S - jnp.take(starts_E, experts_S, mode='clip')
-  return Slots(order_S, rank_S.reshape(experts_TA.shape), sizes_E, starts_E)
+from seekax.ops.blocks import blocked, each_slot, sort_slots
 
 
 def grouped_matmul(
@@ -92,7 +52,7 @@ def grouped_matmul(
     own_SE = jax.nn.one_hot(expert_S, sizes_E.shape[0], dtype=rows_SD.dtype)
     return jnp.einsum('SEF,SE->SF', all_SEF, own_SE)
   ones_S1 = jnp.ones((rows_SD.shape[0], 1), rows_SD.dtype)
-  return _blocked(
+  return blocked(
     _linear, rows_SD, ones_S1, expert_S[:, None], {'w': weights_EDF}
   )
 
@@ -122,9 +82,9 @@ def grouped_swiglu(
   """
   weights = {'gate': gate_EDF, 'up': up_EDF, 'down': down_EFD}
   if backend == 'blocked' and experts_TA.size <= gate_EDF.shape[0]:
-    return _each_slot(_swiglu, x_TD, gates_TA, experts_TA, weights)
+    return each_slot(_swiglu, x_TD, gates_TA, experts_TA, weights)
   if backend == 'blocked':
-    return _blocked(_swiglu, x_TD, gates_TA, experts_TA, weights)
+    return blocked(_swiglu, x_TD, gates_TA, experts_TA, weights)
   slots = sort_slots(experts_TA, gate_EDF.shape[0])
   product = functools.partial(
     grouped_matmul, sizes_E=slots.sizes_E, backend=backend
@@ -155,220 +115,5 @@ def _swiglu(x_ECD, scale_EC, weights):
   )
 
 
-def _each_slot(fn, x_TD, scale_TA, experts_TA, weights):
-  """Decoding: with fewer slots than experts, only the chosen are read."""
-  experts_S = experts_TA.reshape(-1)
-  own_weights = jax.tree.map(lambda w: _rows(w, experts_S), weights)
-  x_S1D = jnp.repeat(x_TD, experts_TA.shape[1], axis=0)[:, None]
-  y_S1F = fn(x_S1D, scale_TA.reshape(-1, 1), own_weights)
-  return y_S1F.reshape(*experts_TA.shape, -1).sum(axis=1)
-
-
-# --- The blocks. --------------------------------------------------------------
-
-
-def block_rows(num_slots: int, num_experts: int) -> int:
-  """Rows of one expert in one block (C)."""
-  rows = num_slots * BLOCK_SLACK / num_experts
-  return min(
-    -(-int(rows + 1) // BLOCK_MULTIPLE) * BLOCK_MULTIPLE, max(num_slots, 1)
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(
-  fn: Callable[..., jax.Array],
-  x_TD: jax.Array,
-  scale_TA: jax.Array,
-  experts_TA: jax.Array,
-  weights: dict[str, jax.Array],
-) -> jax.Array:
-  """Sum over choices a of fn(x_t, scale_ta; the chosen expert's weights).
-
-  Args:
-    fn: maps ([G, C, D], [G, C], weights [G, ...]) to [G, C, F], row by row.
-    x_TD: tokens.
-    scale_TA: a number per choice, handed to fn.
-    experts_TA: chosen experts; id E means nobody.
-    weights: arrays with leading axis E.
-  """
-  return _run(fn, x_TD, scale_TA, experts_TA, weights)
-
-
-def _run(fn, x_TD, scale_TA, experts_TA, weights):
-  blocks = _plan(experts_TA, weights)
-
-  def forward(group, own_weights):
-    x_GCD, scale_GC, _ = _gather(blocks, group, x_TD, scale_TA)
-    y_GCF = fn(x_GCD, scale_GC, own_weights)
-    return _to_tokens(blocks, group, y_GCF).sum(axis=1)
-
-  def rest(group, total):
-    own_weights = jax.tree.map(lambda w: w[group.experts_G], weights)
-    return total + forward(group, own_weights)
-
-  return _over_groups(blocks, lambda group: forward(group, weights), rest)
-
-
-def _run_forward(fn, x_TD, scale_TA, experts_TA, weights):
-  inputs = (x_TD, scale_TA, experts_TA, weights)
-  return _run(fn, *inputs), inputs
-
-
-def _run_backward(fn, inputs, dy_TF):
-  x_TD, scale_TA, experts_TA, weights = inputs
-  blocks = _plan(experts_TA, weights)
-
-  def backward(group, own_weights):
-    x_GCD, scale_GC, slot_GC = _gather(blocks, group, x_TD, scale_TA)
-    dy_GCF = _rows(dy_TF, slot_GC // experts_TA.shape[1])
-    _, pullback = jax.vjp(fn, x_GCD, scale_GC, own_weights)
-    dx_GCD, dscale_GC, dweights = pullback(dy_GCF)
-    dx_TD = _to_tokens(blocks, group, dx_GCD).sum(axis=1)
-    dscale_TA = _to_tokens(blocks, group, dscale_GC[..., None])[..., 0]
-    return dx_TD, dscale_TA, dweights
-
-  def rest(group, total):
-    own_weights = jax.tree.map(lambda w: w[group.experts_G], weights)
-    dx_TD, dscale_TA, dweights = backward(group, own_weights)
-    return (
-      total[0] + dx_TD,
-      total[1] + dscale_TA,
-      jax.tree.map(
-        lambda sum_, part: sum_.at[group.experts_G].add(
-          part.astype(jnp.float32), mode='drop'
-        ),
-        total[2],
-        dweights,
-      ),
-    )
-
-  def first(group):
-    dx_TD, dscale_TA, dweights = backward(group, weights)
-    # Sums over many blocks are float32, whatever the weights are.
-    return dx_TD, dscale_TA, jax.tree.map(_float32, dweights)
-
-  dx_TD, dscale_TA, dweights = _over_groups(blocks, first, rest)
-  dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, weights)
-  return dx_TD, dscale_TA, None, dweights
-
-
-_blocked.defvjp(_run_forward, _run_backward)
-
-
-@struct.dataclass
-class _Blocks:
-  """The blocks of every expert: its first one, and what is left over.
-
-  Attributes:
-    slots: where the rows are.
-    experts_TA: chosen experts.
-    left_end_E: leftover blocks of this and all earlier experts.
-    left_E: leftover blocks of every expert.
-    rows: rows in a block (C).
-  """
-
-  slots: Slots
-  experts_TA: jax.Array
-  left_end_E: jax.Array
-  left_E: jax.Array
-  rows: int = struct.field(pytree_node=False)
-
-
-@struct.dataclass
-class _Group:
-  """Blocks that are computed together, as one batched product.
-
-  Attributes:
-    experts_G: whose rows each block holds; E where there is no block.
-    first_G: rank of each block's first row among its expert's rows.
-    place_TA: the block of each choice, if it is in this group.
-    inside_TA: whether it is.
-  """
-
-  experts_G: jax.Array
-  first_G: jax.Array
-  place_TA: jax.Array
-  inside_TA: jax.Array
-
-
-def _plan(experts_TA, weights) -> _Blocks:
-  num_experts = next(iter(weights.values())).shape[0]
-  rows = block_rows(experts_TA.size, num_experts)
-  slots = sort_slots(experts_TA, num_experts)
-  left_E = jnp.maximum(-(-slots.sizes_E // rows) - 1, 0)
-  return _Blocks(slots, experts_TA, jnp.cumsum(left_E), left_E, rows)
-
-
-def _over_groups(blocks: _Blocks, first, rest):
-  """first(the first block of every expert), then rest(leftovers, so far)."""
-  num_experts = blocks.left_E.shape[0]
-  group_size = max(num_experts // LEFTOVER_SHARE, 1)
-  experts_E = jnp.arange(num_experts, dtype=jnp.int32)
-  nobody_TA = blocks.experts_TA >= num_experts
-  first_group = _Group(
-    experts_G=experts_E,
-    first_G=jnp.zeros_like(experts_E),
-    place_TA=blocks.experts_TA,
-    inside_TA=(blocks.slots.rank_TA < blocks.rows) & ~nobody_TA,
-  )
-
-  def step(carry):
-    done, total = carry
-    return done + group_size, rest(_leftovers(blocks, done, group_size), total)
-
-  left = blocks.left_end_E[-1]
-  start = (jnp.zeros_like(left), first(first_group))
-  return jax.lax.while_loop(lambda c: c[0] < left, step, start)[1]
-
-
-def _leftovers(blocks: _Blocks, done, group_size: int) -> _Group:
-  index_G = done + jnp.arange(group_size, dtype=done.dtype)
-  experts_G = jnp.searchsorted(blocks.left_end_E, index_G, side='right')
-  start_E = blocks.left_end_E - blocks.left_E
-  within_G = index_G - jnp.take(start_E, experts_G, mode='clip')
-  place_TA = (
-    jnp.take(start_E, blocks.experts_TA, mode='clip')
-    + blocks.slots.rank_TA // blocks.rows
-    - 1
-    - done
-  )
-  nobody_TA = blocks.experts_TA >= blocks.left_E.shape[0]
-  return _Group(
-    experts_G=experts_G.astype(jnp.int32),
-    first_G=(within_G + 1) * blocks.rows,
-    place_TA=place_TA,
-    inside_TA=(blocks.slots.rank_TA >= blocks.rows)
-    & (place_TA >= 0)
-    & (place_TA < group_size)
-    & ~nobody_TA,
-  )
-
-
-def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA):
-  """The group's tokens, scales and slots; rows past an expert's last are 0."""
-  slots, count = blocks.slots, scale_TA.size
-  size_G = jnp.take(slots.sizes_E, group.experts_G, mode='fill', fill_value=0)
-  start_G = jnp.take(slots.starts_E, group.experts_G, mode='clip')
-  rank_GC = group.first_G[:, None] + jnp.arange(blocks.rows)
-  slot_GC = jnp.take(slots.order_S, start_G[:, None] + rank_GC, mode='clip')
-  slot_GC = jnp.where(rank_GC < size_G[:, None], slot_GC, count)
-  x_GCD = _rows(x_TD, slot_GC // scale_TA.shape[1])
-  return x_GCD, _rows(scale_TA.reshape(-1), slot_GC), slot_GC
-
-
-def _to_tokens(blocks: _Blocks, group: _Group, y_GCF):
-  """The group's results where each choice looks for them; 0 if elsewhere."""
-  num_blocks, rows = y_GCF.shape[:2]
-  place_TA = group.place_TA * rows + blocks.slots.rank_TA % rows
-  place_TA = jnp.where(group.inside_TA, place_TA, num_blocks * rows)
-  return _rows(y_GCF.reshape(num_blocks * rows, -1), place_TA)
-
-
 def _float32(x):
   return x.astype(jnp.float32)
-
-
-def _rows(x, index):
-  """Rows of x; an index past the end gives 0."""
-  return jnp.take(x, index, axis=0, mode='fill', fill_value=0)

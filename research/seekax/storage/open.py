@@ -56,15 +56,15 @@ def newest_step(folder: pathlib.Path) -> int:
   """
   if not folder.is_dir():
     raise StorageError(
-      f'--checkpoint={folder} does not exist; give the --workdir of a '
-      'training run'
+      f'checkpoint {folder} does not exist; give the --workdir of a training '
+      'run'
     )
   workdir_lib.read_run(folder)
   step = checkpoint.newest(folder / workdir_lib.CHECKPOINTS)
   if step is None:
     raise StorageError(
-      f'--checkpoint={folder} holds no finished checkpoint yet; train on with '
-      f'seekax train --workdir={folder}'
+      f'{folder} holds no finished checkpoint yet; train on with: seekax train '
+      f'--workdir={folder}'
     )
   return step
 

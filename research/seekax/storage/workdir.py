@@ -50,6 +50,11 @@ def lock(workdir: pathlib.Path):
   return file
 
 
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a run got far enough that another one would destroy something."""
+  return any((workdir / CHECKPOINTS).glob('*.sha256'))
+
+
 def write_run(workdir: pathlib.Path, run: dict[str, Any]) -> None:
   """Writes run.json: config, overrides, commit, versions, origin."""
   write_atomically(workdir / RUN, json.dumps(run, indent=2) + '\n')

@@ -51,8 +51,9 @@ def start(
   """
   mesh_lib.make_mesh(config.parallel.mesh)
   kept = workdir / workdir_lib.TOKENIZER
-  corpus = corpus_lib.load(config, kept if kept.is_file() else None)
-  if not kept.is_file():
+  goes_on = workdir_lib.has_checkpoint(workdir) and kept.is_file()
+  corpus = corpus_lib.load(config, kept if goes_on else None)
+  if not goes_on:
     corpus.tokenizer.save(kept)
   workdir_lib.write_run(workdir, describe(config, overrides, workdir, corpus))
   console = rich.console.Console(stderr=True, highlight=False)
