@@ -37,11 +37,9 @@ lock:
 	done
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache
 
 $(STAMP): $(LOCK) setup.py
-	@test -f $(LOCK) || { echo "seekax supports Python 3.11, 3.12 and 3.13; \
-	$(PYTHON) is $(VERSION). Try make PYTHON=python3.12" >&2; exit 2; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check \

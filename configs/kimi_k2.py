@@ -12,5 +12,7 @@ from seekax import config as seekax_config
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
   config = seekax_config.run_of(seekax_config.kimi_k2())
+  config.model.rope_scaling = 'none'  # YaRN comes with the extension.
+  config.model.context_length = 4096
   config.train.balance_weight = 0.001
   return seekax_config.variant(config, arg)

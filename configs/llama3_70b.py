@@ -12,6 +12,8 @@ from seekax import config as seekax_config
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
   config = seekax_config.run_of(seekax_config.llama3_70b())
+  config.model.rope_scaling = 'none'  # Scaled with the long-context stage.
+  config.model.context_length = 8192
   config.data.batch_size = 1024
   config.data.sequence_length = 8192
   config.optim.learning_rate = 1.5e-4

@@ -12,6 +12,8 @@ from seekax import config as seekax_config
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
   config = seekax_config.run_of(seekax_config.v2_lite())
+  config.model.rope_scaling = 'none'  # YaRN comes with the extension.
+  config.model.context_length = 4096
   config.data.batch_size = 4608
   config.optim.learning_rate = 4.2e-4
   config.train.balance_weight = 0.001

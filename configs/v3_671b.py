@@ -1,8 +1,8 @@
 """DeepSeek-V3 671B: the pre-training stage (arXiv 2412.19437, section 4.2).
 
 Hardware of the paper: 2,048 H800, 14.8T tokens, 2.664M GPU hours. Not run
-here. The schedule holds the paper's phases in steps of the full batch; its
-batch ramp and its last two constant phases are left out.
+here. The schedule holds the paper's phases in steps of the full batch, with one
+constant phase at the end; its batch ramp is left out.
 At laptop size: seekax train --config=v3_671b:tiny --workdir=runs/v3_671b
 """
 

@@ -16,9 +16,7 @@ _MOST_CELLS = 24
 # A quiet machine takes some seconds; compilation is slow beside other work.
 _SECONDS = 120
 # Where somebody's own folders begin.
-_ABSOLUTE_PATH = re.compile(
-  r'(?<![\w./:])(/(home|root|Users|tmp|work)/|[A-Z]:\\)'
-)
+_ABSOLUTE_PATH = re.compile(r'(?<![\w./:])(/(home|root|Users|tmp)/|[A-Z]:\\)')
 
 _NOTEBOOKS = [(path.name,) for path in sorted(_FOLDER.glob('*.ipynb'))]
 

@@ -54,6 +54,10 @@ def _check_positive(group: str, config: Any, names: tuple[str, ...]) -> None:
     )
 
 
+def _check_seed(name: str, seed: int) -> None:
+  _require(0 <= seed <= MAX_SEED, f'{name}={seed} is not in 0 to {MAX_SEED}')
+
+
 def _check_not_negative(
   group: str, config: Any, names: tuple[str, ...]
 ) -> None:
@@ -73,6 +77,8 @@ ROPE_SCALINGS = ('none', 'yarn', 'llama3')
 ROPE_LAYOUTS = ('interleaved', 'half')
 GROUPED_MATMULS = ('blocked', 'dense', 'ragged')
 REMAT_POLICIES = ('none', 'full')
+# The largest seed that every random generator here takes.
+MAX_SEED = 2**31 - 1
 MESH_AXES = ('data',)
 PRECISIONS = ('float32', 'bfloat16')
 
@@ -290,6 +296,7 @@ class DataConfig:
       0 < self.heldout_fraction < 1,
       f'data.heldout_fraction={self.heldout_fraction} is not between 0 and 1',
     )
+    _check_seed('data.seed', self.seed)
     _require(
       self.batch_size % self.num_shards == 0,
       f'data.batch_size={self.batch_size} is not divisible by '
@@ -378,6 +385,7 @@ class TrainConfig:
 
   def __post_init__(self):
     _require_choice('train.precision', self.precision, PRECISIONS)
+    _check_seed('train.seed', self.seed)
     _check_positive(
       'train',
       self,
@@ -425,10 +433,13 @@ class Config:
   eval: EvalConfig = EvalConfig()
 
   def __post_init__(self):
+    parts = self.train.micro_batches
+    devices = math.prod(parse_mesh(self.parallel.mesh).values())
     _require(
-      self.data.batch_size % self.train.micro_batches == 0,
+      self.data.batch_size % (parts * devices) == 0,
       f'data.batch_size={self.data.batch_size} is not divisible by '
-      f'train.micro_batches={self.train.micro_batches}',
+      f'train.micro_batches={parts} times the {devices} devices of '
+      f'parallel.mesh={self.parallel.mesh!r}',
     )
     _require(
       self.data.sequence_length <= self.model.context_length,
@@ -703,7 +714,9 @@ def _check_type(name: str, value: Any, default: Any) -> None:
   if wanted is float:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
   if wanted is tuple:
-    ok = isinstance(value, (list, tuple))
+    ok = isinstance(value, (list, tuple)) and all(
+      isinstance(item, type(default[0])) for item in value
+    )
   _require(
     ok, f'{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}'
   )

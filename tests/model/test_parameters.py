@@ -84,7 +84,7 @@ class TreeTest(parameterized.TestCase):
       else:
         self.assertEqual(leaf.dtype, jnp.bfloat16)
         self.assertNotEqual(path[-1].key, 'scale')
-    self.assertEqual(kept, {'scale', 'kernel'})
+    self.assertEqual(kept, {'scale', 'kernel', 'table'})
 
 
 class InitTest(absltest.TestCase):

@@ -22,7 +22,7 @@ class ManifestTest(absltest.TestCase):
     manifest_lib.write_manifest(self.folder, self.manifest)
 
   def test_untouched_files_pass(self):
-    manifest_lib.verify_manifest(self.manifest)
+    manifest_lib.verify_manifest(self.folder, self.manifest)
 
   def test_every_flipped_bit_is_found_and_the_file_named(self):
     whole = self.data.read_bytes()
@@ -32,12 +32,18 @@ class ManifestTest(absltest.TestCase):
       broken[at // 8] ^= 1 << at % 8
       self.data.write_bytes(broken)
       with self.assertRaisesRegex(StorageError, 'd/array does not match'):
-        manifest_lib.verify_manifest(self.manifest)
+        manifest_lib.verify_manifest(self.folder, self.manifest)
 
   def test_a_missing_file_is_named(self):
     self.data.unlink()
     with self.assertRaisesRegex(StorageError, 'd/array is missing'):
-      manifest_lib.verify_manifest(self.manifest)
+      manifest_lib.verify_manifest(self.folder, self.manifest)
+
+  def test_a_manifest_that_lists_too_little_is_refused(self):
+    for text in ('', self.manifest.read_text()[:60]):
+      self.manifest.write_text(text)
+      with self.assertRaisesRegex(StorageError, 'is not listed|is missing'):
+        manifest_lib.verify_manifest(self.folder, self.manifest)
 
   def test_sha256sum_reads_it(self):
     run = subprocess.run(

@@ -5,7 +5,7 @@ import pathlib
 from absl.testing import absltest
 import runs
 
-from seekax.config import Config
+from seekax.config import Config, ConfigError
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
@@ -115,8 +115,10 @@ class LoopTest(absltest.TestCase):
     launch.start(self.config, {}, workdir, Stopper(2))
     other = runs.write_corpus(self.new_workdir() / 'corpus', documents=30)
     config = runs.small_config(other)
+    before = workdir_lib.read_run(workdir)
     with self.assertRaisesRegex(StorageError, 'trained on other data'):
       launch.start(config, {}, workdir)
+    self.assertEqual(workdir_lib.read_run(workdir), before)
 
   def test_a_loss_that_is_no_number_stops_before_anything_is_saved(self):
     workdir = self.new_workdir()
@@ -145,6 +147,14 @@ class LoopTest(absltest.TestCase):
     self.assertLess(first, self.rows(self.unbroken, 'train')[0]['loss'])
     run = workdir_lib.read_run(workdir)
     self.assertEqual(run['started_from'], str(self.unbroken))
+
+  def test_a_prompt_longer_than_the_context_is_refused_at_once(self):
+    config = dataclasses.replace(
+      self.config,
+      eval=dataclasses.replace(self.config.eval, prompts=('xyz ' * 900,)),
+    )
+    with self.assertRaisesRegex(ConfigError, 'eval.prompts'):
+      launch.start(config, {}, self.new_workdir())
 
   def test_stopping_before_the_first_step_is_no_error(self):
     workdir = self.new_workdir()

@@ -19,6 +19,8 @@ from seekax.config import (
   GROUPS,
   InputError,
   PRESETS,
+  run_of,
+  variant,
 )
 
 # The configs of a source checkout, for any working directory.
@@ -103,8 +105,8 @@ def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
   return from_config_dict(values['config'].value), dict(overrides)
 
 
-def find_config(name: str) -> pathlib.Path:
-  """The file of a preset's name or path, without its variant.
+def find_config(name: str) -> pathlib.Path | None:
+  """The file of a name or path, without its variant; None: a preset without.
 
   Raises:
     ConfigError: there is none; the nearest name is offered.
@@ -115,6 +117,8 @@ def find_config(name: str) -> pathlib.Path:
   for path in candidates:
     if path.is_file() and path.suffix == '.py':
       return path.resolve()
+  if name in PRESETS:  # An installation without the configs of the source.
+    return None
   known = {path.stem for folder in folders for path in folder.glob('*.py')}
   raise ConfigError(
     f'--config={name}: no such config file or preset'
@@ -137,13 +141,21 @@ def load_config(value: str) -> ConfigDict:
   name, _, arg = value.partition(':')
   path = find_config(name)
   try:
-    return runpy.run_path(str(path))['get_config'](arg)
+    if path is None:
+      return variant(run_of(PRESETS[name]()), arg)
+    config = runpy.run_path(str(path))['get_config'](arg)
   except ConfigError as error:
     raise ConfigError(f'--config={value}: {error}') from error
   except Exception as error:  # A config file is the user's code.
     raise ConfigError(
       f'--config={value}: {path} failed with {type(error).__name__}: {error}'
     ) from error
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(
+      f'--config={value}: get_config of {path} returned a '
+      f'{type(config).__name__}, not a ConfigDict'
+    )
+  return config
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

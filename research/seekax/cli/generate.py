@@ -1,11 +1,12 @@
 """`seekax generate`: continue a prompt with a trained model."""
 
 from collections.abc import Sequence
+import sys
 
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import InputError, PRECISIONS
+from seekax.config import InputError, MAX_SEED, PRECISIONS
 
 
 def run(argv: Sequence[str]) -> int:
@@ -17,7 +18,14 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_integer('max_new_tokens', 128, 'most tokens to add', **define)
   flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
   flags.DEFINE_float('top_p', 1.0, 'nucleus; 1 keeps all tokens', **define)
-  flags.DEFINE_integer('seed', 0, 'of the random draws', **define)
+  flags.DEFINE_integer(
+    'seed',
+    0,
+    'of the random draws',
+    lower_bound=0,
+    upper_bound=MAX_SEED,
+    **define,
+  )
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
@@ -49,7 +57,8 @@ def run(argv: Sequence[str]) -> int:
   )
   for text in tokenizer.stream(tokens):
     print(text, end='', flush=True)
-  print()
+  if sys.stdout.isatty():
+    print()
   return 0
 
 

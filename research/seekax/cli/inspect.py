@@ -16,10 +16,7 @@ from seekax.storage.manifest import write_atomically
 
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
-  # The path may stand alone: `seekax inspect runs/demo`.
-  argv = [
-    word if word.startswith('-') else f'--workdir={word}' for word in argv
-  ]
+  argv = _with_named_path(argv)
   values = flags.FlagValues()
   define = {'flag_values': values}
   flags.DEFINE_string(
@@ -66,6 +63,16 @@ def run(argv: Sequence[str]) -> int:
   if values.json:
     _write_json(pathlib.Path(values.json), found)
   return 0
+
+
+def _with_named_path(argv: Sequence[str]) -> list[str]:
+  """The path may stand alone: `seekax inspect --hash runs/demo`."""
+  words = []
+  for word in argv:
+    is_value = bool(words) and words[-1] in ('--json', '--workdir')
+    bare = not word.startswith('-') and not is_value
+    words.append(f'--workdir={word}' if bare else word)
+  return words
 
 
 def _write_json(path: pathlib.Path, found: dict[str, Any]) -> None:

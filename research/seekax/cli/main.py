@@ -5,6 +5,7 @@ Nothing here imports JAX; a command's module is imported when it is called.
 
 from collections.abc import Sequence
 import importlib
+import os
 import sys
 
 from seekax.config import did_you_mean, InputError
@@ -20,6 +21,7 @@ COMMANDS = {
 # Exit codes: 0 done, 2 bad input; a command may return others (3: stopped by
 # non-finite values, 130 and 143: stopped by a signal, state saved).
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 def usage() -> str:
@@ -59,5 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return BAD_INPUT
   except BrokenPipeError:
     # The reader went away (`| head`); it has what it wanted.
-    sys.stderr.close()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+  except OSError as error:  # A disk that is full, a file that is gone.
+    print(f'seekax: {" ".join(str(error).split())}', file=sys.stderr)
+    return BAD_INPUT
+  except KeyboardInterrupt:
+    return INTERRUPTED

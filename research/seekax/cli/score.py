@@ -25,7 +25,9 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'mtp_logits_out', '', '.npy for MTP logits [J, B, L, V]', **define
   )
-  flags.DEFINE_integer('batch_size', 8, 'windows at once, for --text', **define)
+  flags.DEFINE_integer(
+    'batch_size', 8, 'windows at once, for --text', lower_bound=1, **define
+  )
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
@@ -57,7 +59,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _read_text(name: str) -> str:
   try:
-    text = pathlib.Path(name).read_text(encoding='utf-8')
+    # Not read_text, which would turn CRLF into LF and miscount the bytes.
+    text = pathlib.Path(name).read_bytes().decode('utf-8')
   except OSError as error:
     raise InputError(f'--text={name}: {error.strerror}') from error
   except UnicodeDecodeError as error:

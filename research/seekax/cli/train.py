@@ -35,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'workdir', '', 'folder of the run; made if missing', flag_values=values
   )
+  given = argv
   argv, has_config = flags_lib.define_config(values, argv)
   flags_lib.parse(
     values,
@@ -44,13 +45,11 @@ def run(argv: Sequence[str]) -> int:
   )
   flags_lib.require(values, 'workdir')
   workdir = pathlib.Path(values.workdir)
-  overrides = {}
   if has_config:
     config, overrides = flags_lib.config_of(values)
-    if workdir_lib.has_checkpoint(workdir):
-      _refuse_other_config(workdir, config)
   elif (workdir / workdir_lib.RUN).is_file():
     config = workdir_lib.read_config(workdir)
+    overrides = workdir_lib.read_run(workdir).get('overrides', {})
   else:
     raise InputError(
       "--config= is missing: a preset or config file, e.g. 'demo'; only a "
@@ -58,23 +57,35 @@ def run(argv: Sequence[str]) -> int:
     )
   workdir_lib.prepare(workdir)
   with workdir_lib.lock(workdir):
-    return _train(config, overrides, workdir)
+    if workdir_lib.has_checkpoint(workdir):
+      _refuse_other_config(workdir, config)
+    command = shlex.join(['seekax', 'train', *given])
+    return _train(config, overrides, workdir, command)
 
 
-def _train(config: Config, overrides: dict[str, Any], workdir) -> int:
+def _train(
+  config: Config,
+  overrides: dict[str, Any],
+  workdir: pathlib.Path,
+  command: str,
+) -> int:
+  stop = _Stop()
   _keep_memory()
   # Only now: everything above answers in a fraction of a second.
   from seekax.training import journal, launch
 
-  stop = _Stop()
-  command = f'seekax train --workdir={shlex.quote(str(workdir))}'
   try:
-    finished = launch.start(config, overrides, workdir, stop.requested)
+    finished = launch.start(config, overrides, workdir, stop.requested, command)
   except journal.NonFiniteError as error:
     print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
     return NOT_FINITE
   if not finished:
-    print(f'stopped and saved; go on with: {command}', file=sys.stderr)
+    saved = workdir_lib.has_checkpoint(workdir)
+    print(
+      f'stopped{" and saved" if saved else " before the first step"}; go on '
+      f'with: seekax train --workdir={shlex.quote(str(workdir))}',
+      file=sys.stderr,
+    )
     return 128 + stop.signal
   summary = json.loads((workdir / workdir_lib.SUMMARY).read_text())
   print(f'report: {workdir / workdir_lib.REPORT}', file=sys.stderr)

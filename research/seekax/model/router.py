@@ -120,6 +120,9 @@ class Router(nn.Module):
     shape = (config.embed_dim, config.num_experts)
     kernel_DE = matrix(self, 'kernel', shape, ('embed', 'experts'), config)
     logits_TE = jnp.einsum(
-      'TD,DE->TE', x_TD.astype(jnp.float32), kernel_DE.astype(jnp.float32)
+      'TD,DE->TE',
+      x_TD.astype(jnp.float32),
+      kernel_DE.astype(jnp.float32),
+      precision=jax.lax.Precision.HIGHEST,
     )
     return route(logits_TE, bias_E, config)

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
-from seekax.model.attention import attention_module
-from seekax.model.experts import Experts, Load
-from seekax.model.layers import Embedding, matrix, RmsNorm, SwiGlu
+from seekax.model.block import stacked
+from seekax.model.experts import Load
+from seekax.model.layers import Embedding, matrix, RmsNorm
+from seekax.model.mtp import MtpModule
 from seekax.parallel.rules import constrain
 
 # Keys of the router bias and of the expert load.
@@ -37,109 +38,6 @@ class Trunk:
   hidden_BLD: jax.Array
   load: Load | None
   cache: dict[str, Any]
-
-
-class Block(nn.Module):
-  """One pre-norm layer: attention, then a dense or a mixture FFN."""
-
-  config: ModelConfig
-  use_experts: bool
-
-  def setup(self):
-    config = self.config
-    self.attention_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
-    self.attention = attention_module(config)
-    self.ffn_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
-    if self.use_experts:
-      self.experts = Experts(config)
-    else:
-      self.mlp = SwiGlu(config, config.mlp_dim)
-
-  def _ffn(self, x_BLD, bias_E):
-    normed_BLD = self.ffn_norm(x_BLD)
-    if self.use_experts:
-      y_BLD, load = self.experts(normed_BLD, bias_E)
-      return x_BLD + y_BLD, load
-    return x_BLD + self.mlp(normed_BLD), None
-
-  def __call__(self, x_BLD, bias_E, positions_BL, segments_BL):
-    """Whole sequences: (x, (load, what the cache keeps))."""
-    y_BLD, entry = self.attention(
-      self.attention_norm(x_BLD), positions_BL, segments_BL
-    )
-    x_BLD, load = self._ffn(x_BLD + y_BLD, bias_E)
-    return constrain(x_BLD, 'batch', 'length', 'embed'), (load, entry)
-
-  def decode(self, x_BD, bias_E, entry, lengths_B):
-    """One new token per request: (x, the cache with it)."""
-    y_BD, entry = self.attention.decode(
-      self.attention_norm(x_BD), lengths_B, entry
-    )
-    x_BLD, _ = self._ffn((x_BD + y_BD)[:, None], bias_E)
-    return x_BLD[:, 0], entry
-
-
-def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
-  """A scan over `length` blocks with stacked parameters."""
-  block = Block
-  if config.remat == 'full':
-    block = nn.remat(block, methods=['__call__'], prevent_cse=False)
-  shared = dict(
-    variable_axes={'params': 0},
-    split_rngs={'params': True},
-    length=length,
-    unroll=length if config.unroll_layers else 1,
-    metadata_params={nn.PARTITION_NAME: 'layers'},
-  )
-  scanned = nn.scan(
-    block,
-    methods={
-      '__call__': dict(in_axes=(0, nn.broadcast, nn.broadcast), **shared),
-      'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
-    },
-  )
-  return scanned(config, use_experts)
-
-
-class MtpModule(nn.Module):
-  """One multi-token prediction module; embedding and head are the trunk's."""
-
-  config: ModelConfig
-
-  def setup(self):
-    config = self.config
-    width, eps = config.embed_dim, config.norm_eps
-    self.embed_norm = RmsNorm(width, 'embed', eps)
-    self.hidden_norm = RmsNorm(width, 'embed', eps)
-    self.project = matrix(
-      self, 'project', (2 * width, width), ('mlp', 'embed'), config
-    )
-    block = Block
-    if config.remat == 'full':
-      block = nn.remat(block, methods=['__call__'], prevent_cse=False)
-    self.block = block(config, config.uses_experts)
-    self.final_norm = RmsNorm(width, 'embed', eps)
-
-  def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):
-    """From a depth's hidden states to the next depth's, and the load.
-
-    Args:
-      hidden_BLD: post-norm hidden states of the depth before.
-      embedded_BLD: embedding of the next token at every position.
-      bias_E: selection bias of this module's router.
-      positions: [B, L], those of hidden_BLD, not of the next token.
-      segments: [B, L] document numbers, or None.
-
-    References:
-      DeepSeek-V3, equations 21 to 23; the released weights take the embedding
-      first and the hidden state second, against the report's order.
-    """
-    pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
-    x_BLD = jnp.einsum(
-      'BLX,XD->BLD', jnp.concatenate(pair, axis=-1), self.project
-    )
-    x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)
-    return self.final_norm(x_BLD), load
 
 
 class Transformer(nn.Module):

@@ -63,16 +63,18 @@ def save(
     StorageError: the disk refused; older checkpoints are untouched.
   """
   target = folder / str(step)
-  if target.exists():
-    # An interrupted save of this very step: out of the way, deleted below.
-    target.rename(folder / f'{step}{_UNPROVEN}')
   try:
+    if target.exists():
+      # An interrupted save of this very step: out of the way, `clean` takes it.
+      aside = folder / f'{step}{_UNPROVEN}'
+      shutil.rmtree(aside, ignore_errors=True)
+      target.rename(aside)
     ocp.save_checkpointables(target, parts, custom_metadata=progress)
     write_manifest(target, _manifest(folder, step))
-  except OSError as error:
+  except (OSError, ValueError) as error:  # orbax: ValueError for a full disk.
     raise StorageError(
-      f'checkpoint {target} could not be saved: {error}; older checkpoints '
-      'are untouched'
+      f'checkpoint {target} could not be saved: {_first_line(error)}; older '
+      'checkpoints are untouched'
     ) from error
 
 
@@ -110,7 +112,20 @@ def newest(folder: pathlib.Path) -> int | None:
 
 def verify(folder: pathlib.Path, step: int) -> None:
   """Raises StorageError if a file of this step differs from its SHA-256."""
-  verify_manifest(_manifest(folder, step))
+  try:
+    verify_manifest(folder / str(step), _manifest(folder, step))
+  except StorageError as error:
+    older = [proven for proven in proven_steps(folder) if proven < step]
+    fix = f'go on from step {older[-1]}' if older else 'start anew'
+    raise StorageError(
+      f'{error}; restore it, or delete {_manifest(folder, step)} to {fix}'
+    ) from error
+
+
+def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
+  """What a checkpoint keeps beside the state."""
+  path = folder / str(step)
+  return ocp.checkpointables_metadata(path).custom_metadata
 
 
 def restore(
@@ -136,13 +151,16 @@ def restore(
     parts = ocp.load_checkpointables(
       path, jax.tree.map(_with_sharding, abstract_parts)
     )
-    progress = ocp.checkpointables_metadata(path).custom_metadata
+    progress = read_progress(folder, step)
   except (ValueError, KeyError, OSError) as error:
-    reason = str(error).strip().splitlines()[0]
     raise StorageError(
-      f'checkpoint {path} can not be loaded: {reason}'
+      f'checkpoint {path} can not be loaded: {_first_line(error)}'
     ) from error
   return parts, progress
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_sharding(x):

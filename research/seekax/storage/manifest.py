@@ -41,14 +41,23 @@ def write_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
   write_atomically(manifest, ''.join(lines))
 
 
-def verify_manifest(manifest: pathlib.Path) -> None:
-  """Compares the files with their hashes.
+def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
+  """Compares a folder's files with their hashes.
 
   Raises:
-    StorageError: a file is missing or differs; it is named.
+    StorageError: a file is missing, differs or isn't listed; it is named.
   """
-  for line in manifest.read_text(encoding='utf-8').splitlines():
-    expected, _, name = line.partition('  ')
+  text = manifest.read_text(encoding='utf-8', errors='replace')
+  listed = dict(
+    reversed(line.split('  ', maxsplit=1))
+    for line in text.splitlines()
+    if '  ' in line
+  )
+  for path in sorted(folder.rglob('*')):
+    name = path.relative_to(manifest.parent).as_posix()
+    if path.is_file() and name not in listed:
+      raise StorageError(f'{path} is not listed in {manifest}')
+  for name, expected in listed.items():
     path = manifest.parent / name
     if not path.is_file():
       raise StorageError(f'{path} is missing, though {manifest} lists it')

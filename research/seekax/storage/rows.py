@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from seekax.storage.manifest import write_atomically
+from seekax.storage.manifest import StorageError, write_atomically
 
 Row = dict[str, Any]
 
@@ -16,15 +16,22 @@ def read_rows(path: pathlib.Path) -> list[Row]:
   """All rows but a last one that is being written or that a crash cut short.
 
   No file means no rows: a run that logged nothing yet has none.
+
+  Raises:
+    StorageError: a row before the last one is broken.
   """
   if not path.is_file():
     return []
   rows = []
-  for line in path.read_text(encoding='utf-8').splitlines():
+  lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+  for number, line in enumerate(lines, start=1):
     try:
       rows.append(json.loads(line))
-    except ValueError:
-      break
+    except ValueError as error:
+      if number < len(lines):
+        raise StorageError(
+          f'{path}:{number} is no JSON; repair or delete that line'
+        ) from error
   return rows
 
 

@@ -23,7 +23,7 @@ class Corpus:
     heldout: int32 [bos, tokens..., eos] of every held-out document.
     heldout_bytes: UTF-8 bytes of each.
     compression: what gzip and xz make of the held-out documents.
-    fingerprint: of everything that decides the batches.
+    fingerprint: of everything that decides the batches and the yardstick.
   """
 
   tokenizer: tokenizer_lib.Tokenizer
@@ -83,5 +83,5 @@ def load(config: Config, kept_tokenizer: pathlib.Path | None) -> Corpus:
     heldout=pipeline.tokenize(heldout, tokenizer),
     heldout_bytes=[len(d.text.encode()) for d in heldout],
     compression=compression.bits_per_byte(heldout),
-    fingerprint=pipeline.fingerprint(train, tokenizer, config.data),
+    fingerprint=pipeline.fingerprint(train + heldout, tokenizer, config.data),
   )

@@ -55,7 +55,9 @@ class Journal:
     self._corpus = corpus
     self._writer = writer
     self._progress = progress
-    self._durations: list[float] = []
+    # Durations of the steps since the last row, without the first step's.
+    self._recent: list[float] = []
+    self._compiling = True
     self._clock = time.perf_counter()
     device = jax.devices()[0]
     self._peak_flops = hardware.peak_flops(device.device_kind)
@@ -85,26 +87,28 @@ class Journal:
       # Compilation and one step; the step is taken off when one is timed.
       self._progress.compile_seconds = seconds
     else:
-      self._durations.append(seconds)
+      self._recent.append(seconds)
       self._progress.train_seconds += seconds
-      if len(self._durations) == 1:
+      if self._compiling:
+        self._compiling = False
         self._progress.compile_seconds -= seconds
         self._progress.train_seconds += seconds
     self._writer.advance(step)
     config = self._config.train
-    if first:
-      self._write_load(step, metrics)
-    if first or step % config.log_every == 0 or step == config.steps:
+    last = step == config.steps
+    if first or last or step % config.log_every == 0:
       self._write_train(step, metrics, loss, norm)
+    if step == 1 or last or step % self._config.eval.every == 0:
+      self._write_load(step, metrics)
 
   def _write_train(self, step, metrics, loss, norm) -> None:
     config = self._config
-    recent = self._durations[-config.train.log_every :]
-    seconds = float(np.median(recent)) if recent else math.nan
+    recent, self._recent = self._recent, []
+    seconds = float(np.median(recent)) if recent else None
     batch_tokens = config.data.batch_size * config.data.sequence_length
-    rate = batch_tokens / seconds
+    rate = batch_tokens / seconds if seconds else None
     utilization = flops.model_flops_utilization(
-      self._flops_per_token, rate / self._num_devices, self._peak_flops
+      self._flops_per_token, (rate or 0) / self._num_devices, self._peak_flops
     )
     corpus = self._corpus
     tokens_per_byte = corpus.train_tokens / corpus.train_bytes
@@ -123,6 +127,7 @@ class Journal:
       'gradient_norm': norm,
       'learning_rate': float(metrics.learning_rate),
       'tokens_per_second': rate,
+      'step_seconds': recent,
       'max_violation': violation.get('layers', []),
       'max_violation_mtp': violation.get('mtp', []),
       'peak_memory_bytes': peak_memory_bytes(),
@@ -131,9 +136,7 @@ class Journal:
     }
     self._writer.write('train', step, **row)
     left = config.train.steps - step
-    self._writer.show_train(step, row, eta=left * seconds if recent else 0)
-    if step == config.train.steps:
-      self._write_load(step, metrics)
+    self._writer.show_train(step, row, left * seconds if seconds else None)
 
   def _dollars(self) -> float | None:
     rate = self._config.train.price_per_device_hour

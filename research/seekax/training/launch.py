@@ -7,7 +7,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -15,12 +14,14 @@ import numpy as np
 import rich.console
 import rich.table
 
-from seekax.config import Config, to_dict
+from seekax.config import Config, ConfigError, to_dict
 from seekax.data import sources
 from seekax.model.parameters import abstract_weights
 from seekax.parallel import mesh as mesh_lib
 from seekax.planning.parameters import count_parameters
+from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
+from seekax.storage.manifest import StorageError
 from seekax.training import corpus as corpus_lib
 from seekax.training import loop
 
@@ -33,6 +34,7 @@ def start(
   overrides: dict[str, Any],
   workdir: pathlib.Path,
   should_stop: Callable[[], bool] = lambda: False,
+  command: str = '',
 ) -> bool:
   """Prepares the data, writes run.json, prints what will run, and runs it.
 
@@ -41,6 +43,7 @@ def start(
     overrides: what the command line changed.
     workdir: prepared and locked.
     should_stop: asked after every step.
+    command: what the user typed, for run.json.
 
   Returns:
     Whether the last step was reached.
@@ -53,27 +56,52 @@ def start(
   kept = workdir / workdir_lib.TOKENIZER
   goes_on = workdir_lib.has_checkpoint(workdir) and kept.is_file()
   corpus = corpus_lib.load(config, kept if goes_on else None)
-  if not goes_on:
+  if goes_on:
+    _refuse_other_data(workdir, corpus)
+  else:
     corpus.tokenizer.save(kept)
-  workdir_lib.write_run(workdir, describe(config, overrides, workdir, corpus))
+  _check_prompts(config, corpus)
+  run = describe(config, overrides, corpus)
+  workdir_lib.write_run(workdir, {'command': command, **run})
   console = rich.console.Console(stderr=True, highlight=False)
   _print_run(console, config, overrides, corpus)
   return loop.train(config, workdir, corpus, should_stop)
 
 
+def _refuse_other_data(
+  workdir: pathlib.Path, corpus: corpus_lib.Corpus
+) -> None:
+  folder = workdir / workdir_lib.CHECKPOINTS
+  step = checkpoint.newest(folder)
+  saved = checkpoint.read_progress(folder, step)
+  if saved['fingerprint'] != corpus.fingerprint:
+    raise StorageError(
+      f'{workdir} was trained on other data: its documents, tokenizer or '
+      'batches differ from those of data.source now; restore them or choose '
+      'another --workdir'
+    )
+
+
+def _check_prompts(config: Config, corpus: corpus_lib.Corpus) -> None:
+  for prompt in config.eval.prompts:
+    # bos comes first, and there must be room for one more token.
+    length = len(corpus.tokenizer.encode(prompt)) + 1
+    if length >= config.model.context_length:
+      raise ConfigError(
+        f'eval.prompts: {prompt[:40]!r} has {length} tokens, '
+        f'model.context_length is {config.model.context_length}; shorten it'
+      )
+
+
 def describe(
-  config: Config,
-  overrides: dict[str, Any],
-  workdir: pathlib.Path,
-  corpus: corpus_lib.Corpus,
+  config: Config, overrides: dict[str, Any], corpus: corpus_lib.Corpus
 ) -> dict[str, Any]:
-  """What run.json holds."""
+  """What run.json holds beside the command."""
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
   device = jax.devices()[0]
   return {
     'config': to_dict(config),
     'overrides': overrides,
-    'command': ' '.join(['seekax', *sys.argv[1:]]),
     'commit': _commit(),
     'versions': {'python': platform.python_version(), **versions},
     'platform': {
@@ -123,7 +151,11 @@ def _print_run(
   for group, entries in to_dict(config).items():
     line = ' '.join(f'{key}={value!r}' for key, value in entries.items())
     console.print(f'{group}: {line}', soft_wrap=True, markup=False)
-  console.print(f'overrides: {json.dumps(overrides) if overrides else "none"}')
+  console.print(
+    f'overrides: {json.dumps(overrides) if overrides else "none"}',
+    soft_wrap=True,
+    markup=False,
+  )
   console.print(parameter_table(config))
   console.print(
     f'data: {corpus.train_documents} documents, {corpus.train_bytes:,} bytes, '

@@ -42,7 +42,7 @@ class MetricsWriter:
   def __init__(self, workdir: pathlib.Path, step: int, total_steps: int):
     cut_back(workdir / workdir_lib.METRICS, step)
     for path in (workdir / workdir_lib.SAMPLES).glob('*.txt'):
-      if int(path.stem) > step:
+      if path.stem.isdecimal() and int(path.stem) > step:
         path.unlink()
     self._workdir = workdir
     self._file = open(workdir / workdir_lib.METRICS, 'a', encoding='utf-8')
@@ -85,8 +85,10 @@ class MetricsWriter:
       self._board.add_text('sample', values['prompt'] + values['text'], step)
       self._keep_sample(step, values['prompt'], values['text'])
 
-  def show_train(self, step: int, row: dict[str, Any], eta: float) -> None:
-    """One line for a train row."""
+  def show_train(
+    self, step: int, row: dict[str, Any], eta: float | None
+  ) -> None:
+    """One line for a train row; eta in seconds, None if unknown."""
     width = len(str(self._total_steps))
     parts = [f'step {step:>{width}}/{self._total_steps}']
     parts.append(f'loss {row["loss"]:.3f}')
@@ -95,7 +97,8 @@ class MetricsWriter:
     parts.append(f'{row["bits_per_byte"]:.3f} bits/byte')
     parts.append(f'|g| {row["gradient_norm"]:.2f}')
     parts.append(f'lr {row["learning_rate"]:.1e}')
-    parts.append(f'{row["tokens_per_second"]:,.0f} tok/s')
+    rate = row['tokens_per_second']
+    parts.append('n/a tok/s' if rate is None else f'{rate:,.0f} tok/s')
     if row['max_violation']:
       layers = ' '.join(f'{value:.2f}' for value in row['max_violation'])
       parts.append(f'maxvio {layers}')
@@ -104,7 +107,8 @@ class MetricsWriter:
     parts.append('mfu n/a' if mfu is None else f'mfu {mfu:.1%}')
     if row['dollars'] is not None:
       parts.append(f'${row["dollars"]:.4f}')
-    parts.append(f'eta {int(eta) // 60}:{int(eta) % 60:02d}')
+    if eta is not None:
+      parts.append(f'eta {int(eta) // 60}:{int(eta) % 60:02d}')
     self.say('  '.join(parts))
 
   def _keep_sample(self, step: int, prompt: str, text: str) -> None:

@@ -39,7 +39,6 @@ def _summarize(run: Run) -> dict[str, float | int | None]:
   """The fields of summary.json; None where the run has no such figure."""
   counts = count_parameters(run.model)
   last = run.train[-1]
-  rates = present(row.get('tokens_per_second') for row in run.train)
   memory = present(
     row.get('peak_memory_bytes') for row in run.train + run.evals
   )
@@ -51,7 +50,7 @@ def _summarize(run: Run) -> dict[str, float | int | None]:
     'heldout_bits_per_byte': heldout.get('heldout_bits_per_byte'),
     'gzip_bits_per_byte': run.data.get('gzip_bits_per_byte'),
     'xz_bits_per_byte': run.data.get('xz_bits_per_byte'),
-    'tokens_per_second': statistics.median(rates) if rates else None,
+    'tokens_per_second': _median_rate(run),
     'train_seconds': last.get('seconds'),
     'compile_seconds': last.get('compile_seconds'),
     'peak_memory_bytes': max(memory, default=None),
@@ -61,6 +60,15 @@ def _summarize(run: Run) -> dict[str, float | int | None]:
     'max_violation_last': max(violations, default=None),
     'dollars': last.get('dollars'),
   }
+
+
+def _median_rate(run: Run) -> float | None:
+  """Tokens per second of the median step."""
+  seconds = [step for row in run.train for step in row.get('step_seconds', [])]
+  if not seconds:
+    return None
+  last = run.train[-1]
+  return last['tokens'] / last['step'] / statistics.median(seconds)
 
 
 def _page(run: Run, summary: Row) -> Page:

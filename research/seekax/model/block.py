@@ -1,0 +1,74 @@
+"""One layer, and a stack of equal layers as one scan.
+
+Letters: B batch, L positions, D model width, E experts, N stacked layers.
+"""
+
+from flax import linen as nn
+
+from seekax.config import ModelConfig
+from seekax.model.attention import attention_module
+from seekax.model.experts import Experts
+from seekax.model.layers import RmsNorm, SwiGlu
+from seekax.parallel.rules import constrain
+
+
+class Block(nn.Module):
+  """One pre-norm layer: attention, then a dense or a mixture FFN."""
+
+  config: ModelConfig
+  use_experts: bool
+
+  def setup(self):
+    config = self.config
+    self.attention_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
+    self.attention = attention_module(config)
+    self.ffn_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
+    if self.use_experts:
+      self.experts = Experts(config)
+    else:
+      self.mlp = SwiGlu(config, config.mlp_dim)
+
+  def _ffn(self, x_BLD, bias_E):
+    normed_BLD = self.ffn_norm(x_BLD)
+    if self.use_experts:
+      y_BLD, load = self.experts(normed_BLD, bias_E)
+      return x_BLD + y_BLD, load
+    return x_BLD + self.mlp(normed_BLD), None
+
+  def __call__(self, x_BLD, bias_E, positions_BL, segments_BL):
+    """Whole sequences: (x, (load, what the cache keeps))."""
+    y_BLD, entry = self.attention(
+      self.attention_norm(x_BLD), positions_BL, segments_BL
+    )
+    x_BLD, load = self._ffn(x_BLD + y_BLD, bias_E)
+    return constrain(x_BLD, 'batch', 'length', 'embed'), (load, entry)
+
+  def decode(self, x_BD, bias_E, entry, lengths_B):
+    """One new token per request: (x, the cache with it)."""
+    y_BD, entry = self.attention.decode(
+      self.attention_norm(x_BD), lengths_B, entry
+    )
+    x_BLD, _ = self._ffn((x_BD + y_BD)[:, None], bias_E)
+    return x_BLD[:, 0], entry
+
+
+def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
+  """A scan over `length` blocks with stacked parameters."""
+  block = Block
+  if config.remat == 'full':
+    block = nn.remat(block, methods=['__call__'], prevent_cse=False)
+  shared = dict(
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    length=length,
+    unroll=length if config.unroll_layers else 1,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
+  scanned = nn.scan(
+    block,
+    methods={
+      '__call__': dict(in_axes=(0, nn.broadcast, nn.broadcast), **shared),
+      'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
+    },
+  )
+  return scanned(config, use_experts)

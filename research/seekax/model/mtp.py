@@ -1,0 +1,52 @@
+"""Multi-token prediction (DeepSeek-V3, section 2.2).
+
+Letters: B batch, L positions, D model width, E experts, X = 2D.
+"""
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+from seekax.model.block import Block
+from seekax.model.layers import matrix, RmsNorm
+
+
+class MtpModule(nn.Module):
+  """One multi-token prediction module; embedding and head are the trunk's."""
+
+  config: ModelConfig
+
+  def setup(self):
+    config = self.config
+    width, eps = config.embed_dim, config.norm_eps
+    self.embed_norm = RmsNorm(width, 'embed', eps)
+    self.hidden_norm = RmsNorm(width, 'embed', eps)
+    self.project = matrix(
+      self, 'project', (2 * width, width), ('mlp', 'embed'), config
+    )
+    block = Block
+    if config.remat == 'full':
+      block = nn.remat(block, methods=['__call__'], prevent_cse=False)
+    self.block = block(config, config.uses_experts)
+    self.final_norm = RmsNorm(width, 'embed', eps)
+
+  def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):
+    """From a depth's hidden states to the next depth's, and the load.
+
+    Args:
+      hidden_BLD: post-norm hidden states of the depth before.
+      embedded_BLD: embedding of the next token at every position.
+      bias_E: selection bias of this module's router.
+      positions: [B, L], those of hidden_BLD, not of the next token.
+      segments: [B, L] document numbers, or None.
+
+    References:
+      DeepSeek-V3, equations 21 to 23; the released weights take the embedding
+      first and the hidden state second, against the report's order.
+    """
+    pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
+    x_BLD = jnp.einsum(
+      'BLX,XD->BLD', jnp.concatenate(pair, axis=-1), self.project
+    )
+    x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)
+    return self.final_norm(x_BLD), load

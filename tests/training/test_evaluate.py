@@ -1,0 +1,74 @@
+import math
+
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from seekax import config as config_lib
+from seekax.model.parameters import init_params, init_router_bias
+from seekax.training import evaluate
+
+
+class WindowsTest(parameterized.TestCase):
+  @parameterized.product(
+    length=(1, 2, 3, 7, 8, 9, 16, 17, 64, 65), context=(1, 2, 3, 8, 64)
+  )
+  def test_every_token_but_the_first_is_scored_once(self, length, context):
+    scored = []
+    for start, end, fresh in evaluate.windows(length, context):
+      self.assertLessEqual(end - start, context)
+      scored += range(start + fresh + 1, end + 1)
+    self.assertEqual(scored, list(range(1, length)))
+
+  def test_every_window_but_the_first_sees_half_a_context(self):
+    for start, _, fresh in list(evaluate.windows(1000, 64))[1:]:
+      self.assertGreaterEqual(fresh, 31)
+      self.assertEqual(start % 32, 0)
+
+
+class LogLikelihoodTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.config = config_lib.tiny()
+    cls.params = init_params(cls.config, 0)
+    cls.bias = init_router_bias(cls.config)
+    draw = np.random.default_rng(0)
+    # Longer than two windows, shorter than one, and bos alone.
+    cls.sequences = [
+      draw.integers(0, 512, size, dtype=np.int32) for size in (600, 100, 1)
+    ]
+
+  def score(self, sequences, batch_size=4):
+    return evaluate.log_likelihoods(
+      self.config, self.params, self.bias, sequences, batch_size
+    )
+
+  def test_it_is_the_sum_over_windows_of_full_logits(self):
+    totals = self.score(self.sequences)
+    expected = 0.0
+    tokens = self.sequences[0]
+    for start, end, fresh in evaluate.windows(600, 256):
+      window = np.zeros((1, 256), np.int32)
+      window[0, : end - start] = tokens[start:end]
+      logits, _ = evaluate.all_logits(
+        self.config, self.params, self.bias, window
+      )
+      logits = np.asarray(logits, np.float64)[0]
+      for i in range(fresh, end - start):
+        expected += logits[i, tokens[start + i + 1]] - math.log(
+          np.exp(logits[i]).sum()
+        )
+    self.assertAlmostEqual(totals[0] / expected, 1, delta=1e-6)
+
+  def test_sequences_do_not_know_of_each_other(self):
+    together = self.score(self.sequences)
+    alone = [self.score([sequence])[0] for sequence in self.sequences]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    self.assertEqual(together[2], 0.0)
+
+  def test_bits_per_byte_of_a_coin_per_byte_is_one(self):
+    self.assertAlmostEqual(evaluate.bits_per_byte(-10 * math.log(2), 10), 1.0)
+
+
+if __name__ == '__main__':
+  absltest.main()
