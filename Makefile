@@ -18,10 +18,10 @@ demo: $(STAMP)
 	@echo; echo "Open $(DEMO)/report.html in a browser."
 
 test: $(STAMP)
-	$(RUN)/python -m pytest -q -n 2 -m 'not slow'
+	$(RUN)/python -m pytest -q -n 2 --dist loadscope -m 'not slow'
 
 test-all: $(STAMP)
-	$(RUN)/python -m pytest -q -n 2
+	$(RUN)/python -m pytest -q -n 2 --dist loadscope
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

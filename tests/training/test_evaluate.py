@@ -1,6 +1,7 @@
 import math
 
 from absl.testing import absltest, parameterized
+import jax
 import numpy as np
 
 from seekax import config as config_lib
@@ -30,7 +31,7 @@ class LogLikelihoodTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.config = config_lib.tiny()
-    cls.params = init_params(cls.config, 0)
+    cls.params = jax.jit(init_params, static_argnums=(0, 1))(cls.config, 0)
     cls.bias = init_router_bias(cls.config)
     draw = np.random.default_rng(0)
     # Longer than two windows, shorter than one, and bos alone.
