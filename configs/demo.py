@@ -1,4 +1,24 @@
-"""First light."""
+"""First light: every part of DeepSeek-V3, trained on two CPU cores.
+
+seekax train --config=demo --workdir=runs/demo     (or: make demo)
+
+Multi-head latent attention with query latent, 16 experts in 4 groups of which
+a token may use 2, sigmoid router balanced by its bias, one shared expert, one
+MTP module, a dense first layer; on Python's own standard library, 8 % of whose
+files are held out. 740 steps of 2,048 tokens, a fixed number, take about five
+minutes on two cores.
+
+@@RECORD@@
+
+How the shape was chosen: runs of a sweep on two cores of an Intel Xeon server,
+each on the same data order, judged by bits per byte on the same 507,026
+held-out bytes (gzip 2.2162). Tokens per second are those of the fastest tenth
+of the steps, since other work disturbed the runs. Not in the table: what the
+row leaves as it is here (4 layers, vocabulary 2,048, batch 8 x 256, cosine to
+1e-4, warm-up 50).
+
+@@SWEEP@@
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,44 +27,47 @@ from seekax import config as seekax_config
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.tiny())
+  config = seekax_config.run_of(seekax_config.v3_671b())
   model = config.model
   model.vocab_size = 2048
-  model.embed_dim = 256
-  model.num_layers = 5
+  model.embed_dim = 192
+  model.num_layers = 4
   model.num_dense_layers = 1
   model.context_length = 256
   model.num_heads = 4
-  model.query_latent_dim = 128
-  model.kv_latent_dim = 64
-  model.nope_head_dim = 32
-  model.rope_head_dim = 32
+  model.query_latent_dim = 96
+  model.kv_latent_dim = 48
+  model.nope_head_dim = 16
+  model.rope_head_dim = 16
   model.value_head_dim = 32
-  model.mlp_dim = 704
-  model.expert_dim = 128
-  model.num_experts = 32
+  model.mlp_dim = 576
+  model.expert_dim = 96
+  model.num_experts = 16
   model.experts_per_token = 4
   model.num_expert_groups = 4
   model.num_kept_groups = 2
-  model.mtp_depth = 1
-  model.rope_scaling = 'none'
+  model.init_std = 0.02
+  model.rope_scaling = 'none'  # Nothing to extend: trained at full length.
   data = config.data
   data.heldout_fraction = 0.08
   data.sequence_length = 256
   data.batch_size = 8
   optim = config.optim
-  optim.learning_rate = 2e-3
+  optim.learning_rate = 3e-3
   optim.final_learning_rate = 1e-4
   optim.warmup_steps = 50
   optim.constant_steps = 0
   train = config.train
-  train.steps = 400
+  train.steps = 740
   train.precision = 'float32'
+  # The report's 0.001 needs hundreds of steps to balance; this run has few.
   train.bias_update_rate = 0.01
   train.log_every = 10
-  train.checkpoint_every = 200
-  eval_ = config.eval
-  eval_.every = 200
-  eval_.max_bytes = 65536
-  eval_.sample_every = 200
+  train.checkpoint_every = 185
+  # For the report's third axis; about what two rented cores cost.
+  train.price_per_device_hour = 0.10
+  evaluation = config.eval
+  evaluation.every = 185
+  evaluation.max_bytes = 100_000
+  evaluation.sample_every = 370
   return seekax_config.variant(config, arg)
