@@ -54,10 +54,6 @@ def _check_positive(group: str, config: Any, names: tuple[str, ...]) -> None:
     )
 
 
-def _check_seed(name: str, seed: int) -> None:
-  _require(0 <= seed <= MAX_SEED, f'{name}={seed} is not in 0 to {MAX_SEED}')
-
-
 def _check_not_negative(
   group: str, config: Any, names: tuple[str, ...]
 ) -> None:
@@ -296,7 +292,6 @@ class DataConfig:
       0 < self.heldout_fraction < 1,
       f'data.heldout_fraction={self.heldout_fraction} is not between 0 and 1',
     )
-    _check_seed('data.seed', self.seed)
     _require(
       self.batch_size % self.num_shards == 0,
       f'data.batch_size={self.batch_size} is not divisible by '
@@ -385,7 +380,10 @@ class TrainConfig:
 
   def __post_init__(self):
     _require_choice('train.precision', self.precision, PRECISIONS)
-    _check_seed('train.seed', self.seed)
+    _require(
+      0 <= self.seed <= MAX_SEED,
+      f'train.seed={self.seed} is not in 0 to {MAX_SEED}',
+    )
     _check_positive(
       'train',
       self,

@@ -47,10 +47,10 @@ class DataParallelTest(absltest.TestCase):
       'train',
       '--config=tiny',
       f'--workdir={root / "run"}',
-      '--config.parallel.mesh=data:64',
+      '--config.parallel.mesh=data:8',
     )
     self.assertEqual(run.returncode, 2)
-    self.assertIn('wants 64 devices, this machine has', run.stderr)
+    self.assertIn('wants 8 devices, this machine has', run.stderr)
     self.assertNotIn('Traceback', run.stderr)
 
 
