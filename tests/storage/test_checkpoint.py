@@ -1,3 +1,4 @@
+import contextlib
 import pathlib
 
 from absl.testing import absltest
@@ -32,6 +33,15 @@ class CheckpointTest(absltest.TestCase):
       checkpoint.state_hash(state), checkpoint.state_hash(parts())
     )
     self.assertEqual(progress, {'data': {'at': [5]}})
+
+  def test_a_relative_folder_serves_as_well(self):
+    self.enter_context(contextlib.chdir(self.folder.parent))
+    self.folder = pathlib.Path('checkpoints')
+    self.save(5)
+    state, _ = checkpoint.restore(self.folder, 5, self.abstract)
+    self.assertEqual(
+      checkpoint.state_hash(state), checkpoint.state_hash(parts())
+    )
 
   def test_a_part_restores_alone(self):
     self.save(5)

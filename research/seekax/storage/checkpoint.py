@@ -62,6 +62,7 @@ def save(
   Raises:
     StorageError: the disk refused; older checkpoints are untouched.
   """
+  folder = folder.absolute()  # As orbax wants it.
   target = folder / str(step)
   try:
     if target.exists():
@@ -124,7 +125,7 @@ def verify(folder: pathlib.Path, step: int) -> None:
 
 def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
   """What a checkpoint keeps beside the state."""
-  path = folder / str(step)
+  path = folder.absolute() / str(step)
   return ocp.checkpointables_metadata(path).custom_metadata
 
 
@@ -146,7 +147,7 @@ def restore(
     StorageError: a file differs from its hash, or the state from the config.
   """
   verify(folder, step)
-  path = folder / str(step)
+  path = folder.absolute() / str(step)
   try:
     parts = ocp.load_checkpointables(
       path, jax.tree.map(_with_sharding, abstract_parts)
