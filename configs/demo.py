@@ -8,16 +8,27 @@ MTP module, a dense first layer; on Python's own standard library, 8 % of whose
 files are held out. 740 steps of 2,048 tokens, a fixed number, take about five
 minutes on two cores.
 
-@@RECORD@@
+Recorded on two cores of an Intel Xeon server (jax 0.10.2, Python 3.11):
+1.7711 bits per byte on all 39 held-out documents, where gzip -9 needs 2.2162
+and xz -9e 2.1491; 5,611 tokens/s, 271 s of training, 8.5 s of compilation,
+1.90 GiB at the peak; largest max violation in the last batch 0.37.
 
-How the shape was chosen: runs of a sweep on two cores of an Intel Xeon server,
-each on the same data order, judged by bits per byte on the same 507,026
-held-out bytes (gzip 2.2162). Tokens per second are those of the fastest tenth
-of the steps, since other work disturbed the runs. Not in the table: what the
-row leaves as it is here (4 layers, vocabulary 2,048, batch 8 x 256, cosine to
-1e-4, warm-up 50).
+How the shape was chosen: a sweep on the same cores, each run on the same order
+of documents, judged by bits per byte on the same 507,026 held-out bytes (gzip
+2.2162). Tokens per second are those of the fastest tenth of the steps; other
+work disturbed the runs marked *. Latents and the dense FFN go with the width;
+what a row doesn't name is as in this file. The first row would take 324 s.
 
-@@SWEEP@@
+  shape, peak learning rate                      M tokens  tokens/s  bits/byte
+  width 128, 5 layers, 32 experts of 64, 4e-3        1.84     5,690     1.7694
+  width 192, 16 experts of 96, 3e-3 (this file)      1.52     5,600     1.7711
+  the same, 2e-3                                     1.52    *3,960     1.7754
+  the same, 4e-3, cosine to 0, warm-up 30            1.52     5,570     1.7897
+  width 192, 32 experts of 96, 3e-3                  1.35     4,980     1.7934
+  width 128, 5 layers, 32 experts of 64, 4e-3        0.94     5,660     1.9102
+  the same, 8e-3                                     0.94    *3,360     1.9390
+  the same, 4e-3, batch 4 x 256                      0.94    *3,250     1.9398
+  width 256, 5 layers, 32 experts of 128, 2e-3       0.61     2,930     1.9742
 """
 
 from ml_collections import ConfigDict
