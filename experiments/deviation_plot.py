@@ -1,6 +1,10 @@
 """A panel of every claim: how far ours lies from the paper's number."""
 
+from collections.abc import Callable
+import pathlib
+
 from matplotlib import axes as axes_lib
+from matplotlib import figure as figure_lib
 from matplotlib import ticker
 
 import verdicts
@@ -17,6 +21,35 @@ MARKERS = {
   verdicts.REFUTED: 'X',
   verdicts.INCONCLUSIVE: 'D',
 }
+
+
+def save(
+  rows: list[verdicts.Row],
+  path: pathlib.Path,
+  draw_left: Callable[[axes_lib.Axes], None],
+  title: str,
+  *,
+  height: float,
+  legend: str,
+) -> None:
+  """The PNG of a CSV's rows: a panel of the script's own, and all deviations.
+
+  Args:
+    rows: of the CSV.
+    path: of the PNG.
+    draw_left: draws the left panel.
+    title: what was found.
+    height: of the figure, in inches.
+    legend: where the verdicts' legend goes.
+  """
+  figure = figure_lib.Figure(figsize=(12, height), layout='constrained')
+  left, right = figure.subplots(1, 2, width_ratios=(0.72, 1))
+  draw_left(left)
+  draw_deviations(right, rows)
+  right.set_title('All published numbers against ours', loc='left')
+  right.legend(loc=legend, frameon=False, fontsize=9)
+  figure.suptitle(title, x=0.01, ha='left', fontsize=14, weight='bold')
+  figure.savefig(path, dpi=120)
 
 
 def draw_deviations(axes: axes_lib.Axes, rows: list[verdicts.Row]) -> None:

@@ -36,6 +36,18 @@ class Claim:
   post_hoc: bool = False  # our way of counting was fitted to the paper's number
 
 
+def printed(
+  name: str,
+  unit: str,
+  paper: str,
+  measure: Callable[[], float],
+  note: str = '',
+  post_hoc: bool = False,
+) -> Claim:
+  """A claim that must agree to the last digit printed."""
+  return Claim(name, unit, paper, measure, half_digit(paper), note, post_hoc)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
   """A measured claim, as it stands in the CSV."""

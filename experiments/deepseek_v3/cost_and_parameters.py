@@ -26,7 +26,6 @@ import sys
 
 from absl import app, flags
 from matplotlib import axes as axes_lib
-from matplotlib import figure as figure_lib
 
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -105,19 +104,6 @@ def qwen2_5_72b() -> config_lib.ModelConfig:
   return dataclasses.replace(
     config_lib.llama3_70b(), vocab_size=152064, mlp_dim=29568
   )
-
-
-def _exact(
-  name: str,
-  unit: str,
-  paper: str,
-  measure: Callable[[], float],
-  note: str = '',
-  post_hoc: bool = False,
-) -> verdicts.Claim:
-  """A claim that must agree to the last digit printed."""
-  tolerance = verdicts.half_digit(paper)
-  return verdicts.Claim(name, unit, paper, measure, tolerance, note, post_hoc)
 
 
 def _count(
@@ -219,45 +205,45 @@ def cost_claims() -> list[verdicts.Claim]:
   cost = price.training_dollars(hours, price.V3_PRICE)
   hours_per_trillion = 180e3
   return [
-    _exact('V3: hours', 'K', '2788', lambda: hours.total / 1e3),
-    _exact(
+    verdicts.printed('V3: hours', 'K', '2788', lambda: hours.total / 1e3),
+    verdicts.printed(
       'V3: pre-training hours',
       'K',
       '2664',
       lambda: hours_per_trillion * 14.8 / 1e3,
       '180K per 1e12 tokens, 14.8e12 tokens',
     ),
-    _exact(
+    verdicts.printed(
       'V3: days per 1e12 tokens',
       'days',
       '3.7',
       lambda: price.wall_hours(hours_per_trillion, price.V3_DEVICES) / 24,
       'on 2,048 H800',
     ),
-    _exact(
+    verdicts.printed(
       'V3: pre-training cost', 'M$', '5.328', lambda: cost.pretraining / 1e6
     ),
-    _exact(
+    verdicts.printed(
       'V3: context extension cost',
       'M$',
       '0.238',
       lambda: cost.context_extension / 1e6,
     ),
-    _exact(
+    verdicts.printed(
       'V3: post-training cost', 'M$', '0.01', lambda: cost.posttraining / 1e6
     ),
-    _exact('V3: cost', 'M$', '5.576', lambda: cost.total / 1e6),
-    _exact(
+    verdicts.printed('V3: cost', 'M$', '5.576', lambda: cost.total / 1e6),
+    verdicts.printed(
       'Llama 3.1 405B: hours over V3',
       'x',
       '11',
       lambda: 30.84e6 / hours.total,
       'H100 hours over H800 hours',
     ),
-    _exact(
+    verdicts.printed(
       'Llama 3.1: hours, three sizes', 'M', '39.3', lambda: 1.46 + 7.0 + 30.84
     ),
-    _exact(
+    verdicts.printed(
       'V2: hours saved against 67B',
       '%',
       '42.5',
@@ -386,21 +372,15 @@ def all_claims() -> list[verdicts.Claim]:
 
 def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
   """The PNG of a CSV's rows."""
-  figure = figure_lib.Figure(figsize=(12, 9.2), layout='constrained')
-  left, right = figure.subplots(1, 2, width_ratios=(0.72, 1))
-  _draw_gflop(left, {row.name: row for row in rows})
-  deviation_plot.draw_deviations(right, rows)
-  right.set_title('All published numbers against ours', loc='left')
-  right.legend(loc='lower right', frameon=False, fontsize=9)
-  figure.suptitle(
+  deviation_plot.save(
+    rows,
+    path,
+    lambda axes: _draw_gflop(axes, {row.name: row for row in rows}),
     "DeepSeek-V3's cost re-derives from its shapes; the dense rows of its "
     'FLOP table do not',
-    x=0.01,
-    ha='left',
-    fontsize=14,
-    weight='bold',
+    height=9.2,
+    legend='lower right',
   )
-  figure.savefig(path, dpi=120)
 
 
 def _draw_gflop(axes: axes_lib.Axes, by_name: dict[str, verdicts.Row]) -> None:

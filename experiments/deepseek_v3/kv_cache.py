@@ -18,7 +18,7 @@ paper deploys it, not for equal precision.
 KB is 1,000 bytes, K is 1,000 elements.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
@@ -28,7 +28,6 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 from matplotlib import axes as axes_lib
-from matplotlib import figure as figure_lib
 
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -107,18 +106,6 @@ def measured_cache_bytes(model: config_lib.ModelConfig) -> float:
   return size / (batch_size * max_length)
 
 
-def _printed(
-  name: str,
-  unit: str,
-  paper: str,
-  measure: Callable[[], float],
-  note: str = '',
-) -> verdicts.Claim:
-  """A claim that must agree to the last digit printed."""
-  tolerance = verdicts.half_digit(paper)
-  return verdicts.Claim(name, unit, paper, measure, tolerance, note)
-
-
 def table_claims() -> list[verdicts.Claim]:
   """Bytes per token, exact: by formula and of real caches; and their ratios."""
   models = table_models()
@@ -144,8 +131,10 @@ def table_claims() -> list[verdicts.Claim]:
 
   return [
     *claims,
-    _printed('Qwen2.5-72B over V3', 'x', '4.66', lambda: ratio('Qwen2.5-72B')),
-    _printed(
+    verdicts.printed(
+      'Qwen2.5-72B over V3', 'x', '4.66', lambda: ratio('Qwen2.5-72B')
+    ),
+    verdicts.printed(
       'Llama 3.1 405B over V3',
       'x',
       '7.28',
@@ -167,19 +156,19 @@ def ablation_claims() -> list[verdicts.Claim]:
   claims = []
   for size, (mha, mla, mha_paper, mla_paper, percent) in sizes.items():
     claims += [
-      _printed(
+      verdicts.printed(
         f'V2 ablation, {size}: MHA',
         'K',
         mha_paper,
         lambda mha=mha: _thousand_elements(mha),
       ),
-      _printed(
+      verdicts.printed(
         f'V2 ablation, {size}: MLA',
         'K',
         mla_paper,
         lambda mla=mla: _thousand_elements(mla),
       ),
-      _printed(
+      verdicts.printed(
         f'V2 ablation, {size}: MLA over MHA',
         '%',
         percent,
@@ -217,14 +206,14 @@ def headline_claims() -> list[verdicts.Claim]:
       lambda: equivalent_groups(config_lib.v3_671b()),
       tolerance=0.0,
     ),
-    _printed(
+    verdicts.printed(
       'V2 at 6 bits, saved against 67B',
       '%',
       '93.3',
       lambda: saving(_SIX_BITS),
       'six bits against sixteen, as deployed',
     ),
-    _printed(
+    verdicts.printed(
       'V2 at 16 bits, saved against 67B',
       '%',
       '93.3',
@@ -240,21 +229,15 @@ def all_claims() -> list[verdicts.Claim]:
 
 def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
   """The PNG of a CSV's rows."""
-  figure = figure_lib.Figure(figsize=(12, 5.6), layout='constrained')
-  left, right = figure.subplots(1, 2, width_ratios=(0.72, 1))
-  _draw_bytes(left, {row.name: row for row in rows})
-  deviation_plot.draw_deviations(right, rows)
-  right.set_title('All published numbers against ours', loc='left')
-  right.legend(loc='upper left', frameon=False, fontsize=9)
-  figure.suptitle(
+  deviation_plot.save(
+    rows,
+    path,
+    lambda axes: _draw_bytes(axes, {row.name: row for row in rows}),
     "V3's latent cache is as small as published, to the byte; "
     '7.28 is 7.34, and 93.3 % takes six bits',
-    x=0.01,
-    ha='left',
-    fontsize=14,
-    weight='bold',
+    height=5.6,
+    legend='upper left',
   )
-  figure.savefig(path, dpi=120)
 
 
 def _draw_bytes(axes: axes_lib.Axes, by_name: dict[str, verdicts.Row]) -> None:
