@@ -142,7 +142,7 @@ def _keep_memory() -> None:
   """Keeps freed memory in the process instead of returning it every step.
 
   XLA on a CPU allocates and frees its temporaries in every step; with glibc's
-  defaults each one costs page faults, measured at a tenth of the step.
+  defaults each one costs page faults, measured at 7 % of the step.
   """
   m_trim_threshold, m_mmap_max = -1, -4
   try:
