@@ -13,7 +13,9 @@ def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
   define = {'flag_values': values}
-  flags.DEFINE_string('checkpoint', '', 'a workdir', **define)
+  flags.DEFINE_string(
+    'checkpoint', '', 'a workdir or a Hugging Face folder', **define
+  )
   flags.DEFINE_string('prompt', '', 'text to continue', **define)
   flags.DEFINE_integer('max_new_tokens', 128, 'most tokens to add', **define)
   flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
@@ -35,18 +37,16 @@ def run(argv: Sequence[str]) -> int:
   flags_lib.require(values, 'checkpoint')
   _check(values)
   # Only now: everything above answers in a fraction of a second.
-  import jax.numpy as jnp
   import numpy as np
 
   from seekax.inference import engine
-  from seekax.model.parameters import cast_params
   from seekax.storage import open as open_lib
 
-  opened = open_lib.open_checkpoint(values.checkpoint)
-  tokenizer = opened.tokenizer()
+  tokenizer = open_lib.find(values.checkpoint).tokenizer()
+  opened = open_lib.open_checkpoint(values.checkpoint, values.precision)
   tokens = engine.generate(
     opened.config.model,
-    cast_params(opened.params, jnp.dtype(values.precision)),
+    opened.params,
     opened.router_bias,
     np.append(tokenizer.bos_id, tokenizer.encode(values.prompt)),
     values.max_new_tokens,

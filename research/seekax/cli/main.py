@@ -14,7 +14,8 @@ COMMANDS = {
   'train': 'train a model, or go on with a run that was stopped',
   'generate': 'continue a prompt with a trained model',
   'score': 'log-likelihood of a text or of token ids, and logits',
-  'inspect': 'look at a run: parameters, checkpoints, checksums, hash',
+  'convert': 'published weights to a workdir, or a model to published weights',
+  'inspect': 'look at a model or a run: parameters, tensors, checksums, hash',
   'report': 'write report.html and summary.json of a run',
 }
 

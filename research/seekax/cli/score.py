@@ -16,7 +16,9 @@ def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
   define = {'flag_values': values}
-  flags.DEFINE_string('checkpoint', '', 'a workdir', **define)
+  flags.DEFINE_string(
+    'checkpoint', '', 'a workdir or a Hugging Face folder', **define
+  )
   flags.DEFINE_string('text', '', 'UTF-8 file to score', **define)
   flags.DEFINE_string('tokens', '', '.npy file of ids [B, L]', **define)
   flags.DEFINE_string(
@@ -48,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
   # Only now: everything above answers in a fraction of a second.
   from seekax.storage import open as open_lib
 
-  opened = open_lib.open_checkpoint(values.checkpoint)
+  opened = open_lib.open_checkpoint(values.checkpoint, values.precision)
   if text is not None:
     result = _score_text(values, opened, text)
   else:
@@ -94,16 +96,13 @@ def _read_tokens(name: str) -> np.ndarray:
 
 
 def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
-  import jax.numpy as jnp
-
-  from seekax.model.parameters import cast_params
   from seekax.training import evaluate
 
   tokenizer = opened.tokenizer()
   sequence = np.append(tokenizer.bos_id, tokenizer.encode(text))
   (total,) = evaluate.log_likelihoods(
     opened.config.model,
-    cast_params(opened.params, jnp.dtype(values.precision)),
+    opened.params,
     opened.router_bias,
     [sequence],
     values.batch_size,
@@ -122,7 +121,6 @@ def _score_tokens(
 ) -> dict[str, Any]:
   import jax.numpy as jnp
 
-  from seekax.model.parameters import cast_params
   from seekax.training import evaluate
 
   model = opened.config.model
@@ -141,7 +139,7 @@ def _score_tokens(
     raise InputError('--mtp_logits_out: this model has no MTP module')
   logits_BLV, mtp_JBLV = evaluate.all_logits(
     model,
-    cast_params(opened.params, jnp.dtype(values.precision)),
+    opened.params,
     opened.router_bias,
     jnp.asarray(tokens_BL.astype(np.int32)),
   )

@@ -1,13 +1,16 @@
 """Tokenizer: any Hugging Face tokenizer.json, or a byte-level BPE of our own.
 
 Text never becomes a control token: what looks like one in a document or a
-prompt is encoded as the ordinary characters that it is.
+prompt is encoded as the ordinary characters that it is. Only the text that a
+chat template writes is read with its control tokens (`encode_with_controls`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 import json
 import os
 import pathlib
+import re
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -34,6 +37,9 @@ _PIECES = (
   r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*'
   r'|\s*[\r\n]+|[ \t]{2,}|\s+'
 )
+_SPACES = re.compile(r'\s*')
+_WORD = re.compile(r'\w')
+_MAX_CONFIG_BYTES = 16 << 20
 # Part of the cache key: raise it with every change of `train`.
 _RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
@@ -46,36 +52,89 @@ class Tokenizer:
   Attributes:
     vocab_size: one more than the largest id; an embedding has at least as many
       rows.
-    bos_id: the token before every document.
-    eos_id: the token after every document.
+    bos: the name of the token before every document.
+    bos_id: its id.
+    eos: the name of the token after every document.
+    eos_id: its id.
   """
 
-  def __init__(self, source: str):
+  def __init__(self, source: str, bos: str = '', eos: str = ''):
     """Builds a tokenizer from the text of a tokenizer.json.
 
+    Args:
+      source: the text.
+      bos: the name of the BOS token; '' takes the first known name.
+      eos: the name of the EOS token; '' takes the first known name.
+
     Raises:
-      DataError: the text is no tokenizer, or has no known BOS or EOS token.
+      DataError: the text is no tokenizer, or two of its tokens are in
+        conflict, or it lacks the BOS or EOS token.
     """
     self._source = source
     self._decoder = _parse(source)
-    _check_added_ids(source, self._decoder)
-    protected = _protect_controls(source)
-    self._encoder = _parse(protected) if protected else self._decoder
+    definition = json.loads(source, object_pairs_hook=_unique_keys)
+    added = definition.get('added_tokens') or ()
+    vocabulary = self._decoder.get_vocab()
+    _check_added_ids(added, self._decoder)
+    _check_ids(vocabulary)
+    self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+    self.bos = self._find('BOS', (bos,) if bos else _BOS_NAMES)
+    self.bos_id = self._decoder.token_to_id(self.bos)
+    self.eos = self._find('EOS', (eos,) if eos else _EOS_NAMES)
+    self.eos_id = self._decoder.token_to_id(self.eos)
+    controls = [token for token in added if self._is_control(token)]
+    self._encoder = self._decoder
+    if not all(token['special'] for token in controls):
+      for token in controls:
+        token['special'] = True
+      self._encoder = _parse(json.dumps(definition))
     self._encoder.encode_special_tokens = True
     self._encoder.no_truncation()
     self._encoder.no_padding()
-    self.vocab_size = 1 + max(self._decoder.get_vocab().values(), default=-1)
-    self.bos_id = self._find('BOS', _BOS_NAMES)
-    self.eos_id = self._find('EOS', _EOS_NAMES)
+    # Nothing can be put inside a single character to break it, so that it is
+    # always read as text.
+    self._controls = {
+      t['content']: t for t in controls if len(t['content']) > 1
+    }
+    self._control = _any_of(self._controls)
+    cuts = [(c, n) for c in self._controls for n in range(1, len(c))]
+    self._heads = tuple({name[:n] for name, n in cuts})
+    self._tails = tuple({name[n:] for name, n in cuts})
 
-  def _find(self, kind: str, names: Sequence[str]) -> int:
-    ids = (self._decoder.token_to_id(name) for name in names)
-    for token_id in ids:
-      if token_id is not None:
-        return token_id
+  def _find(self, kind: str, names: Sequence[str]) -> str:
+    for name in names:
+      if self._decoder.token_to_id(name) is not None:
+        return name
     raise sources.DataError(
       f'the tokenizer has no {kind} token of a known name ({", ".join(names)})'
+      if len(names) > 1
+      else f'the tokenizer has no token {names[0]!r}, the given name of {kind}'
     )
+
+  def _is_control(self, token: dict[str, Any]) -> bool:
+    """Whether an added token is one that text must not turn into.
+
+    Released files have some that are not marked as special, such as <think>,
+    because decoding has to show them. Other added tokens, such as runs of
+    spaces, are plain text.
+    """
+    name = token['content']
+    looks_like_one = name.startswith('<') and name.endswith('>')
+    return token['special'] or looks_like_one or name in (self.bos, self.eos)
+
+  def check_fits(self, vocab_size: int) -> None:
+    """Checks that an embedding of `vocab_size` rows has one for every id.
+
+    More rows than ids are normal: embeddings are padded to round sizes.
+
+    Raises:
+      DataError: it has too few.
+    """
+    if self.vocab_size > vocab_size:
+      raise sources.DataError(
+        f'the tokenizer has ids up to {self.vocab_size - 1} but the embedding '
+        f'has only {vocab_size} rows; take the tokenizer of the same model'
+      )
 
   def encode(self, text: str) -> np.ndarray:
     """Returns int32 ids [L], without BOS and EOS.
@@ -99,6 +158,80 @@ class Tokenizer:
       raise sources.DataError(
         f'cannot encode text that is not valid Unicode ({error})'
       ) from error
+
+  def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
+    """Encodes a text whose control-token strings are meant: they become ids.
+
+    For a byte-level tokenizer without normalization this is what Hugging Face
+    tokenizers gives for the text. A pre-tokenizer that adds a space before
+    the first word only would add one after every control token here.
+
+    Args:
+      text: what a chat template wrote.
+      mark: what `break_controls` put into the parts of the text that are not
+        to be trusted; it is taken out again before they are encoded.
+
+    Returns:
+      int32 ids [L], with no BOS or EOS but those that the text spells.
+
+    Raises:
+      DataError: see `encode`.
+    """
+    plain, ids = self._split_at_controls(text)
+    encoded = self.encode_many([piece.replace(mark, '') for piece in plain])
+    parts = [encoded[0]]
+    for token_id, piece in zip(ids, encoded[1:], strict=True):
+      parts += [np.array([token_id], np.int32), piece]
+    return np.concatenate(parts)
+
+  def break_controls(
+    self, text: str, mark: str, keep: Collection[str] = ()
+  ) -> str:
+    """Puts `mark` into a text wherever it could become a control token.
+
+    That is after the first character of every control-token string, and at
+    the ends of the text where one might arise with what comes beside it.
+
+    Args:
+      text: a text that is not to be trusted.
+      mark: a character that the text does not have.
+      keep: names of control tokens that stay whole.
+    """
+    cuts, start = set(), 0
+    while match := self._control.search(text, start):
+      start = match.start() + 1  # Control tokens may overlap.
+      if match[0] not in keep:
+        cuts.add(start)
+    # A template may well trim the text.
+    body = text.strip()
+    start = len(text) - len(text.lstrip())
+    if body.endswith(self._heads):
+      cuts.add(start + len(body))
+    if body.startswith(self._tails) or any(
+      body in name and body != name for name in self._controls if body
+    ):
+      cuts.add(start)
+    edges = [0, *sorted(cuts), len(text)]
+    return mark.join(text[a:b] for a, b in zip(edges, edges[1:], strict=False))
+
+  def _split_at_controls(self, text: str) -> tuple[list[str], list[int]]:
+    """Returns n + 1 plain pieces and the n control ids between them.
+
+    The flags of an added token mean what they mean in Hugging Face's
+    AddedVocabulary: it swallows white space, or must not touch a word.
+    """
+    plain, ids, done = [], [], 0
+    for match in self._control.finditer(text):
+      token, (start, end) = self._controls[match[0]], match.span()
+      if token['single_word'] and (
+        _WORD.match(text, max(start - 1, 0), start) or _WORD.match(text, end)
+      ):
+        continue
+      piece = text[done:start]
+      plain.append(piece.rstrip() if token['lstrip'] else piece)
+      ids.append(token['id'])
+      done = _SPACES.match(text, end).end() if token['rstrip'] else end
+    return [*plain, text[done:]], ids
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text of ids, without special tokens; bad UTF-8 is U+FFFD."""
@@ -166,15 +299,16 @@ def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
   return Tokenizer(tokenizer.to_str())
 
 
-def load(path: str | os.PathLike) -> Tokenizer:
-  """Reads a Hugging Face tokenizer.json.
+def load(path: str | os.PathLike, bos: str = '', eos: str = '') -> Tokenizer:
+  """Reads a Hugging Face tokenizer.json; `bos`, `eos`: see `Tokenizer`.
 
   Raises:
-    DataError: the file is missing, broken, or has no known BOS or EOS token.
+    DataError: the file is missing, broken, or lacks the BOS or EOS token.
   """
   try:
     # As bytes: reading as text would turn CRLF into LF, and `save` change it.
-    return Tokenizer(pathlib.Path(path).read_bytes().decode('utf-8'))
+    source = pathlib.Path(path).read_bytes().decode('utf-8')
+    return Tokenizer(source, bos, eos)
   except OSError as error:
     raise sources.DataError(
       f'cannot read tokenizer {path} ({error.strerror}); give the path of a '
@@ -187,6 +321,81 @@ def load(path: str | os.PathLike) -> Tokenizer:
     ) from error
   except sources.DataError as error:
     raise sources.DataError(f'{path}: {error}') from error
+
+
+def load_folder(folder: pathlib.Path) -> Tokenizer:
+  """Reads the tokenizer of a released model's folder.
+
+  That is `tokenizer.json` and, if there, the names of BOS and EOS in
+  `tokenizer_config.json`. Nothing else of that file counts; the code that its
+  `auto_map` names is never run.
+
+  Raises:
+    DataError: see `load`; or `tokenizer_config.json` is broken.
+  """
+  path = folder / 'tokenizer.json'
+  if not path.exists() and (folder / 'tiktoken.model').exists():
+    raise sources.DataError(
+      f'{folder} has a tiktoken.model but no tokenizer.json; convert it first'
+    )
+  config_path = folder / 'tokenizer_config.json'
+  config = read_json(config_path)
+  bos, eos = (
+    _token_name(config_path, key, config.get(key))
+    for key in ('bos_token', 'eos_token')
+  )
+  return load(path, bos, eos)
+
+
+def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
+  name = value.get('content') if isinstance(value, dict) else value
+  if name is not None and not isinstance(name, str):
+    raise sources.DataError(
+      f'{path}: {key} is neither a string nor an object with a content'
+    )
+  return name or ''
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a small JSON object; {} if there is no such file.
+
+  Raises:
+    DataError: the file is unreadable, too large or no JSON object.
+  """
+  content = read_small(path, _MAX_CONFIG_BYTES)
+  if content is None:
+    return {}
+  try:
+    result = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise sources.DataError(f'{path} is not JSON ({error})') from error
+  if not isinstance(result, dict):
+    raise sources.DataError(f'{path} is not a JSON object')
+  return result
+
+
+def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
+  """Reads a UTF-8 file; None if there is none.
+
+  Raises:
+    DataError: it is no regular file, unreadable, larger or not UTF-8.
+  """
+  if not os.path.lexists(path):
+    return None
+  try:
+    if path.exists() and not path.is_file():  # A pipe would never end.
+      raise sources.DataError(f'{path} is not a file')
+    with path.open('rb') as file:
+      content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+      raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
+    return content.decode('utf-8')
+  except OSError as error:
+    raise sources.DataError(f'cannot read {path} ({error.strerror})') from error
+  except UnicodeDecodeError as error:
+    raise sources.DataError(
+      f'{path} is not UTF-8 at byte {error.start}'
+    ) from error
 
 
 def for_corpus(
@@ -263,35 +472,59 @@ def _parse(source: str) -> tokenizers.Tokenizer:
     ) from error
 
 
-def _check_added_ids(source: str, tokenizer: tokenizers.Tokenizer) -> None:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  result = dict(pairs)
+  if len(result) < len(pairs):
+    seen = set()
+    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+    raise sources.DataError(
+      f'the key {twice!r} occurs twice in one object; take the original file'
+    )
+  return result
+
+
+def _check_added_ids(
+  added: Sequence[dict[str, Any]], tokenizer: tokenizers.Tokenizer
+) -> None:
   """Refuses a file whose ids the library silently replaces by others."""
-  for token in json.loads(source).get('added_tokens') or ():
-    ours = tokenizer.token_to_id(token['content'])
+  seen = set()
+  for token in added:
+    name, ours = token['content'], tokenizer.token_to_id(token['content'])
+    if ours is None:
+      raise sources.DataError(f'the added token {name!r} is no token')
     if ours != token['id']:
       raise sources.DataError(
-        f'the added token {token["content"]!r} has id {token["id"]} but must '
+        f'the added token {name!r} has id {token["id"]} but must '
         f'have {ours}, the next after the vocabulary; take the original file'
+      )
+    if name in seen:
+      raise sources.DataError(
+        f'the added token {name!r} occurs twice; take the original file'
+      )
+    seen.add(name)
+
+
+def _check_ids(vocabulary: dict[str, int]) -> None:
+  """Refuses ids that two tokens share, or that int32 does not hold."""
+  names = {}
+  for name, token_id in vocabulary.items():
+    if token_id > np.iinfo(np.int32).max:
+      raise sources.DataError(
+        f'the token {name!r} has id {token_id}, which is out of range; take '
+        'the original file'
+      )
+    if names.setdefault(token_id, name) != name:
+      first, second = sorted((names[token_id], name))
+      raise sources.DataError(
+        f'the tokens {first!r} and {second!r} share the id {token_id}; take '
+        'the original file'
       )
 
 
-def _protect_controls(source: str) -> str:
-  """Marks as special every added token that has the looks of a control token.
-
-  Released files have some that are not marked, such as <think>, because
-  decoding has to show them. Other added tokens, such as runs of spaces, are
-  plain text. Returns '' if there is nothing to mark.
-  """
-  definition = json.loads(source)
-  unmarked = [
-    token
-    for token in definition.get('added_tokens') or ()
-    if token['content'].startswith('<')
-    and token['content'].endswith('>')
-    and not token['special']
-  ]
-  for token in unmarked:
-    token['special'] = True
-  return json.dumps(definition) if unmarked else ''
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+  """A pattern of the names, the longest first; without any, of nothing."""
+  names = sorted(names, key=len, reverse=True)
+  return re.compile('|'.join(map(re.escape, names)) or '(?!)')
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:

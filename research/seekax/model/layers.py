@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
+from seekax.ops.quantize import BlockScaled, expand
 
 
 def matrix(
@@ -17,11 +18,16 @@ def matrix(
   axes: tuple[str, ...],
   config: ModelConfig,
 ) -> jax.Array:
-  """Declares a weight with V3's initialisation and its logical axes."""
+  """Declares a weight with V3's initialisation and its logical axes.
+
+  A weight that was read as FP8 is expanded here, at its use, so that of a
+  stack of layers only one is ever held in full.
+  """
   init = nn.initializers.normal(config.init_std)
-  return module.param(
+  weight = module.param(
     name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
   )
+  return expand(weight) if isinstance(weight, BlockScaled) else weight
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from seekax.config import ModelConfig
 from seekax.model.transformer import bias_shapes, Transformer
 
+# Parameters that compute in float32 whatever the compute dtype is.
+FLOAT32 = ('router', 'scale')
+
 
 def init_params(config: ModelConfig, seed: int) -> Any:
   """Initial float32 parameters of the model and its MTP modules."""
@@ -48,7 +51,6 @@ def cast_params(params: Any, dtype: jnp.dtype) -> Any:
 
   def cast(path, x):
     names = {entry.key for entry in path}
-    keep = names & {'router', 'scale', 'table'}
-    return x if keep else x.astype(dtype)
+    return x if names & {*FLOAT32, 'table'} else x.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)

@@ -25,7 +25,8 @@ _TEMPORARY = 'orbax-checkpoint-tmp'
 _UNPROVEN = '.unproven'
 
 
-def _manifest(folder: pathlib.Path, step: int) -> pathlib.Path:
+def manifest_path(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """What proves a step."""
   return folder / f'{step}.sha256'
 
 
@@ -71,7 +72,7 @@ def save(
       shutil.rmtree(aside, ignore_errors=True)
       target.rename(aside)
     ocp.save_checkpointables(target, parts, custom_metadata=progress)
-    write_manifest(target, _manifest(folder, step))
+    write_manifest(target, manifest_path(folder, step))
   except (OSError, ValueError) as error:  # orbax: ValueError for a full disk.
     raise StorageError(
       f'checkpoint {target} could not be saved: {_first_line(error)}; older '
@@ -87,7 +88,7 @@ def clean(folder: pathlib.Path, keep: int) -> None:
   proven = proven_steps(folder)
   for step in proven[:-keep]:
     # The manifest first: what is left of a half-deleted step is unproven.
-    _manifest(folder, step).unlink()
+    manifest_path(folder, step).unlink()
     shutil.rmtree(folder / str(step))
   newest = proven[-1] if proven else -1
   for path in folder.iterdir():
@@ -114,12 +115,12 @@ def newest(folder: pathlib.Path) -> int | None:
 def verify(folder: pathlib.Path, step: int) -> None:
   """Raises StorageError if a file of this step differs from its SHA-256."""
   try:
-    verify_manifest(folder / str(step), _manifest(folder, step))
+    verify_manifest(folder / str(step), manifest_path(folder, step))
   except StorageError as error:
     older = [proven for proven in proven_steps(folder) if proven < step]
     fix = f'go on from step {older[-1]}' if older else 'start anew'
     raise StorageError(
-      f'{error}; restore it, or delete {_manifest(folder, step)} to {fix}'
+      f'{error}; restore it, or delete {manifest_path(folder, step)} to {fix}'
     ) from error
 
 
@@ -158,6 +159,36 @@ def restore(
       f'checkpoint {path} can not be loaded: {_first_line(error)}'
     ) from error
   return parts, progress
+
+
+def restore_leaf(
+  folder: pathlib.Path, step: int, part: str, abstract: Any, wanted: Any
+) -> Any:
+  """Loads one leaf of a part; call `verify` before.
+
+  Args:
+    folder: the workdir's checkpoints.
+    step: a proven step.
+    part: name of the part.
+    abstract: shapes and dtypes of the whole part.
+    wanted: path of the leaf, as keys of nested dicts.
+  """
+
+  def pick(path, x):
+    keys = tuple(entry.key for entry in path)
+    return _with_sharding(x) if keys == tuple(wanted) else ocp.PLACEHOLDER
+
+  only = jax.tree_util.tree_map_with_path(pick, abstract)
+  path = folder.absolute() / str(step)
+  try:
+    found = ocp.load_checkpointables(path, {part: only})[part]
+  except (ValueError, KeyError, OSError) as error:
+    raise StorageError(
+      f'checkpoint {path} can not be loaded: {_first_line(error)}'
+    ) from error
+  for key in wanted:
+    found = found[key]
+  return found
 
 
 def _first_line(error: Exception) -> str:

@@ -1,43 +1,89 @@
-"""What a --checkpoint is: a workdir, of which the newest proven step counts."""
+"""What a --checkpoint is: a workdir, or a folder of published weights.
+
+`find` looks without loading anything; `open_checkpoint` loads a model.
+"""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from seekax.config import Config
-from seekax.data.tokenizer import load as load_tokenizer
-from seekax.data.tokenizer import Tokenizer
-from seekax.model.parameters import abstract_weights
-from seekax.storage import checkpoint
+from seekax.config import Config, DataConfig, InputError, ModelConfig
+from seekax.data.tokenizer import load_folder, Tokenizer
+from seekax.model.parameters import abstract_weights, cast_params
+from seekax.storage import checkpoint, huggingface, names, weights
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import StorageError
+from seekax.storage.load import load
+from seekax.storage.manifest import StorageError, verify_manifest
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-  """A model that can be run.
+class Found:
+  """A model on disk, not loaded.
 
   Attributes:
-    config: of the run that made it.
-    step: optimizer steps it was trained for.
-    params: float32 weights.
-    router_bias: selection biases.
-    folder: where it was found.
+    folder: where it is.
+    config: of the run that made it; for published weights, of the model alone.
+    step: optimizer steps it was trained for; None where there are published
+      or converted weights instead of a training state.
+    published: fields of the published config.json, {} without one.
+    tensors: safetensors by name; {} for a training state.
+    ignored_from: tensors of this layer and later ones are left alone; 0: none.
   """
 
-  config: Config
-  step: int
-  params: Any
-  router_bias: dict[str, jax.Array]
   folder: pathlib.Path
+  config: Config
+  step: int | None
+  published: dict[str, Any]
+  tensors: weights.Tensors
+  ignored_from: int = 0
+
+  @property
+  def model(self) -> ModelConfig:
+    return self.config.model
+
+  @property
+  def is_workdir(self) -> bool:
+    return (self.folder / workdir_lib.RUN).is_file()
+
+  @functools.cached_property
+  def comparison(self) -> weights.Comparison:
+    """The tensors against the model's own list."""
+    return weights.compare(
+      self.tensors, names.slots(self.model), self.ignored_from
+    )
+
+  def check(self) -> None:
+    """Everything that can be checked without reading the weights.
+
+    Raises:
+      StorageError: a tensor is missing, unexpected or of a wrong shape.
+      DataError: the tokenizer is broken or larger than the embedding.
+    """
+    if self.step is None:
+      self.comparison.check(self.folder)
+    if (self.folder / workdir_lib.TOKENIZER).is_file():
+      self.tokenizer()
+
+  def verify(self) -> None:
+    """Raises StorageError if a file differs from its recorded SHA-256."""
+    if self.step is not None:
+      checkpoint.verify(self.folder / workdir_lib.CHECKPOINTS, self.step)
+    elif self.is_workdir:
+      verify_manifest(
+        self.folder / workdir_lib.WEIGHTS,
+        self.folder / workdir_lib.WEIGHTS_MANIFEST,
+      )
 
   def tokenizer(self) -> Tokenizer:
     """The tokenizer beside the weights.
 
     Raises:
       StorageError: there is none.
+      DataError: it is broken or larger than the embedding.
     """
     path = self.folder / workdir_lib.TOKENIZER
     if not path.is_file():
@@ -45,43 +91,162 @@ class Opened:
         f'{self.folder} has no {workdir_lib.TOKENIZER}; text needs one, token '
         'ids can still be scored with --tokens'
       )
-    return load_tokenizer(path)
+    tokenizer = load_folder(self.folder)
+    try:
+      tokenizer.check_fits(self.model.vocab_size)
+    except InputError as error:
+      raise StorageError(f'{path}: {error}') from error
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A model that can be run.
+
+  Attributes:
+    found: where it is and what it is.
+    params: weights; in float32 but for what another precision casts.
+    router_bias: selection biases.
+  """
+
+  found: Found
+  params: Any
+  router_bias: dict[str, jax.Array]
+
+  @property
+  def config(self) -> Config:
+    return self.found.config
+
+  @property
+  def step(self) -> int:
+    """Optimizer steps; 0 for published or converted weights."""
+    return self.found.step or 0
+
+  def tokenizer(self) -> Tokenizer:
+    """See Found.tokenizer."""
+    return self.found.tokenizer()
+
+
+def find(path: str | pathlib.Path, drop_mtp: bool = False) -> Found:
+  """Looks at a --checkpoint without loading it.
+
+  Args:
+    path: a workdir or a folder of published weights.
+    drop_mtp: leave MTP modules out, whatever the config says of them.
+
+  Raises:
+    StorageError: nothing usable is there.
+  """
+  folder = pathlib.Path(path)
+  weights.refuse_other_formats(folder)
+  if not folder.is_dir():
+    raise StorageError(
+      f'checkpoint {folder} does not exist; give the --workdir of a training '
+      'run, or a folder with config.json and safetensors'
+    )
+  if (folder / workdir_lib.RUN).is_file():
+    found = _find_workdir(folder)
+  elif huggingface.is_published(folder):
+    found = _find_published(folder)
+  else:
+    _refuse(folder)
+  if not drop_mtp:
+    return found
+  model = dataclasses.replace(found.model, mtp_depth=0)
+  return dataclasses.replace(
+    found,
+    config=dataclasses.replace(found.config, model=model),
+    ignored_from=model.num_layers,
+  )
+
+
+def _refuse(folder: pathlib.Path):
+  for path in sorted(folder.iterdir()):
+    if path.is_file() and path.suffix in weights.REFUSED:
+      weights.refuse_other_formats(path)
+  raise StorageError(
+    f'{folder} is no workdir (it has no {workdir_lib.RUN}) and no Hugging Face '
+    f'folder (it has no {huggingface.CONFIG})'
+  )
+
+
+def _find_published(folder: pathlib.Path) -> Found:
+  path = folder / huggingface.CONFIG
+  published = huggingface.read_config(path)
+  model = huggingface.model_config(published, str(path))
+  huggingface.quantization(published, str(path))
+  tensors = weights.find_tensors(folder)
+  model = weights.find_mtp(model, tensors)
+  return Found(folder, config_of(model), None, published, tensors)
+
+
+def config_of(model: ModelConfig) -> Config:
+  """A run's config for a model that no run of ours made."""
+  length = min(DataConfig().sequence_length, model.context_length)
+  return Config(model=model, data=DataConfig(sequence_length=length))
+
+
+def _find_workdir(folder: pathlib.Path) -> Found:
+  config = workdir_lib.read_config(folder)
+  published, path = {}, folder / workdir_lib.PUBLISHED_CONFIG
+  if path.is_file():
+    published = huggingface.read_config(path)
+  step = checkpoint.newest(folder / workdir_lib.CHECKPOINTS)
+  if step is not None:
+    return Found(folder, config, step, published, {})
+  if not workdir_lib.has_weights(folder):
+    raise StorageError(
+      f'{folder} holds no finished checkpoint yet; train on with: seekax train '
+      f'--workdir={folder}'
+    )
+  tensors = weights.find_tensors(folder / workdir_lib.WEIGHTS)
+  return Found(folder, config, None, published, tensors)
 
 
 def newest_step(folder: pathlib.Path) -> int:
   """The newest proven step of a workdir.
 
   Raises:
-    StorageError: the folder isn't there or holds no proven checkpoint.
+    StorageError: it holds no training state.
   """
-  if not folder.is_dir():
-    raise StorageError(
-      f'checkpoint {folder} does not exist; give the --workdir of a training '
-      'run'
-    )
-  workdir_lib.read_run(folder)
-  step = checkpoint.newest(folder / workdir_lib.CHECKPOINTS)
+  step = find(folder).step
   if step is None:
-    raise StorageError(
-      f'{folder} holds no finished checkpoint yet; train on with: seekax train '
-      f'--workdir={folder}'
-    )
+    raise StorageError(f'{folder} holds weights, but no training state')
   return step
 
 
-def open_checkpoint(path: str) -> Opened:
-  """Loads weights and router bias, without the optimizer.
+def open_checkpoint(
+  path: str | pathlib.Path, precision: str = 'float32', expand_fp8: bool = False
+) -> Opened:
+  """Loads weights and router bias, without the optimizer, in one copy.
+
+  Args:
+    path: a workdir or a folder of published weights.
+    precision: float32 or bfloat16, the compute dtype.
+    expand_fp8: make arrays of FP8 weights, as training needs them; without,
+      they stay codes and scales.
 
   Raises:
-    StorageError: nothing usable is there, or it fails its checksums.
+    StorageError: nothing usable is there, or it fails its checks.
   """
-  folder = pathlib.Path(path)
-  step = newest_step(folder)
-  config = workdir_lib.read_config(folder)
+  found = find(path)
+  found.check()
+  if found.step is None:
+    found.verify()
+    tree = load(found.model, found.tensors, precision, expand_fp8)
+  else:
+    tree = _restore(found, jnp.dtype(precision))
+  return Opened(found, tree['params'], tree['router_bias'])
+
+
+def _restore(found: Found, dtype: jnp.dtype) -> dict[str, Any]:
+  """The weights of a training state."""
+
+  def cast(tree):
+    return {**tree, 'params': cast_params(tree['params'], dtype)}
+
+  abstract = jax.eval_shape(cast, abstract_weights(found.model))
   parts, _ = checkpoint.restore(
-    folder / workdir_lib.CHECKPOINTS,
-    step,
-    {'weights': abstract_weights(config.model)},
+    found.folder / workdir_lib.CHECKPOINTS, found.step, {'weights': abstract}
   )
-  weights = parts['weights']
-  return Opened(config, step, weights['params'], weights['router_bias'], folder)
+  return parts['weights']

@@ -12,6 +12,10 @@ from seekax.storage.manifest import StorageError, write_atomically
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
 CHECKPOINTS, TENSORBOARD = 'checkpoints', 'tensorboard'
+# Of a convert target: safetensors, their SHA-256, and the config.json that
+# they were published with.
+WEIGHTS, WEIGHTS_MANIFEST = 'weights', 'weights.sha256'
+PUBLISHED_CONFIG = 'published_config.json'
 
 
 def prepare(workdir: pathlib.Path) -> None:
@@ -53,6 +57,11 @@ def lock(workdir: pathlib.Path):
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether a run got far enough that another one would destroy something."""
   return any((workdir / CHECKPOINTS).glob('*.sha256'))
+
+
+def has_weights(workdir: pathlib.Path) -> bool:
+  """Whether this is a finished convert target."""
+  return (workdir / WEIGHTS_MANIFEST).is_file()
 
 
 def write_run(workdir: pathlib.Path, run: dict[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""A weight that stays FP8: codes and block scales, expanded where it is used.
+
+Letters: I input width, O output width.
+"""
+
+import math
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128
+
+
+@struct.dataclass
+class BlockScaled:
+  """A matrix as E4M3 codes with one float32 scale per block of 128 x 128.
+
+  Attributes:
+    codes: [..., inputs, outputs] in the shape of the weight it stands for.
+    scales: [..., ceil(I / 128), ceil(O / 128)], with the same leading axes.
+    inputs: how many axes of the codes are the matrix's input.
+    outputs: how many are its output.
+    dtype: what it is expanded to, float32 or bfloat16.
+  """
+
+  codes: jax.Array
+  scales: jax.Array
+  inputs: int = struct.field(pytree_node=False)
+  outputs: int = struct.field(pytree_node=False)
+  dtype: str = struct.field(pytree_node=False)
+
+
+def expand(weight: BlockScaled) -> jax.Array:
+  """The values: codes times scales in float32, rounded once.
+
+  Returns:
+    An array of the codes' shape in the weight's dtype.
+
+  References:
+    DeepSeek-V3, section 3.3; the released weights' `weight_scale_inv`.
+  """
+  shape = weight.codes.shape
+  lead = shape[: len(shape) - weight.inputs - weight.outputs]
+  split = len(lead) + weight.inputs
+  codes = weight.codes.reshape(
+    *lead, math.prod(shape[len(lead) : split]), math.prod(shape[split:])
+  )
+  scales = _stretch(weight.scales, codes.shape[-2], -2)
+  scales = _stretch(scales, codes.shape[-1], -1)
+  values = codes.astype(jnp.float32) * scales
+  return values.astype(weight.dtype).reshape(shape)
+
+
+def _stretch(scales: jax.Array, size: int, axis: int) -> jax.Array:
+  """Repeats every scale over its block; the last block may be partial."""
+  whole = jnp.repeat(scales, BLOCK, axis=axis)
+  return jax.lax.slice_in_dim(whole, 0, size, axis=axis)

@@ -1,0 +1,550 @@
+"""A published config.json to a ModelConfig and back.
+
+Both spellings are read: the published one (rope_scaling with `type`,
+rope_theta beside it) and that of newer transformers (rope_parameters with
+`rope_type`). A field that would change what the model computes, and that isn't
+supported, is refused by name; `auto_map` and remote code are never followed.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import logging
+
+from seekax.config import ConfigError, ModelConfig
+from seekax.storage.manifest import StorageError
+from seekax.storage.safetensors_file import parse_json
+
+CONFIG = 'config.json'
+_MAX_BYTES = 10_000_000
+
+_V3_TYPES = ('deepseek_v3', 'kimi_k2')
+MODEL_TYPES = (*_V3_TYPES, 'deepseek_v2', 'llama')
+# What transformers gives the norms of the two latents, whatever the config.
+_LATENT_NORM_EPS = 1e-6
+# Fields that may not be left out.
+_REQUIRED = (
+  'vocab_size',
+  'hidden_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'intermediate_size',
+)
+_REQUIRED_LATENT = (
+  'kv_lora_rank',
+  'qk_nope_head_dim',
+  'qk_rope_head_dim',
+  'v_head_dim',
+)
+_REQUIRED_EXPERTS = (
+  'n_routed_experts',
+  'num_experts_per_tok',
+  'moe_intermediate_size',
+)
+# Field -> values with which it changes nothing; absent is always one of them.
+_NEUTRAL = {
+  'attention_bias': (False,),
+  'mlp_bias': (False,),
+  'hidden_act': ('silu',),
+  'tie_word_embeddings': (False,),
+  'moe_layer_freq': (1,),
+  'sliding_window': (None,),
+  'pretraining_tp': (1,),
+  'attn_output_gate': (False,),
+  'use_qk_norm': (False,),
+  'index_topk': (None,),
+}
+_ROPE_KEYS = {
+  'none': set(),
+  'yarn': {
+    'factor',
+    'original_max_position_embeddings',
+    'beta_fast',
+    'beta_slow',
+    'mscale',
+    'mscale_all_dim',
+  },
+  'llama3': {
+    'factor',
+    'original_max_position_embeddings',
+    'low_freq_factor',
+    'high_freq_factor',
+  },
+}
+_ROPE_NEUTRAL = {
+  'type': None,
+  'rope_type': None,
+  'rope_theta': None,
+  'attention_factor': (None,),
+  'partial_rotary_factor': (None, 1, 1.0),
+  'truncate': (True,),
+  'finetuned': (None, False, True),
+}
+FP8 = {
+  'activation_scheme': 'dynamic',
+  'fmt': 'e4m3',
+  'quant_method': 'fp8',
+  'weight_block_size': [128, 128],
+}
+POWER_OF_TWO = 'ue8m0'
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The fields of a config.json.
+
+  Raises:
+    StorageError: it is missing, too large, or no JSON object.
+  """
+  try:
+    if path.stat().st_size > _MAX_BYTES:
+      raise StorageError(f'{path} has more than {_MAX_BYTES} bytes')
+    published = parse_json(path, path.read_bytes())
+  except OSError as error:
+    raise StorageError(f'{path} can not be read: {error.strerror}') from error
+  if not isinstance(published, dict):
+    raise StorageError(f'{path} is no JSON object')
+  if 'auto_map' in published:
+    logging.info(
+      '%s: auto_map is ignored; no code of a checkpoint is ever run', path
+    )
+  return published
+
+
+def is_published(path: pathlib.Path) -> bool:
+  """Whether a folder has the looks of a Hugging Face model."""
+  return (path / CONFIG).is_file()
+
+
+def model_config(published: dict[str, Any], where: str) -> ModelConfig:
+  """The architecture that a config.json describes.
+
+  Args:
+    published: its fields.
+    where: named in errors.
+
+  Raises:
+    StorageError: a field is missing, contradicts another or isn't supported.
+  """
+  fields = _Fields(published, where)
+  kind = published.get('model_type')
+  if kind not in MODEL_TYPES:
+    fields.refuse('model_type', f'known: {", ".join(MODEL_TYPES)}')
+  for name, values in _NEUTRAL.items():
+    if published.get(name, values[0]) not in values:
+      fields.refuse(name, f'only {values[0]!r} is supported')
+  for name in _REQUIRED:
+    fields.count(name)
+  read = _llama if kind == 'llama' else _deepseek
+  try:
+    return ModelConfig(**_shared(fields), **read(fields))
+  except ConfigError as error:
+    raise StorageError(f'{where}: {error}') from error
+  except TypeError as error:  # A number where a word is, or the like.
+    raise StorageError(f'{where}: a field has a wrong type: {error}') from error
+
+
+def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
+  """(stored as FP8 blocks, scales are powers of two).
+
+  Raises:
+    StorageError: it is quantised in another way.
+  """
+  found = published.get('quantization_config')
+  if not found:
+    return False, False
+  if not isinstance(found, dict):
+    raise StorageError(f'{where}: quantization_config is no JSON object')
+  for name, value in FP8.items():
+    if name in found and found[name] != value:
+      raise StorageError(
+        f'{where}: quantization_config.{name}={found[name]!r} is not '
+        f'supported; only {value!r} is'
+      )
+  scale_format = found.get('scale_fmt')
+  if 'quant_method' not in found or scale_format not in (
+    None,
+    'float',
+    POWER_OF_TWO,
+  ):
+    raise StorageError(
+      f'{where}: quantization_config with quant_method='
+      f'{found.get("quant_method")!r} and scale_fmt={scale_format!r} is not '
+      'supported; only FP8 blocks with float or ue8m0 scales are'
+    )
+  return True, scale_format == POWER_OF_TWO
+
+
+class _Fields:
+  """A config.json's fields, with refusals that name them."""
+
+  def __init__(self, published: dict[str, Any], where: str):
+    self.published, self.where = published, where
+
+  def refuse(self, name: str, why: str):
+    raise StorageError(
+      f'{self.where}: {name}={self.published.get(name)!r} is not supported; '
+      f'{why}'
+    )
+
+  def count(self, name: str, default: int | None = None) -> int:
+    """A whole number; 0 where the file says null."""
+    value = self.published.get(name, default)
+    if value is None and name in self.published:
+      value = 0
+    if value is None:
+      raise StorageError(f'{self.where}: {name} is missing')
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+      self.refuse(name, 'a whole number is wanted')
+    return value
+
+  def number(self, name: str, default: float) -> float:
+    value = self.published.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+      self.refuse(name, 'a number is wanted')
+    return float(value)
+
+  def flag(self, name: str, default: bool) -> bool:
+    value = self.published.get(name, default)
+    if not isinstance(value, bool):
+      self.refuse(name, 'true or false is wanted')
+    return value
+
+  def same(self, name: str, value: Any) -> None:
+    """Refuses a field that contradicts what the others imply."""
+    found = self.published.get(name)
+    if found is not None and found != value:
+      self.refuse(name, f'the other fields imply {value!r}')
+
+
+def _shared(fields: _Fields) -> dict[str, Any]:
+  return dict(
+    vocab_size=fields.count('vocab_size'),
+    embed_dim=fields.count('hidden_size'),
+    num_layers=fields.count('num_hidden_layers'),
+    num_heads=fields.count('num_attention_heads'),
+    mlp_dim=fields.count('intermediate_size'),
+    context_length=fields.count('max_position_embeddings', 4096),
+    norm_eps=fields.number('rms_norm_eps', 1e-6),
+    init_std=fields.number('initializer_range', 0.02),
+    **_rope(fields),
+  )
+
+
+def _rope(fields: _Fields) -> dict[str, Any]:
+  """Rotary fields from either spelling."""
+  older = fields.published.get('rope_scaling')
+  newer = fields.published.get('rope_parameters')
+  for name, value in (('rope_scaling', older), ('rope_parameters', newer)):
+    if value is not None and not isinstance(value, dict):
+      fields.refuse(name, 'a JSON object or null is wanted')
+  rope = _Fields({**(older or {}), **(newer or {})}, fields.where)
+  kind = rope.published.get('rope_type', rope.published.get('type', 'default'))
+  rope.same('type', kind)
+  scaling = 'none' if kind in ('default', None) else kind
+  if scaling not in _ROPE_KEYS:
+    rope.refuse('rope_type', 'known: default, yarn, llama3')
+  for name, value in rope.published.items():
+    if name in _ROPE_KEYS[scaling] or _ROPE_NEUTRAL.get(name, ()) is None:
+      continue
+    if value not in _ROPE_NEUTRAL.get(name, (None,)):
+      rope.refuse(name, f'unknown to rope_type {kind!r}')
+  theta = rope if 'rope_theta' in rope.published else fields
+  found = dict(
+    rope_theta=theta.number('rope_theta', 10000.0), rope_scaling=scaling
+  )
+  if theta is rope:
+    fields.same('rope_theta', rope.published['rope_theta'])
+  if scaling == 'none':
+    return found
+  found['rope_factor'] = rope.number('factor', 1.0)
+  found['rope_original_length'] = rope.count(
+    'original_max_position_embeddings',
+    fields.published.get('max_position_embeddings'),
+  )
+  if scaling == 'llama3':
+    for name in ('low_freq_factor', 'high_freq_factor'):
+      found[f'llama3_{name}'] = rope.number(name, 1.0)
+    return found
+  return found | dict(
+    yarn_beta_fast=rope.number('beta_fast', 32.0),
+    yarn_beta_slow=rope.number('beta_slow', 1.0),
+    yarn_mscale=rope.number('mscale', 1.0),
+    yarn_mscale_all_dim=rope.number('mscale_all_dim', 0.0),
+  )
+
+
+def _llama(fields: _Fields) -> dict[str, Any]:
+  heads = fields.count('num_attention_heads')
+  kv_heads = fields.count('num_key_value_heads', heads)
+  width = fields.count('hidden_size')
+  if 'head_dim' not in fields.published and (not heads or width % heads):
+    fields.refuse('hidden_size', f'it is not divisible by {heads} heads')
+  head_dim = fields.count('head_dim', width // max(heads, 1)) or width // heads
+  return dict(
+    num_dense_layers=0,
+    attention='gqa',
+    num_kv_heads=kv_heads,
+    query_latent_dim=0,
+    kv_latent_dim=0,
+    nope_head_dim=0,
+    rope_head_dim=head_dim,
+    value_head_dim=head_dim,
+    ffn='dense',
+    rope_layout='half',
+    mtp_depth=0,
+  )
+
+
+def _deepseek(fields: _Fields) -> dict[str, Any]:
+  for name in _REQUIRED_LATENT:
+    fields.count(name)
+  published = fields.published
+  nope, rope = (
+    fields.count('qk_nope_head_dim'),
+    fields.count('qk_rope_head_dim'),
+  )
+  fields.same('qk_head_dim', nope + rope)
+  if published.get('head_dim') not in (None, rope, nope + rope):
+    fields.refuse('head_dim', f'qk_rope_head_dim is {rope}')
+  fields.same('num_key_value_heads', fields.count('num_attention_heads'))
+  interleaved = fields.flag('rope_interleave', True)
+  return dict(
+    num_dense_layers=fields.count('first_k_dense_replace', 0),
+    attention='mla',
+    query_latent_dim=fields.count('q_lora_rank', 0),
+    kv_latent_dim=fields.count('kv_lora_rank'),
+    nope_head_dim=nope,
+    rope_head_dim=rope,
+    value_head_dim=fields.count('v_head_dim'),
+    rope_layout='interleaved' if interleaved else 'half',
+    latent_norm_eps=_LATENT_NORM_EPS,
+    mtp_depth=fields.count('num_nextn_predict_layers', 0),
+    **_experts(fields),
+  )
+
+
+def _experts(fields: _Fields) -> dict[str, Any]:
+  published = fields.published
+  layers = fields.count('num_hidden_layers')
+  if not published.get('n_routed_experts') or (
+    fields.count('first_k_dense_replace', 0) >= layers
+  ):
+    return dict(ffn='dense')
+  for name in _REQUIRED_EXPERTS:
+    fields.count(name)
+  v3 = published['model_type'] in _V3_TYPES
+  router, groups = _router(fields, v3)
+  return dict(
+    ffn='experts',
+    expert_dim=fields.count('moe_intermediate_size'),
+    num_experts=fields.count('n_routed_experts'),
+    num_shared_experts=fields.count('n_shared_experts', 0),
+    experts_per_token=fields.count('num_experts_per_tok'),
+    normalize_gates=fields.flag('norm_topk_prob', v3),
+    routed_scale=fields.number('routed_scaling_factor', 1.0),
+    router=router,
+    group_score='top2' if v3 else 'max',
+    **groups,
+  )
+
+
+def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:
+  """The kind of router and its groups."""
+  router, methods = 'sigmoid', ('noaux_tc',)
+  if not v3:
+    router, methods = 'softmax', ('greedy', 'group_limited_greedy')
+  fields.same('scoring_func', router)
+  method = fields.published.get('topk_method', methods[0])
+  if method not in methods:
+    fields.refuse('topk_method', f'known: {", ".join(methods)}')
+  if method == 'greedy':
+    return router, dict(num_expert_groups=1, num_kept_groups=1)
+  return router, dict(
+    num_expert_groups=fields.count('n_group', 1) or 1,
+    num_kept_groups=fields.count('topk_group', 1) or 1,
+  )
+
+
+# --- And back. ----------------------------------------------------------------
+
+
+def published_config(
+  model: ModelConfig, dtype: str, fp8: bool, power_of_two: bool
+) -> dict[str, Any]:
+  """The config.json that describes a model, in the published spelling.
+
+  Args:
+    model: the architecture.
+    dtype: float32 or bfloat16, of what isn't FP8.
+    fp8: whether matrices are FP8 codes and scales.
+    power_of_two: whether those scales are powers of two.
+
+  Raises:
+    StorageError: no published architecture computes this.
+  """
+  _check_published_form(model)
+  published: dict[str, Any] = {
+    'vocab_size': model.vocab_size,
+    'hidden_size': model.embed_dim,
+    'num_hidden_layers': model.num_layers,
+    'num_attention_heads': model.num_heads,
+    'intermediate_size': model.mlp_dim,
+    'max_position_embeddings': model.context_length,
+    'rms_norm_eps': model.norm_eps,
+    'initializer_range': model.init_std,
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'attention_dropout': 0.0,
+    'tie_word_embeddings': False,
+    'use_cache': True,
+    'torch_dtype': dtype,
+    'rope_theta': model.rope_theta,
+    'rope_scaling': _published_rope(model),
+  }
+  published |= (
+    _published_latent(model)
+    if model.attention == 'mla'
+    else _published_grouped(model)
+  )
+  if fp8:
+    scale_format = {'scale_fmt': POWER_OF_TWO} if power_of_two else {}
+    published['quantization_config'] = FP8 | scale_format
+  return published
+
+
+def _check_published_form(model: ModelConfig) -> None:
+  def require(condition: bool, key: str) -> None:
+    if not condition:
+      raise StorageError(
+        f'no published architecture has model.{key}={getattr(model, key)!r} '
+        f'together with model.attention={model.attention!r}, model.ffn='
+        f'{model.ffn!r} and model.router={model.router!r}'
+      )
+
+  if model.attention != 'mla':
+    require(not model.uses_experts, 'ffn')
+    require(model.nope_head_dim == 0, 'nope_head_dim')
+    require(model.rope_layout == 'half', 'rope_layout')
+    require(model.value_head_dim == model.rope_head_dim, 'value_head_dim')
+    require(model.rope_scaling != 'yarn', 'rope_scaling')
+    require(model.mtp_depth == 0, 'mtp_depth')
+    return
+  require(model.latent_norm_eps == _LATENT_NORM_EPS, 'latent_norm_eps')
+  require(model.rope_scaling != 'llama3', 'rope_scaling')
+  if not model.uses_experts:
+    require(model.mtp_depth == 0, 'mtp_depth')
+  elif model.router == 'sigmoid':
+    require(
+      model.num_expert_groups == 1 or model.group_score == 'top2', 'group_score'
+    )
+    require(model.num_shared_experts > 0, 'num_shared_experts')
+  else:
+    require(
+      model.num_expert_groups == 1 or model.group_score == 'max', 'group_score'
+    )
+    require(not model.normalize_gates, 'normalize_gates')
+    require(model.mtp_depth == 0, 'mtp_depth')
+    require(model.rope_layout == 'interleaved', 'rope_layout')
+
+
+def _published_rope(model: ModelConfig) -> dict[str, Any] | None:
+  if model.rope_scaling == 'none':
+    return None
+  rope = {
+    'type': model.rope_scaling,
+    'rope_type': model.rope_scaling,
+    'factor': model.rope_factor,
+    'original_max_position_embeddings': model.rope_original_length,
+  }
+  if model.rope_scaling == 'llama3':
+    return rope | {
+      'low_freq_factor': model.llama3_low_freq_factor,
+      'high_freq_factor': model.llama3_high_freq_factor,
+    }
+  return rope | {
+    'beta_fast': model.yarn_beta_fast,
+    'beta_slow': model.yarn_beta_slow,
+    'mscale': model.yarn_mscale,
+    'mscale_all_dim': model.yarn_mscale_all_dim,
+  }
+
+
+def _published_grouped(model: ModelConfig) -> dict[str, Any]:
+  return {
+    'architectures': ['LlamaForCausalLM'],
+    'model_type': 'llama',
+    'num_key_value_heads': model.kv_heads,
+    'head_dim': model.rope_head_dim,
+    'mlp_bias': False,
+  }
+
+
+def _published_latent(model: ModelConfig) -> dict[str, Any]:
+  v3 = model.router == 'sigmoid' or not model.uses_experts
+  version = '3' if v3 else '2'
+  grouped = model.num_expert_groups > 1
+  published = {
+    'architectures': [f'DeepseekV{version}ForCausalLM'],
+    'model_type': f'deepseek_v{version}',
+    'num_key_value_heads': model.num_heads,
+    'q_lora_rank': model.query_latent_dim or None,
+    'kv_lora_rank': model.kv_latent_dim,
+    'qk_nope_head_dim': model.nope_head_dim,
+    'qk_rope_head_dim': model.rope_head_dim,
+    'v_head_dim': model.value_head_dim,
+    'first_k_dense_replace': model.num_plain_layers,
+    'moe_layer_freq': 1,
+    'num_nextn_predict_layers': model.mtp_depth,
+  }
+  if model.rope_layout == 'half':
+    published['rope_interleave'] = False
+  if not model.uses_experts:
+    return published
+  return published | {
+    'n_routed_experts': model.num_experts,
+    'n_shared_experts': model.num_shared_experts,
+    'num_experts_per_tok': model.experts_per_token,
+    'moe_intermediate_size': model.expert_dim,
+    'n_group': model.num_expert_groups,
+    'topk_group': model.num_kept_groups,
+    'routed_scaling_factor': model.routed_scale,
+    'norm_topk_prob': model.normalize_gates,
+    'scoring_func': model.router,
+    'topk_method': 'noaux_tc'
+    if v3
+    else 'group_limited_greedy'
+    if grouped
+    else 'greedy',
+  }
+
+
+# Never carried on: they name code, or another spelling of what is written.
+_NOT_CARRIED = ('auto_map', 'quantization_config', 'rope_parameters', 'dtype')
+_NOT_CARRIED += ('transformers_version', '_name_or_path')
+
+
+def carry_fields(
+  made: dict[str, Any], published: dict[str, Any]
+) -> dict[str, Any]:
+  """A config.json with what the older one of this model said besides.
+
+  Args:
+    made: by published_config; it wins.
+    published: what the weights came with; {}: nothing.
+
+  Returns:
+    `made`, plus the ids of control tokens, values for training and the like.
+  """
+  kept = {k: v for k, v in published.items() if k not in _NOT_CARRIED}
+  return kept | made
+
+
+# Fields of a ModelConfig that say how it is computed, not what.
+_HOW = ('grouped_matmul', 'remat', 'unroll_layers', 'init_std')
+
+
+def same_model(one: ModelConfig, other: ModelConfig) -> bool:
+  """Whether two configs compute the same function of the same weights."""
+  how = {name: getattr(one, name) for name in _HOW}
+  return one == dataclasses.replace(other, **how)

@@ -1,0 +1,330 @@
+"""One safetensors file: its checked header, byte ranges of it, a writer.
+
+The container is a length of eight bytes, a JSON header and raw data. The
+safetensors package accepts names such as `../../x` and a key twice, and its
+NumPy front end knows no FP8; so the container is read and written here, by
+ranges and blocks, never as a whole.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from seekax.storage.manifest import StorageError
+
+# Names in the container, and what NumPy calls them.
+DTYPES: dict[str, np.dtype] = {
+  'F32': np.dtype(np.float32),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
+}
+# Known to the format; never the dtype of a weight that is used here.
+_OTHER_DTYPES = {'F64': 8, 'F16': 2, 'F8_E5M2': 1, 'F8_E8M0': 1, 'BOOL': 1}
+_OTHER_DTYPES |= {
+  f'{kind}{bits}': bits // 8 for kind in 'IU' for bits in (8, 16, 32, 64)
+}
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # The safetensors package's own limit.
+_NAME = re.compile(r'[A-Za-z0-9_.\-]{1,512}')
+_METADATA = '__metadata__'
+# Data moves in blocks of this many bytes.
+BLOCK_BYTES = 32 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor in a file.
+
+  Attributes:
+    file: the safetensors file.
+    name: its key.
+    dtype: as the container spells it, e.g. BF16.
+    shape: as published, (out, in) for a matrix.
+    start: offset of its first byte in the file.
+  """
+
+  file: pathlib.Path
+  name: str
+  dtype: str
+  shape: tuple[int, ...]
+  start: int
+
+  @property
+  def num_bytes(self) -> int:
+    return math.prod(self.shape) * itemsize(self.dtype)
+
+
+def itemsize(dtype: str) -> int:
+  """Bytes of one value."""
+  known = DTYPES.get(dtype)
+  return known.itemsize if known else _OTHER_DTYPES[dtype]
+
+
+def read_header(
+  path: pathlib.Path,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+  """Reads and checks a header; the data is not touched.
+
+  Returns:
+    (tensors by name, the file's metadata).
+
+  Raises:
+    StorageError: the header lies, in any of the ways that are known.
+  """
+  try:
+    with open(path, 'rb') as file:
+      size = os.fstat(file.fileno()).st_size
+      length = int.from_bytes(file.read(_LENGTH_BYTES), 'little')
+      data_start = _LENGTH_BYTES + length
+      if (
+        size < _LENGTH_BYTES or length > _MAX_HEADER_BYTES or data_start > size
+      ):
+        raise StorageError(
+          f'{path} is no safetensors file, or is cut short: its header should '
+          f'take {length} bytes, the file has {size}'
+        )
+      text = file.read(length)
+  except OSError as error:
+    raise StorageError(f'{path} can not be read: {error.strerror}') from error
+  entries = _parse(path, text)
+  metadata = entries.pop(_METADATA, {})
+  if not isinstance(metadata, dict) or not all(
+    isinstance(value, str) for value in metadata.values()
+  ):
+    raise StorageError(f'{path}: {_METADATA} must map names to strings')
+  tensors = [
+    _tensor(path, name, entry, data_start) for name, entry in entries.items()
+  ]
+  _check_cover(path, tensors, data_start, size)
+  return {tensor.name: tensor for tensor in tensors}, metadata
+
+
+def parse_json(path: pathlib.Path, text: bytes) -> Any:
+  """Parses JSON in which no object has a key twice.
+
+  Raises:
+    StorageError: it is broken, too deep, or a key is there twice; it is named.
+  """
+
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+      names = [name for name, _ in pairs]
+      twice = next(name for name in names if names.count(name) > 1)
+      raise StorageError(f'{path} lists {twice[:80]!r} twice')
+    return result
+
+  try:
+    return json.loads(text.decode('utf-8'), object_pairs_hook=unique)
+  except StorageError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise StorageError(f'{path} holds no valid JSON ({error})') from error
+
+
+def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
+  entries = parse_json(path, text)
+  if not isinstance(entries, dict):
+    raise StorageError(f'{path}: the header is no JSON object')
+  return entries
+
+
+def _tensor(
+  path: pathlib.Path, name: str, entry: Any, data_start: int
+) -> Tensor:
+  def refuse(what: str):
+    raise StorageError(f'{path}: tensor {name[:80]!r} {what}')
+
+  if not _NAME.fullmatch(name):
+    refuse('has a name of other characters than letters, digits and _ . -')
+  if not isinstance(entry, dict) or set(entry) != {
+    'dtype',
+    'shape',
+    'data_offsets',
+  }:
+    refuse('has other fields than dtype, shape and data_offsets')
+  dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
+  if not isinstance(dtype, str) or (
+    dtype not in DTYPES and dtype not in _OTHER_DTYPES
+  ):
+    refuse(f'has the unknown dtype {dtype!r}')
+  if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    refuse('has a shape or offsets that are no lists of sizes')
+  tensor = Tensor(path, name, dtype, tuple(shape), data_start + offsets[0])
+  if offsets[1] - offsets[0] != tensor.num_bytes:
+    refuse(
+      f'of {dtype} {shape} takes {tensor.num_bytes} bytes, its offsets span '
+      f'{offsets[1] - offsets[0]}'
+    )
+  return tensor
+
+
+def _counts(values: Any) -> bool:
+  return isinstance(values, list) and all(
+    type(value) is int and value >= 0 for value in values
+  )
+
+
+def _check_cover(
+  path: pathlib.Path, tensors: Sequence[Tensor], data_start: int, size: int
+) -> None:
+  """The tensors lie end to end and fill the file: no hole, no overlap."""
+  position = data_start
+  for tensor in sorted(tensors, key=lambda t: (t.start, t.num_bytes)):
+    if tensor.start != position:
+      kind = 'a hole before' if tensor.start > position else 'bytes shared by'
+      raise StorageError(f'{path} has {kind} tensor {tensor.name!r}')
+    position += tensor.num_bytes
+  if position != size:
+    raise StorageError(
+      f'{path} has {size} bytes, its header describes {position}: it is cut '
+      'short or has bytes that belong to no tensor'
+    )
+
+
+class Files:
+  """Open files, read by ranges; safe to use from several threads."""
+
+  def __init__(self):
+    self._open: dict[pathlib.Path, int] = {}
+    self.bytes_read = 0
+
+  def __enter__(self) -> 'Files':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for descriptor in self._open.values():
+      os.close(descriptor)
+    self._open.clear()
+
+  def read_into(self, tensor: Tensor, offset: int, out: memoryview) -> None:
+    """Fills `out` with a tensor's bytes from `offset` on.
+
+    Raises:
+      StorageError: the file ends too early.
+    """
+    if tensor.file not in self._open:
+      self._open[tensor.file] = os.open(tensor.file, os.O_RDONLY)
+    position, done = tensor.start + offset, 0
+    while done < len(out):
+      count = os.preadv(self._open[tensor.file], [out[done:]], position + done)
+      if not count:
+        raise StorageError(f'{tensor.file} ends inside tensor {tensor.name!r}')
+      done += count
+    self.bytes_read += done
+
+  def rows(self, tensor: Tensor, first: int, last: int) -> np.ndarray:
+    """Rows [first, last) of a tensor, in its stored dtype."""
+    shape = (last - first, *tensor.shape[1:])
+    out = np.empty(shape, DTYPES[tensor.dtype])
+    view = memoryview(out.reshape(-1).view(np.uint8))
+    offset = first * math.prod(tensor.shape[1:]) * itemsize(tensor.dtype)
+    self.read_into(tensor, offset, view)
+    return out
+
+  def blocks(self, tensor: Tensor) -> Iterator[memoryview]:
+    """All bytes of a tensor, in blocks."""
+    total = tensor.num_bytes
+    for offset in range(0, total, BLOCK_BYTES):
+      block = np.empty(min(BLOCK_BYTES, total - offset), np.uint8)
+      self.read_into(tensor, offset, memoryview(block))
+      yield memoryview(block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A tensor that will be written: its name, dtype and shape."""
+
+  name: str
+  dtype: str
+  shape: tuple[int, ...]
+
+  @property
+  def num_bytes(self) -> int:
+    return math.prod(self.shape) * itemsize(self.dtype)
+
+
+def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
+  """The bytes before the data; padded so that the data is aligned."""
+  fields: dict[str, Any] = {_METADATA: metadata}
+  position = 0
+  for entry in entries:
+    end = position + entry.num_bytes
+    fields[entry.name] = {
+      'dtype': entry.dtype,
+      'shape': list(entry.shape),
+      'data_offsets': [position, end],
+    }
+    position = end
+  text = json.dumps(fields, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % _LENGTH_BYTES)
+  return len(text).to_bytes(_LENGTH_BYTES, 'little') + text
+
+
+def write(
+  path: pathlib.Path,
+  entries: Sequence[Entry],
+  blocks: Iterable[memoryview],
+  metadata: dict[str, str],
+) -> str:
+  """Writes a file that is whole or not there, block by block.
+
+  Args:
+    path: the file; until it is whole it is called `<path>.tmp`.
+    entries: what it holds.
+    blocks: the data of all entries, end to end.
+    metadata: strings by name.
+
+  Returns:
+    The file's SHA-256, in hexadecimal.
+
+  Raises:
+    StorageError: the disk refused.
+  """
+  temporary = path.with_name(f'{path.name}.tmp')
+  digest = hashlib.sha256()
+  start = header(entries, metadata)
+  expected = len(start) + sum(entry.num_bytes for entry in entries)
+  try:
+    # The hash of a block is computed while it is written.
+    with (
+      open(temporary, 'wb', buffering=0) as file,
+      concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+      for block in _chain(start, blocks):
+        hashed = pool.submit(digest.update, block)
+        _write_all(file, block)
+        hashed.result()
+      written = file.tell()
+      if written != expected:
+        raise StorageError(f'{path}: {written} bytes written, not {expected}')
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise StorageError(
+      f'{path} can not be written: {error.strerror}; make room or choose '
+      'another folder, and give the same command again'
+    ) from error
+  return digest.hexdigest()
+
+
+def _chain(start: bytes, blocks: Iterable[memoryview]) -> Iterator[memoryview]:
+  yield memoryview(start)
+  yield from blocks
+
+
+def _write_all(file, block: memoryview) -> None:
+  while len(block):
+    block = block[file.write(block) :]

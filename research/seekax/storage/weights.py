@@ -1,0 +1,329 @@
+"""A folder of safetensors: which tensors it holds, and whether it should.
+
+`find_tensors` reads headers only. What a hostile or damaged folder may say is
+refused there: files outside the folder, missing shards, a tensor in two files.
+`compare` holds the tensors against the model's own list.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import pathlib
+import re
+
+from absl import logging
+
+from seekax.config import ModelConfig
+from seekax.storage import fp8, names
+from seekax.storage.manifest import StorageError
+from seekax.storage.safetensors_file import (
+  itemsize,
+  parse_json,
+  read_header,
+  Tensor,
+)
+
+INDEX = 'model.safetensors.index.json'
+SINGLE = 'model.safetensors'
+_SUFFIX = '.safetensors'
+_MAX_INDEX_BYTES = 200_000_000
+# Formats that can run code when they are read, or that nobody publishes.
+REFUSED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack')
+REFUSED += ('.npz', '.npy', '.h5', '.gguf')
+_MAX_EXPERTS = 100_000
+# A folder that lacks more than this many tensors holds another model.
+_MAX_MISSING = 10_000
+# Derived buffers that some old files carry along.
+_DERIVED = re.compile(r'.*\.rotary_emb\.inv_freq')
+# All experts of a layer in one tensor: [E, 2F, D] and [E, D, F].
+_FUSED = re.compile(r'(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?')
+_MTP_LAYER = re.compile(r'model\.layers\.(\d+)\.')
+
+Tensors = dict[str, Tensor]
+
+
+def refuse_other_formats(path: pathlib.Path) -> None:
+  """Raises StorageError for a file that holds weights in another format."""
+  if path.suffix in REFUSED:
+    raise StorageError(
+      f'{path} is a {path.suffix} file: such files can run code or are not '
+      'checked; give a folder of safetensors with its config.json'
+    )
+  if path.is_file():
+    raise StorageError(f'{path} is a file; give the folder that holds it')
+
+
+def find_tensors(folder: pathlib.Path) -> Tensors:
+  """All tensors of a folder, experts one by one; only headers are read.
+
+  Raises:
+    StorageError: the index or a header lies, or there are no safetensors.
+  """
+  listed, metadata = _listed(folder)
+  shards = sorted(set(listed.values())) if listed else [SINGLE]
+  tensors: Tensors = {}
+  for shard in shards:
+    found, _ = read_header(_inside(folder, shard))
+    for name, tensor in found.items():
+      if name in tensors:
+        raise StorageError(
+          f'tensor {name!r} is in {tensors[name].file} and in {tensor.file}'
+        )
+      if listed and listed.get(name) != shard:
+        raise StorageError(
+          f'{tensor.file} holds {name!r}, which {folder / INDEX} '
+          + (f'looks for in {listed[name]}' if name in listed else 'lacks')
+        )
+      tensors[name] = tensor
+  for name in listed:
+    if name not in tensors:
+      raise StorageError(
+        f'{folder / listed[name]} lacks tensor {name!r}, though '
+        f'{folder / INDEX} lists it there'
+      )
+  total = sum(tensor.num_bytes for tensor in tensors.values())
+  _say_wrong_total(folder / INDEX, metadata, total)
+  return _split_fused(_without_derived(folder, tensors))
+
+
+def _listed(folder: pathlib.Path) -> tuple[dict[str, str], object]:
+  """The index: file by tensor, and its metadata; {} for a single file."""
+  index = folder / INDEX
+  if not index.is_file():
+    if (folder / SINGLE).is_file():
+      return {}, None
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in REFUSED)
+    raise StorageError(
+      f'{folder} has neither {INDEX} nor {SINGLE}'
+      + (
+        f', only {others[0]}, which can run code when it is read; get the '
+        'safetensors of this model'
+        if others
+        else ''
+      )
+    )
+  if index.stat().st_size > _MAX_INDEX_BYTES:
+    raise StorageError(f'{index} has more than {_MAX_INDEX_BYTES} bytes')
+  content = parse_json(index, index.read_bytes())
+  listed = content.get('weight_map') if isinstance(content, dict) else None
+  if (
+    not isinstance(listed, dict)
+    or not listed
+    or not all(isinstance(name, str) for name in listed.values())
+  ):
+    raise StorageError(f'{index} has no weight_map from tensors to files')
+  return listed, content.get('metadata')
+
+
+def _say_wrong_total(index: pathlib.Path, metadata: object, total: int) -> None:
+  """Nobody relies on the total, and several releases have another one."""
+  said = metadata.get('total_size') if isinstance(metadata, dict) else None
+  if said is not None and said != total:
+    logging.info('%s says total_size=%s; it is %d', index, said, total)
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """A file named by an index, which may not leave the folder.
+
+  One layout of links is allowed, that of Hugging Face's download cache:
+  snapshots/<revision>/<file> -> ../../blobs/<hash>.
+
+  Raises:
+    StorageError: it would, or it isn't there.
+  """
+  path = folder / name
+  if pathlib.PurePath(name).name != name or name in ('', '.', '..'):
+    raise StorageError(
+      f'{folder / INDEX} names {name[:80]!r}, which is not a file beside it'
+    )
+  if path.suffix != _SUFFIX:
+    refuse_other_formats(path)
+    raise StorageError(f'{folder / INDEX} names {name[:80]!r}: no safetensors')
+  real, home = path.resolve(), folder.resolve()
+  blobs = home.parent.parent / 'blobs'
+  in_cache = home.parent.name == 'snapshots' and real.parent == blobs
+  if real.parent != home and not in_cache:
+    raise StorageError(f'{path} is a link that leaves the folder, to {real}')
+  if not real.is_file():
+    raise StorageError(f'{path} is missing, though {folder / INDEX} names it')
+  return path
+
+
+def _without_derived(folder: pathlib.Path, tensors: Tensors) -> Tensors:
+  kept = {n: t for n, t in tensors.items() if not _DERIVED.fullmatch(n)}
+  if len(kept) < len(tensors):
+    logging.info(
+      '%s: %d rotary_emb.inv_freq buffers are ignored; they follow from the '
+      'config',
+      folder,
+      len(tensors) - len(kept),
+    )
+  return kept
+
+
+def _split_fused(tensors: Tensors) -> Tensors:
+  """Fused expert tensors as the tensors of single experts, by byte ranges."""
+  split: Tensors = {}
+  for name, tensor in tensors.items():
+    match = _FUSED.fullmatch(name)
+    parts = _experts(tensor, *match.groups()) if match else {name: tensor}
+    for part, value in parts.items():
+      if part in split:
+        raise StorageError(
+          f'{value.file}: tensor {name!r} holds {part!r}, which is there too'
+        )
+      split[part] = value
+  return split
+
+
+def _experts(
+  tensor: Tensor, prefix: str, kind: str, scale: str | None
+) -> Tensors:
+  if len(tensor.shape) != 3:
+    raise StorageError(
+      f'{tensor.file}: tensor {tensor.name!r} has shape {tensor.shape}, not '
+      '[experts, out, in]'
+    )
+  count, rows, columns = tensor.shape
+  if count > _MAX_EXPERTS:
+    raise StorageError(
+      f'{tensor.file}: tensor {tensor.name!r} is of {count} experts; at most '
+      f'{_MAX_EXPERTS} are read'
+    )
+  parts = ('gate', 'up') if kind == 'gate_up' else ('down',)
+  if rows % len(parts):
+    raise StorageError(
+      f'{tensor.file}: tensor {tensor.name!r} has {rows} rows, which gate and '
+      'up can not share'
+    )
+  shape = (rows // len(parts), columns)
+  size = shape[0] * shape[1] * itemsize(tensor.dtype)
+  found = {}
+  for expert in range(count):
+    for part, word in enumerate(parts):
+      name = f'{prefix}.{expert}.{word}_proj.weight{scale or ""}'
+      start = tensor.start + (expert * len(parts) + part) * size
+      found[name] = Tensor(tensor.file, name, tensor.dtype, shape, start)
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What a folder lacks and what it has too much, by the model's own list.
+
+  Attributes:
+    missing: tensors that should be there.
+    unexpected: tensors that the model has no use for.
+    wrong: one line for each tensor of a wrong shape or dtype.
+  """
+
+  missing: tuple[str, ...]
+  unexpected: tuple[Tensor, ...]
+  wrong: tuple[str, ...]
+
+  def check(self, folder: pathlib.Path) -> None:
+    """Raises StorageError for the first of all that is wrong."""
+    if self.wrong:
+      raise StorageError(self.wrong[0] + _more(self.wrong))
+    if self.missing:
+      raise StorageError(
+        f'{folder} lacks tensor {self.missing[0]!r}' + _more(self.missing)
+      )
+    if self.unexpected:
+      first = self.unexpected[0]
+      hint = ''
+      if _MTP_LAYER.match(first.name):
+        hint = (
+          '; if it belongs to the MTP layer, set num_nextn_predict_layers in '
+          'config.json or convert with --mtp=drop'
+        )
+      raise StorageError(
+        f'{first.file} holds {first.name!r}, for which the model of its '
+        'config has no use' + _more(self.unexpected) + hint
+      )
+
+
+def _more(items: tuple) -> str:
+  return f' (and {len(items) - 1} more)' if len(items) > 1 else ''
+
+
+def compare(
+  tensors: Tensors, slots: Iterable[names.Slot], ignore_layers_from: int = 0
+) -> Comparison:
+  """Holds a folder's tensors against the model's list.
+
+  Args:
+    tensors: of the folder.
+    slots: of the model.
+    ignore_layers_from: tensors of this layer and later ones are left alone
+      (an MTP layer that is dropped); 0: none.
+  """
+  missing, wrong, expected = [], [], set()
+  for slot in slots:
+    expected.add(slot.name)
+    tensor = tensors.get(slot.name)
+    if tensor is None:
+      missing.append(slot.name)
+      if len(missing) >= _MAX_MISSING:
+        break
+      continue
+    problem = _problem(tensor, slot)
+    scale_name = slot.name + fp8.SCALE_SUFFIX
+    if problem is None and tensor.dtype == 'F8_E4M3':
+      expected.add(scale_name)
+      problem = _scale_problem(tensors.get(scale_name), slot, tensor)
+    if problem:
+      wrong.append(problem)
+  unexpected = [
+    tensor
+    for name, tensor in tensors.items()
+    if name not in expected and not _layer_from(name, ignore_layers_from)
+  ]
+  return Comparison(tuple(missing), tuple(unexpected), tuple(wrong))
+
+
+def _layer_from(name: str, first: int) -> bool:
+  match = _MTP_LAYER.match(name)
+  return bool(first and match and int(match.group(1)) >= first)
+
+
+def _problem(tensor: Tensor, slot: names.Slot) -> str | None:
+  where = f'{tensor.file}: tensor {slot.name!r}'
+  if tensor.shape != slot.shape:
+    return (
+      f'{where} has shape {list(tensor.shape)}, the config asks for '
+      f'{list(slot.shape)}'
+    )
+  allowed = ('F32', 'BF16', 'F8_E4M3') if slot.in_fp8 else ('F32', 'BF16')
+  if tensor.dtype not in allowed:
+    return f'{where} has dtype {tensor.dtype}; {" or ".join(allowed)} is wanted'
+  return None
+
+
+def _scale_problem(
+  scale: Tensor | None, slot: names.Slot, codes: Tensor
+) -> str | None:
+  name = slot.name + fp8.SCALE_SUFFIX
+  if scale is None:
+    return (
+      f'{codes.file}: {slot.name!r} is FP8, its scales {name!r} are missing'
+    )
+  shape = fp8.scale_shape(slot.shape)
+  if scale.shape != shape or scale.dtype != 'F32':
+    return (
+      f'{scale.file}: tensor {name!r} is {scale.dtype} {list(scale.shape)}; '
+      f'F32 {list(shape)} is wanted'
+    )
+  return None
+
+
+def find_mtp(model: ModelConfig, tensors: Tensors) -> ModelConfig:
+  """The model with MTP modules only where the folder holds them.
+
+  Released configs promise an MTP layer that other people's exports leave out.
+  """
+  if not model.mtp_depth or any(
+    _layer_from(name, model.num_layers) for name in tensors
+  ):
+    return model
+  logging.info('the config names an MTP layer, the folder holds none')
+  return dataclasses.replace(model, mtp_depth=0)
