@@ -643,6 +643,21 @@ def shrink(model: ModelConfig) -> ModelConfig:
   )
 
 
+# Fields that say how a model is computed or began, not what it computes.
+_NO_DIFFERENCE = ('grouped_matmul', 'remat', 'unroll_layers', 'init_std')
+
+
+def model_differences(there: ModelConfig, here: ModelConfig) -> list[str]:
+  """What keeps two models from computing the same with the same weights."""
+  return [
+    f'model.{field.name}: {getattr(there, field.name)!r} there, '
+    f'{getattr(here, field.name)!r} here'
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in _NO_DIFFERENCE
+    and getattr(there, field.name) != getattr(here, field.name)
+  ]
+
+
 # --- Whole runs, as ml_collections sees them. ---------------------------------
 
 

@@ -6,10 +6,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
+import tokenizers
 
 from seekax.data import sources
 from seekax.data import tokenizer as tokenizer_lib
@@ -34,8 +36,33 @@ _ODD_TEXTS = (
 )
 
 
+# Of LoadTest.write.
+_FOUR = (('<s>', True), ('</s>', True), ('<|eot|>', True), ('[GO]', False))
+
+
 def _small() -> tokenizer_lib.Tokenizer:
   return tokenizer_lib.train(_TEXTS, 320)
+
+
+def _with_controls(*added: tuple[str, dict[str, bool]]) -> str:
+  """The small tokenizer's JSON with these instead of its added tokens.
+
+  Each is special and has no other flag, but for what its dict says.
+  """
+  definition = json.loads(_small().to_json())
+  # Ids 0 and 1 were BOS and EOS, all later ones move up.
+  definition['model']['vocab'] = {
+    piece: token_id - 2
+    for piece, token_id in definition['model']['vocab'].items()
+    if token_id > 1
+  }
+  flags = ('single_word', 'lstrip', 'rstrip', 'normalized')
+  token = {**dict.fromkeys(flags, False), 'special': True}
+  definition['added_tokens'] = [
+    {'id': n, 'content': content, **token, **changes}
+    for n, (content, changes) in enumerate(added, 318)
+  ]
+  return json.dumps(definition)
 
 
 class TrainTest(parameterized.TestCase):
@@ -125,18 +152,8 @@ class LoadTest(parameterized.TestCase):
 
   def write(self, *added: tuple[str, bool], **changes) -> None:
     """Writes a tokenizer whose added tokens are (content, special) pairs."""
-    definition = json.loads(_small().to_json())
-    # Ids 0 and 1 were BOS and EOS, all later ones move up.
-    definition['model']['vocab'] = {
-      piece: token_id - 2
-      for piece, token_id in definition['model']['vocab'].items()
-      if token_id > 1
-    }
-    plain = {key: False for key in ('single_word', 'lstrip', 'rstrip')}
-    definition['added_tokens'] = [
-      {**plain, 'normalized': False, 'id': n, 'content': c, 'special': s}
-      for n, (c, s) in enumerate(added, 318)
-    ]
+    source = _with_controls(*((c, {'special': s}) for c, s in added))
+    definition = json.loads(source)
     self.path.write_text(json.dumps({**definition, **changes}))
 
   def test_saved_file_loads_the_same(self):
@@ -239,6 +256,237 @@ class LoadTest(parameterized.TestCase):
     for path in (self.path, self.path.parent):
       with self.assertRaisesRegex(sources.DataError, f'cannot read .*{path}'):
         tokenizer_lib.load(path)
+
+  def test_given_names_win_over_known_ones(self):
+    self.write(*_FOUR)
+    tokenizer = tokenizer_lib.load(self.path, eos='<|eot|>')
+    self.assertEqual((tokenizer.bos, tokenizer.bos_id), ('<s>', 318))
+    self.assertEqual((tokenizer.eos, tokenizer.eos_id), ('<|eot|>', 320))
+    tokenizer = tokenizer_lib.load(self.path, bos='[GO]')
+    self.assertEqual((tokenizer.bos, tokenizer.bos_id), ('[GO]', 321))
+
+  def test_unknown_given_name_is_an_error(self):
+    self.write(*_FOUR)
+    for names in ({'bos': '<|eot'}, {'eos': '<|eot'}):
+      with self.assertRaisesRegex(sources.DataError, "json: .*'<|eot'.*given"):
+        tokenizer_lib.load(self.path, **names)
+
+  def test_given_name_is_not_read_from_text(self):
+    self.write(*_FOUR)
+    tokenizer = tokenizer_lib.load(self.path, bos='[GO]')
+    self.assertNotIn(321, tokenizer.encode('[GO]'))
+    self.assertIn(321, tokenizer.encode_with_controls('[GO]'))
+
+  def test_two_tokens_of_one_id_are_an_error(self):
+    definition = json.loads(_small().to_json())
+    definition['model']['vocab']['other'] = 5
+    self.path.write_text(json.dumps(definition))
+    with self.assertRaisesRegex(sources.DataError, "'other' share the id 5"):
+      tokenizer_lib.load(self.path)
+
+  def test_id_beyond_int32_is_an_error(self):
+    definition = json.loads(_small().to_json())
+    definition['model']['vocab']['far'] = 2**31
+    self.path.write_text(json.dumps(definition))
+    with self.assertRaisesRegex(sources.DataError, "'far' .* out of range"):
+      tokenizer_lib.load(self.path)
+
+  def test_key_that_occurs_twice_is_an_error(self):
+    content = _small().to_json().replace('"a":', '"b":1,"a":')
+    self.path.write_text(content)
+    with self.assertRaisesRegex(sources.DataError, "'b' occurs twice"):
+      tokenizer_lib.load(self.path)
+
+  def test_added_token_that_occurs_twice_is_an_error(self):
+    self.write(('<s>', True), ('</s>', True))
+    definition = json.loads(self.path.read_text())
+    definition['added_tokens'].append(definition['added_tokens'][0])
+    self.path.write_text(json.dumps(definition))
+    with self.assertRaisesRegex(sources.DataError, "'<s>' occurs twice"):
+      tokenizer_lib.load(self.path)
+
+  def test_embedding_needs_a_row_for_every_id(self):
+    tokenizer = _small()
+    for rows in (320, 321, 1000):
+      tokenizer.check_fits(rows)
+    with self.assertRaisesRegex(sources.DataError, 'up to 319 .* only 319 r'):
+      tokenizer.check_fits(319)
+
+  def folder(self, config: str | bytes | None) -> pathlib.Path:
+    """A released model's folder with a tokenizer_config.json of this text."""
+    self.write(*_FOUR)
+    path = self.path.with_name('tokenizer_config.json')
+    if config is not None:
+      path.write_bytes(config.encode() if isinstance(config, str) else config)
+    return self.path.parent
+
+  @parameterized.parameters(
+    (None, '<s>', '</s>'),
+    ('{}', '<s>', '</s>'),
+    ('{"bos_token": null, "eos_token": "<|eot|>"}', '<s>', '<|eot|>'),
+    ('{"bos_token": {"content": "[GO]"}}', '[GO]', '</s>'),
+    ('{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', '<s>', '</s>'),
+  )
+  def test_folder_names_its_control_tokens(self, config, bos, eos):
+    tokenizer = tokenizer_lib.load_folder(self.folder(config))
+    self.assertEqual((tokenizer.bos, tokenizer.eos), (bos, eos))
+
+  @parameterized.parameters(
+    ('{"bos_token": ', 'tokenizer_config.json is not JSON'),
+    ('[' * 100_000, 'tokenizer_config.json is not JSON'),
+    ('["<s>"]', 'tokenizer_config.json is not a JSON object'),
+    ('{"eos_token": 7}', 'tokenizer_config.json: eos_token is neither'),
+    ('{"eos_token": {"content": 7}}', 'tokenizer_config.json: eos_token is n'),
+    ('{"eos_token": "<|no|>"}', "tokenizer.json: .* no token '<|no|>'"),
+    (b'{"a": "\xff"}', 'tokenizer_config.json is not UTF-8 at byte 7'),
+    (b' ' * (16 << 20) + b'{}', 'tokenizer_config.json is larger than'),
+  )
+  def test_broken_config_of_a_folder_is_named(self, config, message):
+    with self.assertRaisesRegex(sources.DataError, message) as raised:
+      tokenizer_lib.load_folder(self.folder(config))
+    self.assertNotIn('\n', str(raised.exception))
+
+  def test_config_that_is_no_file_is_an_error(self):
+    path = self.folder(None) / 'tokenizer_config.json'
+    os.mkfifo(path)
+    with self.assertRaisesRegex(sources.DataError, 'json is not a file'):
+      tokenizer_lib.load_folder(path.parent)
+    path.unlink()
+    path.symlink_to('nowhere')
+    with self.assertRaisesRegex(sources.DataError, 'cannot read .*config.json'):
+      tokenizer_lib.load_folder(path.parent)
+
+  def test_folder_without_a_tokenizer_is_an_error(self):
+    with self.assertRaisesRegex(
+      sources.DataError, f'cannot read .*{self.path}'
+    ):
+      tokenizer_lib.load_folder(self.path.parent)
+    self.path.with_name('tiktoken.model').write_text('')
+    with self.assertRaisesRegex(sources.DataError, 'tiktoken.model but no tok'):
+      tokenizer_lib.load_folder(self.path.parent)
+
+
+class ControlsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    source = _with_controls(
+      ('<s>', {}),
+      ('</s>', {}),
+      ('<|im|>', {}),
+      ('<|im|>~', {}),  # Special by its mark alone.
+      ('<think>', {'special': False}),
+      ('<｜User｜>', {'special': False, 'normalized': True}),
+      ('<｜end▁of▁sentence｜>', {}),
+      ('[BOS]', {}),
+      ('aba', {}),
+      ('=====', {'special': False}),
+      ('<left>', {'lstrip': True}),
+      ('<right>', {'rstrip': True}),
+      ('<both>', {'lstrip': True, 'rstrip': True}),
+      ('<word>', {'single_word': True}),
+      ('★', {}),
+    )
+    self.tokenizer = tokenizer_lib.Tokenizer(source)
+    self.theirs = tokenizers.Tokenizer.from_str(source)
+    added = json.loads(source)['added_tokens']
+    self.controls = {
+      t['content']: t['id'] for t in added if t['content'] != '====='
+    }
+    self.rng = np.random.default_rng(0)
+
+  def random_text(self, length: int) -> str:
+    """Whole control tokens, parts of them, and what may stand between."""
+    others = ('def', '  \t', 'é', '漢字', '=====', *'<>|b_. \n')
+    names = [name for name in (*self.controls, *others) if name != '★']
+    words = [names[n] for n in self.rng.integers(0, len(names), length)]
+    cut = self.rng.random(length) < 0.2
+    return ''.join(
+      w[: self.rng.integers(len(w))] if c else w
+      for w, c in zip(words, cut, strict=True)
+    )
+
+  def test_controls_become_the_ids_that_hugging_face_gives(self):
+    for length in (*range(5), *([12] * 300)):
+      text = self.random_text(length)
+      ids = self.tokenizer.encode_with_controls(text)
+      theirs = self.theirs.encode(text, add_special_tokens=False).ids
+      self.assertEqual(ids.dtype, np.int32)
+      self.assertEqual(ids.tolist(), theirs, msg=repr(text))
+
+  @parameterized.parameters(
+    (
+      '<｜User｜>def<｜end▁of▁sentence｜>',
+      ['<｜User｜>', '<｜end▁of▁sentence｜>'],
+    ),
+    ('<|im|><|im|>~', ['<|im|>', '<|im|>~']),
+    ('<think> <thin k>', ['<think>']),
+    ('a<word> <word>', ['<word>']),
+    ('★', []),  # It could not be broken in untrusted text.
+  )
+  def test_controls_are_found(self, text, names):
+    ids = self.tokenizer.encode_with_controls(text).tolist()
+    found = [i for i in ids if i in self.controls.values()]
+    self.assertEqual(found, [self.controls[name] for name in names])
+
+  def test_plain_text_is_encoded_as_ever(self):
+    for text in _TEXTS + _ODD_TEXTS[:-1]:
+      np.testing.assert_array_equal(
+        self.tokenizer.encode_with_controls(text), self.tokenizer.encode(text)
+      )
+
+  def test_broken_controls_are_text(self):
+    for _ in range(300):
+      text = self.random_text(8)
+      broken = self.tokenizer.break_controls(text, '\ufdd0')
+      self.assertEqual(broken.replace('\ufdd0', ''), text)
+      np.testing.assert_array_equal(
+        self.tokenizer.encode_with_controls(broken, '\ufdd0'),
+        self.tokenizer.encode(text),
+        err_msg=repr(text),
+      )
+
+  def test_no_control_arises_between_texts(self):
+    """Pieces of a control token, trimmed, alone and side by side."""
+    for name in self.controls:
+      for a, b in ((1, 1), (1, 2), (2, len(name) - 1)):
+        pieces = [name[:a], name[a:b], name[b:]]
+        for space in ('', ' '):
+          broken = [
+            self.tokenizer.break_controls(space + p + space, '\ufdd0').strip()
+            for p in pieces
+          ]
+          for trusted in ((), (0,), (1,), (2,), (0, 2)):
+            text = ''.join(
+              pieces[n] if n in trusted else broken[n] for n in range(3)
+            )
+            if any(pieces[n] for n in range(3) if n not in trusted):
+              ids = self.tokenizer.encode_with_controls(text, '\ufdd0')
+              self.assertNotIn(self.controls[name], ids, msg=repr(text))
+
+  def test_ordinary_text_is_not_marked(self):
+    for text in (*_TEXTS, 'if a < b and c > d:', ' ', '', 'x <b>bold</b> y'):
+      self.assertEqual(self.tokenizer.break_controls(text, '\ufdd0'), text)
+
+  def test_kept_controls_stay_whole(self):
+    broken = self.tokenizer.break_controls('<think>a<s>', '|', ('<think>',))
+    self.assertEqual(broken, '<think>a<|s>')
+
+  def test_long_white_space_takes_no_time(self):
+    text = ' ' * 1_000_000 + '<left><right>' + ' ' * 1_000_000
+    start = time.perf_counter()
+    self.assertLen(self.tokenizer.encode_with_controls(text), 2)
+    self.tokenizer.break_controls(text, '\ufdd0')
+    self.assertLess(time.perf_counter() - start, 5)
+
+  def test_without_controls_nothing_is_special(self):
+    definition = json.loads(_small().to_json())
+    definition['added_tokens'] = []
+    tokenizer = tokenizer_lib.Tokenizer(json.dumps(definition))
+    text = '<|bos|>(?!)'
+    self.assertEqual(tokenizer.break_controls(text, '|'), text)
+    np.testing.assert_array_equal(
+      tokenizer.encode_with_controls(text), tokenizer.encode(text)
+    )
 
 
 class CacheTest(parameterized.TestCase):

@@ -1,5 +1,6 @@
-"""`seekax inspect`: look at a run: parameters, checkpoints, checksums, hash."""
+"""`seekax inspect`: look at a model or a run, without loading it."""
 
+from collections import Counter
 from collections.abc import Sequence
 import json
 import pathlib
@@ -11,7 +12,10 @@ from seekax.cli import flags as flags_lib
 from seekax.config import InputError
 from seekax.planning.parameters import count_parameters
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import write_atomically
+from seekax.storage.manifest import verify_manifest, write_atomically
+
+# As many names are printed; the JSON has all.
+_SHOWN = 5
 
 
 def run(argv: Sequence[str]) -> int:
@@ -20,46 +24,39 @@ def run(argv: Sequence[str]) -> int:
   values = flags.FlagValues()
   define = {'flag_values': values}
   flags.DEFINE_string(
-    'workdir', '', 'folder of the run, also without --workdir=', **define
+    'path',
+    '',
+    'a workdir or a Hugging Face folder, also without --path=',
+    **define,
   )
-  flags.DEFINE_bool('verify', False, 'check every SHA-256', **define)
+  flags.DEFINE_string('workdir', '', 'the same', **define)
+  flags.DEFINE_bool(
+    'verify',
+    False,
+    "check every SHA-256 of a workdir, and every tensor's name, shape and "
+    'dtype against the config',
+    **define,
+  )
   flags.DEFINE_bool(
     'hash', False, "print the newest state's SHA-256 alone", **define
   )
   flags.DEFINE_string('json', '', 'write what is printed as JSON', **define)
   flags_lib.parse(
-    values, argv, 'inspect', 'Looks at a run: seekax inspect <workdir>.'
+    values,
+    argv,
+    'inspect',
+    'Looks at a model or a run: seekax inspect <workdir or folder>.',
   )
-  flags_lib.require(values, 'workdir')
-  workdir = pathlib.Path(values.workdir)
-  if not workdir.is_dir():
-    raise InputError(f'{workdir} does not exist')
-  config = workdir_lib.read_config(workdir)
-  from seekax.storage import checkpoint
-
-  folder = workdir / workdir_lib.CHECKPOINTS
-  steps = checkpoint.proven_steps(folder)
+  if not values.path:
+    values.path = values.workdir
+  flags_lib.require(values, 'path')
+  folder = pathlib.Path(values.path)
   if values.hash:
-    print(_state_hash(workdir))
+    print(_state_hash(folder))
     return 0
-  counts = count_parameters(config.model)
-  found: dict[str, Any] = {
-    'attention': config.model.attention,
-    'ffn': config.model.ffn,
-    'layers': config.model.num_layers,
-    'parameters_total': counts.total,
-    'parameters_activated': counts.activated,
-    'parameters_mtp': counts.mtp,
-    'tokenizer': (workdir / workdir_lib.TOKENIZER).is_file(),
-    'checkpoints': steps,
-    'unproven_checkpoints': checkpoint.unproven_steps(folder),
-  }
-  if values.verify:
-    for step in steps:
-      checkpoint.verify(folder, step)
-    found['verified'] = steps
+  found = _look(folder, values.verify)
   for name, value in found.items():
-    print(f'{name}: {value}')
+    print(f'{name}: {_short(value)}')
   if values.json:
     _write_json(pathlib.Path(values.json), found)
   return 0
@@ -69,10 +66,134 @@ def _with_named_path(argv: Sequence[str]) -> list[str]:
   """The path may stand alone: `seekax inspect --hash runs/demo`."""
   words = []
   for word in argv:
-    is_value = bool(words) and words[-1] in ('--json', '--workdir')
+    is_value = bool(words) and words[-1] in ('--json', '--workdir', '--path')
     bare = not word.startswith('-') and not is_value
-    words.append(f'--workdir={word}' if bare else word)
+    words.append(f'--path={word}' if bare else word)
   return words
+
+
+def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
+  """What is to be known of a folder.
+
+  Raises:
+    InputError: it is no model, or, with `verify`, not as it should be.
+  """
+  from seekax.storage import open as open_lib
+
+  if not folder.is_dir():
+    raise InputError(f'{folder} does not exist')
+  is_run = (folder / workdir_lib.RUN).is_file()
+  has_weights = workdir_lib.has_weights(folder)
+  if is_run and (workdir_lib.has_checkpoint(folder) or not has_weights):
+    return _run(folder, verify)
+  model = open_lib.find(folder)
+  found = _architecture(model.model, _architecture_name(model))
+  found |= _tensors(model)
+  found['tokenizer'] = _tokenizer(model)
+  found |= _differences(model)
+  if verify:
+    model.check()
+    model.verify()
+    found['verified'] = True
+  return found
+
+
+def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
+  """A training run."""
+  from seekax.storage import checkpoint
+
+  config = workdir_lib.read_config(folder)
+  found = _architecture(config.model, 'seekax')
+  found['tokenizer'] = (folder / workdir_lib.TOKENIZER).is_file()
+  steps = folder / workdir_lib.CHECKPOINTS
+  found['checkpoints'] = checkpoint.proven_steps(steps)
+  found['unproven_checkpoints'] = checkpoint.unproven_steps(steps)
+  if verify:
+    for step in found['checkpoints']:
+      checkpoint.verify(steps, step)
+    if workdir_lib.has_weights(folder):
+      verify_manifest(
+        folder / workdir_lib.WEIGHTS, folder / workdir_lib.WEIGHTS_MANIFEST
+      )
+    found['verified'] = found['checkpoints']
+  return found
+
+
+def _architecture(model, name: str) -> dict[str, Any]:
+  counts = count_parameters(model)
+  return {
+    'architecture': name,
+    'attention': model.attention,
+    'ffn': model.ffn,
+    'layers': model.num_layers,
+    'vocabulary': model.vocab_size,
+    'context_length': model.context_length,
+    'parameters_total': counts.total,
+    'parameters_activated': counts.activated,
+    'parameters_mtp': counts.mtp,
+  }
+
+
+def _architecture_name(model) -> str:
+  names = model.published.get('architectures')
+  if isinstance(names, list) and names and isinstance(names[0], str):
+    return names[0]
+  return str(model.published.get('model_type', 'seekax'))
+
+
+def _tensors(model) -> dict[str, Any]:
+  """Dtypes and files; scales are counted apart from weights."""
+  tensors = model.tensors.values()
+  return {
+    'tensors': len(tensors),
+    'dtypes': dict(Counter(tensor.dtype for tensor in tensors)),
+    'values': sum(_values(tensor) for tensor in tensors),
+    'bytes': sum(tensor.num_bytes for tensor in tensors),
+    'shards': len({tensor.file for tensor in tensors}),
+  }
+
+
+def _values(tensor) -> int:
+  """Values of a weight; scales are not values of their own."""
+  from seekax.storage import fp8
+  from seekax.storage.safetensors_file import itemsize
+
+  if tensor.name.endswith(fp8.SCALE_SUFFIX):
+    return 0
+  return tensor.num_bytes // itemsize(tensor.dtype)
+
+
+def _tokenizer(model) -> str:
+  from seekax.data import chat
+
+  if not (model.folder / workdir_lib.TOKENIZER).is_file():
+    return 'none'
+  try:
+    tokenizer = model.tokenizer()
+    template = bool(chat.find_template(model.folder))
+  except InputError as error:
+    return f'unusable: {error}'
+  return (
+    f'{tokenizer.vocab_size} ids, bos {tokenizer.bos!r}, eos '
+    f'{tokenizer.eos!r}, {"a" if template else "no"} chat template'
+  )
+
+
+def _differences(model) -> dict[str, Any]:
+  if not model.tensors:
+    return {}
+  comparison = model.comparison
+  return {
+    'missing': list(comparison.missing),
+    'unexpected': [tensor.name for tensor in comparison.unexpected],
+    'wrong': list(comparison.wrong),
+  }
+
+
+def _short(value: Any) -> Any:
+  if isinstance(value, list) and len(value) > _SHOWN:
+    return f'{value[:_SHOWN]} and {len(value) - _SHOWN} more'
+  return value
 
 
 def _write_json(path: pathlib.Path, found: dict[str, Any]) -> None:

@@ -334,7 +334,7 @@ def load_folder(folder: pathlib.Path) -> Tokenizer:
     DataError: see `load`; or `tokenizer_config.json` is broken.
   """
   path = folder / 'tokenizer.json'
-  if not path.exists() and (folder / 'tiktoken.model').exists():
+  if not os.path.exists(path) and os.path.exists(folder / 'tiktoken.model'):
     raise sources.DataError(
       f'{folder} has a tiktoken.model but no tokenizer.json; convert it first'
     )

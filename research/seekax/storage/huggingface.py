@@ -6,7 +6,6 @@ rope_theta beside it) and that of newer transformers (rope_parameters with
 supported, is refused by name; `auto_map` and remote code are never followed.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -538,13 +537,3 @@ def carry_fields(
   """
   kept = {k: v for k, v in published.items() if k not in _NOT_CARRIED}
   return kept | made
-
-
-# Fields of a ModelConfig that say how it is computed, not what.
-_HOW = ('grouped_matmul', 'remat', 'unroll_layers', 'init_std')
-
-
-def same_model(one: ModelConfig, other: ModelConfig) -> bool:
-  """Whether two configs compute the same function of the same weights."""
-  how = {name: getattr(one, name) for name in _HOW}
-  return one == dataclasses.replace(other, **how)

@@ -216,7 +216,10 @@ def newest_step(folder: pathlib.Path) -> int:
 
 
 def open_checkpoint(
-  path: str | pathlib.Path, precision: str = 'float32', expand_fp8: bool = False
+  path: str | pathlib.Path,
+  precision: str = 'float32',
+  expand_fp8: bool = False,
+  drop_mtp: bool = False,
 ) -> Opened:
   """Loads weights and router bias, without the optimizer, in one copy.
 
@@ -225,11 +228,12 @@ def open_checkpoint(
     precision: float32 or bfloat16, the compute dtype.
     expand_fp8: make arrays of FP8 weights, as training needs them; without,
       they stay codes and scales.
+    drop_mtp: leave MTP modules out.
 
   Raises:
     StorageError: nothing usable is there, or it fails its checks.
   """
-  found = find(path)
+  found = find(path, drop_mtp)
   found.check()
   if found.step is None:
     found.verify()

@@ -28,7 +28,7 @@ _SUFFIX = '.safetensors'
 _MAX_INDEX_BYTES = 200_000_000
 # Formats that can run code when they are read, or that nobody publishes.
 REFUSED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack')
-REFUSED += ('.npz', '.npy', '.h5', '.gguf')
+REFUSED += ('.npz', '.h5', '.gguf')
 _MAX_EXPERTS = 100_000
 # A folder that lacks more than this many tensors holds another model.
 _MAX_MISSING = 10_000

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from seekax import config as config_lib
 from seekax.config import Config
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
@@ -111,19 +112,31 @@ def _restore_or_start(
     return from_parts(parts), progress
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   state = jax.device_put(init_state(config), shardings)
-  if config.train.init_from:
-    opened = open_lib.open_checkpoint(config.train.init_from)
-    if opened.config.model != config.model:
-      raise StorageError(
-        f'train.init_from={config.train.init_from} holds another model than '
-        'the config describes'
-      )
-    state = dataclasses.replace(
-      state,
-      params=jax.device_put(opened.params, shardings.params),
-      router_bias=jax.device_put(opened.router_bias, shardings.router_bias),
-    )
+  origin = config.train.init_from
+  if not origin and workdir_lib.has_weights(workdir):
+    origin = str(workdir)  # A convert target is a workdir at step 0.
+  if origin:
+    state = _with_weights(config, state, origin, shardings)
   return state, Progress(corpus.batches.get_state(), corpus.fingerprint)
+
+
+def _with_weights(
+  config: Config, state: TrainState, origin: str, shardings: TrainState
+) -> TrainState:
+  """The state at step 0 with the weights and router bias of another model."""
+  drop_mtp = not config.model.mtp_depth
+  opened = open_lib.open_checkpoint(origin, expand_fp8=True, drop_mtp=drop_mtp)
+  differences = config_lib.model_differences(opened.config.model, config.model)
+  if differences:
+    raise StorageError(
+      f'{origin} holds another model than the config describes: '
+      + '; '.join(differences)
+    )
+  return dataclasses.replace(
+    state,
+    params=jax.device_put(opened.params, shardings.params),
+    router_bias=jax.device_put(opened.router_bias, shardings.router_bias),
+  )
 
 
 def _save(config, workdir, state, corpus, progress) -> None:

@@ -1,0 +1,344 @@
+"""Chat templates of released models: messages to text to ids.
+
+A template is a program of someone else's. It is rendered by Jinja's sandbox,
+which guards the machine's files but neither its time nor its memory; hence in
+a process of its own, with limits to both. What users write never turns into a
+control token; what the template writes does.
+"""
+
+from collections.abc import Mapping, Sequence
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+
+from seekax.config import InputError
+from seekax.data import tokenizer as tokenizer_lib
+
+ROLES = ('system', 'user', 'assistant', 'tool')
+
+_SECONDS = 5  # Of wall clock; starting the interpreter is part of it.
+_MAX_MEMORY_BYTES = 1 << 30
+_MAX_CHARACTERS = 8_000_000
+_MAX_TEMPLATE_BYTES = 1 << 20
+_MAX_MESSAGE_CHARACTERS = 300
+# What the interpreter itself may need; nothing that is secret.
+_ENVIRONMENT = ('LD_LIBRARY_PATH', 'TZ')
+# Unicode promises never to make these characters.
+_NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+# Templates cut the reasoning out of earlier answers at these.
+_REASONING = ('<think>', '</think>')
+
+Message = Mapping[str, str]
+
+
+class ChatError(InputError):
+  """A template or messages that can't be used; one line says why."""
+
+
+def find_template(folder: pathlib.Path) -> str:
+  """Returns the chat template of a released model's folder, '' if none.
+
+  It is `chat_template.jinja`, or else `chat_template` of
+  `tokenizer_config.json` (in a list of named ones that called 'default'), or
+  else of `chat_template.json`.
+
+  Raises:
+    InputError: a file is broken or too large.
+  """
+  text = tokenizer_lib.read_small(
+    folder / 'chat_template.jinja', _MAX_TEMPLATE_BYTES
+  )
+  if text:
+    return text
+  for name in ('tokenizer_config.json', 'chat_template.json'):
+    path = folder / name
+    template = tokenizer_lib.read_json(path).get('chat_template')
+    if text := _default_template(path, template):
+      return text
+  return ''
+
+
+def _default_template(path: pathlib.Path, template: object) -> str:
+  if isinstance(template, list):
+    named = [entry for entry in template if isinstance(entry, dict)]
+    chosen = [entry for entry in named if entry.get('name') == 'default']
+    template = chosen[0].get('template') if chosen else None
+  if template is None:
+    return ''
+  if not isinstance(template, str):
+    raise ChatError(f'{path}: chat_template is not a string')
+  if len(template.encode('utf-8', 'replace')) > _MAX_TEMPLATE_BYTES:
+    raise ChatError(
+      f'{path}: chat_template is larger than {_MAX_TEMPLATE_BYTES} bytes'
+    )
+  return template
+
+
+def encode_chat(
+  tokenizer: tokenizer_lib.Tokenizer,
+  template: str,
+  messages: Sequence[Message],
+  add_generation_prompt: bool = True,
+) -> np.ndarray:
+  """Renders messages and encodes the result.
+
+  Control tokens come from the template alone. If a message spells one, its
+  characters are encoded; but <think> and </think> of earlier answers are what
+  they were when the model wrote them, or templates could not cut there.
+
+  Args:
+    tokenizer: that of the model.
+    template: a Jinja chat template.
+    messages: of `role` (one of `ROLES`) and `content`, the latest last.
+    add_generation_prompt: whether an answer is to follow.
+
+  Returns:
+    int32 ids [L]: all of the prompt, with BOS where the template puts it.
+
+  Raises:
+    ChatError: see `render`.
+    DataError: the text is not valid Unicode.
+  """
+  _check(messages)
+  mark = _unused_character(template, messages)
+  marked = [
+    {
+      'role': message['role'],
+      'content': tokenizer.break_controls(
+        message['content'],
+        mark,
+        keep=_REASONING if message['role'] == 'assistant' else (),
+      ),
+    }
+    for message in messages
+  ]
+  text = render(
+    template, marked, tokenizer.bos, tokenizer.eos, add_generation_prompt
+  )
+  return tokenizer.encode_with_controls(text, mark)
+
+
+def _unused_character(template: str, messages: Sequence[Message]) -> str:
+  for character in _NONCHARACTERS:
+    texts = (template, *(message['content'] for message in messages))
+    if not any(character in text for text in texts):
+      return character
+  raise ChatError(
+    'the messages hold every character from U+FDD0 to U+FDEF; remove one'
+  )
+
+
+def render(
+  template: str,
+  messages: Sequence[Message],
+  bos: str = '',
+  eos: str = '',
+  add_generation_prompt: bool = True,
+) -> str:
+  """Renders a chat template as Hugging Face transformers does, but guarded.
+
+  Args:
+    template: a Jinja chat template.
+    messages: see `encode_chat`.
+    bos: the template's `bos_token`.
+    eos: the template's `eos_token`.
+    add_generation_prompt: what the template finds under this name.
+
+  Raises:
+    ChatError: the messages are malformed, or the template is, or it refuses
+      them, does what it must not, or takes too much time or memory.
+  """
+  _check(messages)
+  variables = {
+    'messages': [dict(message) for message in messages],
+    'tools': None,
+    'documents': None,
+    'bos_token': bos,
+    'eos_token': eos,
+    'add_generation_prompt': add_generation_prompt,
+  }
+  request = {
+    'template': template,
+    'variables': variables,
+    'path': _jinja_path(),
+    'seconds': _SECONDS,
+    'memory': _MAX_MEMORY_BYTES,
+    'characters': _MAX_CHARACTERS,
+  }
+  answer = _ask_child(json.dumps(request).encode())
+  if 'text' not in answer:
+    raise ChatError(f'the chat template {_one_line(answer["error"])}')
+  return answer['text']
+
+
+def _check(messages: Sequence[Message]) -> None:
+  if not messages:
+    raise ChatError('there are no messages')
+  for n, message in enumerate(messages):
+    if not isinstance(message, Mapping):
+      raise ChatError(f'message {n} is not an object of role and content')
+    for key in ('role', 'content'):
+      if not isinstance(message.get(key), str):
+        raise ChatError(f'message {n} has no {key} that is a string')
+    if message['role'] not in ROLES:
+      role = _one_line(message['role'])
+      raise ChatError(
+        f'message {n} has the role {role!r}; it must be one of '
+        f'{", ".join(ROLES)}'
+      )
+    # A template would write them out without the guard of `encode_chat`.
+    if other := sorted(map(str, message.keys() - {'role', 'content'})):
+      raise ChatError(
+        f'message {n} has {_one_line(other[0])!r}; only role and content are '
+        'supported'
+      )
+
+
+def _one_line(text: str) -> str:
+  """A stranger's text as part of a message on a terminal."""
+  text = ' '.join(text.split())[:_MAX_MESSAGE_CHARACTERS]
+  return ''.join(c if c.isprintable() else '\ufffd' for c in text)
+
+
+def _jinja_path() -> list[str]:
+  """The folders of Jinja, wherever this interpreter finds it."""
+  specs = map(importlib.util.find_spec, ('jinja2', 'markupsafe'))
+  return sorted({str(pathlib.Path(spec.origin).parents[1]) for spec in specs})
+
+
+def _ask_child(request: bytes) -> dict[str, str]:
+  """Renders in a process of its own, which has ended when this returns."""
+  functions = (_limit, _environment, _answer, _serve)
+  code = '\n'.join(map(inspect.getsource, functions)) + '\n_serve()\n'
+  try:
+    child = subprocess.run(
+      # Neither the user's folders nor the current one nor any `.pth` file.
+      [sys.executable, '-I', '-S', '-c', code],
+      input=request,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      timeout=_SECONDS,
+      env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+      check=False,
+    )
+  except subprocess.TimeoutExpired:
+    return {'error': f'takes longer than {_SECONDS} s'}
+  except OSError as error:
+    return {'error': f'cannot be rendered in a process ({error})'}
+  if child.returncode == -signal.SIGXCPU:
+    return {'error': f'takes longer than {_SECONDS} s'}
+  try:
+    return json.loads(child.stdout)
+  except ValueError:
+    return {'error': f'ended its process with code {child.returncode}'}
+
+
+# The rest runs in the child alone, as a program of its own that knows of this
+# file nothing but the four functions.
+
+
+def _serve():
+  import json
+  import sys
+
+  request = json.load(sys.stdin.buffer)
+  sys.path += request['path']
+  _limit(request['memory'], request['seconds'])
+  sys.stdout.write(json.dumps(_answer(request)))
+
+
+def _limit(memory, seconds):
+  import contextlib
+  import math
+  import resource
+
+  limits = (
+    (resource.RLIMIT_AS, memory),
+    # In case the parent dies before it can end this process.
+    (resource.RLIMIT_CPU, math.ceil(seconds)),
+    (resource.RLIMIT_FSIZE, 0),
+    (resource.RLIMIT_CORE, 0),
+  )
+  for kind, amount in limits:
+    # There may be a lower limit, and macOS has none of memory.
+    with contextlib.suppress(ValueError, OSError):
+      resource.setrlimit(kind, (amount, amount))
+
+
+def _environment():
+  """What Hugging Face's templates expect."""
+  import datetime
+  import json
+
+  import jinja2.ext
+  import jinja2.sandbox
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %} marks the model's words for training; ignored."""
+
+    tags = {'generation'}
+
+    def parse(self, parser):
+      next(parser.stream)
+      return parser.parse_statements(('name:endgeneration',), drop_needle=True)
+
+  class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    def unsafe_undefined(self, obj, attribute):
+      # The original waits until the result is used, and prints as ''.
+      raise jinja2.sandbox.SecurityError(
+        f'{attribute} of a {type(obj).__name__}'
+      )
+
+  def tojson(x, ensure_ascii=False, indent=None, separators=None, **options):
+    return json.dumps(
+      x,
+      ensure_ascii=ensure_ascii,
+      indent=indent,
+      separators=separators,
+      sort_keys=options.get('sort_keys', False),
+    )
+
+  def raise_exception(message):
+    raise jinja2.TemplateError(str(message))
+
+  result = Sandbox(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[Generation, 'jinja2.ext.loopcontrols'],
+  )
+  result.filters['tojson'] = tojson
+  result.globals['raise_exception'] = raise_exception
+  result.globals['strftime_now'] = lambda f: datetime.datetime.now().strftime(f)
+  return result
+
+
+def _answer(request):
+  import jinja2
+  import jinja2.sandbox
+
+  limit, length, pieces = request['characters'], 0, []
+  try:
+    template = _environment().from_string(request['template'])
+    for piece in template.generate(**request['variables']):
+      length += len(piece)
+      if length > limit:
+        return {'error': f'writes more than {limit} characters'}
+      pieces.append(piece)
+    return {'text': ''.join(pieces)}
+  except MemoryError:
+    return {'error': f'needs more than {request["memory"] >> 20} MiB'}
+  except jinja2.TemplateSyntaxError as error:
+    return {'error': f'has an error in line {error.lineno}: {error.message}'}
+  except jinja2.sandbox.SecurityError as error:
+    return {'error': f'asks for what is forbidden: {error}'}
+  except Exception as error:
+    if type(error) is jinja2.TemplateError:  # Of raise_exception.
+      return {'error': f'refuses the messages: {error}'}
+    return {'error': f'fails with {type(error).__name__}: {error}'}
