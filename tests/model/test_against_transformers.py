@@ -2,34 +2,74 @@
 
 The fixtures hold what transformers' own classes answered; how they are made is
 in third_party/transformers. The names are mapped here once more, by hand, so
-that a mistake in the library's own loader can't hide one in the model.
+that a mistake in the library's own loader can't hide one in the model. What
+else was recorded is in the files beside this one, which begin with its name.
 """
 
-import functools
+import dataclasses
 import json
 import pathlib
+from typing import Any
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 from reference import cases
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from seekax.config import ModelConfig
+from seekax.model import router
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import Transformer
+from seekax.ops import rotary
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'transformers'
-CASES = ('v3', 'moonlight', 'v2_lite', 'v2', 'llama')
+CASES = (
+  'v3',
+  'v3_no_query_latent',
+  'v3_no_groups',
+  'v3_shared',
+  'moonlight',
+  'v2_lite',
+  'v2',
+  'llama',
+)
 
 
-def read(name: str) -> tuple[dict, dict[str, np.ndarray]]:
-  """The published config and all tensors of a fixture."""
+@dataclasses.dataclass
+class Fixture:
+  """A recorded model in our words, and what transformers answered.
+
+  Attributes:
+    about: how it was made; the published config under 'config'.
+    config: ours.
+    params: ours.
+    router_bias: ours.
+    answers: 'tokens', 'logits', 'prompts', 'greedy' and so on.
+  """
+
+  about: dict[str, Any]
+  config: ModelConfig
+  params: Any
+  router_bias: dict[str, np.ndarray]
+  answers: dict[str, np.ndarray]
+
+
+def read(name: str) -> Fixture:
+  """A fixture, all of its published tensors used."""
   path = FIXTURES / f'{name}.safetensors'
   with safe_open(path, 'numpy') as file:
-    config = json.loads(file.metadata()['config'])
-  return config, load_file(path)
+    about = json.loads(file.metadata()['about'])
+  config, tensors = our_config(about['config']), load_file(path)
+  router_bias = our_router_bias(tensors, config)
+  params = our_params(tensors, config)
+  left = [key for key in tensors if key.startswith(('model.', 'lm_head.'))]
+  if left:
+    raise AssertionError(f'{name}: no use for {left}')
+  return Fixture(about, config, params, router_bias, tensors)
 
 
 def our_config(published: dict) -> ModelConfig:
@@ -92,8 +132,17 @@ def our_config(published: dict) -> ModelConfig:
   )
 
 
-def our_weights(tensors: dict, config: ModelConfig) -> tuple[dict, dict]:
-  """(params, router_bias) from published names; takes tensors as it goes."""
+def our_router_bias(tensors: dict, config: ModelConfig) -> dict:
+  """router_bias from published names; takes tensors as it goes."""
+  if not config.uses_router_bias:
+    return {}
+  bias = 'model.layers.{}.mlp.gate.e_score_correction_bias'
+  indices = range(config.num_plain_layers, config.num_layers)
+  return {'layers': np.stack([tensors.pop(bias.format(i)) for i in indices])}
+
+
+def our_params(tensors: dict, config: ModelConfig) -> dict:
+  """params from published names; takes tensors as it goes."""
 
   def kernel(name):
     return tensors.pop(f'{name}.weight').T
@@ -159,15 +208,9 @@ def our_weights(tensors: dict, config: ModelConfig) -> tuple[dict, dict]:
   indices = range(config.num_plain_layers, config.num_layers)
   if indices:
     params['expert_layers'] = stack([layer(i) for i in indices])
-  if not config.uses_router_bias:
-    return params, {}
-  bias = 'model.layers.{}.mlp.gate.e_score_correction_bias'
-  return params, {
-    'layers': np.stack([tensors.pop(bias.format(i)) for i in indices])
-  }
+  return params
 
 
-@functools.partial(cases.jit, static_argnums=0)
 def logits_of(config, params, router_bias, tokens_BL):
   model, variables = Transformer(config), {'params': params}
   positions_BL = np.broadcast_to(np.arange(tokens_BL.shape[1]), tokens_BL.shape)
@@ -175,37 +218,74 @@ def logits_of(config, params, router_bias, tokens_BL):
   return model.apply(variables, trunk.hidden_BLD, method='logits')
 
 
+def logits_error(fixture: Fixture) -> float:
+  """Compiles anew, so that what a test has replaced is seen."""
+
+  def compute(params, router_bias, tokens_BL):
+    return logits_of(fixture.config, params, router_bias, tokens_BL)
+
+  actual = cases.jit(compute)(
+    fixture.params, fixture.router_bias, fixture.answers['tokens']
+  )
+  if actual.dtype != np.float32:
+    raise AssertionError(actual.dtype)
+  return cases.difference(actual, fixture.answers['logits'])
+
+
 class AgainstTransformersTest(parameterized.TestCase):
   @parameterized.parameters(*CASES)
   def test_float32_logits_match_the_recorded_ones(self, name):
-    published, tensors = read(name)
-    config = our_config(published)
-    tokens_BL, expected = tensors.pop('tokens'), tensors.pop('logits')
-    params, router_bias = our_weights(tensors, config)
-    self.assertEmpty(tensors, msg='published tensors that we have no use for')
-    ours = {'params': params, 'router_bias': router_bias}
+    fixture = read(name)
+    ours = {'params': fixture.params, 'router_bias': fixture.router_bias}
     self.assertEqual(
       jax.tree.map(np.shape, ours),
-      jax.tree.map(np.shape, abstract_weights(config)),
+      jax.tree.map(np.shape, abstract_weights(fixture.config)),
     )
-    actual = logits_of(config, params, router_bias, tokens_BL)
-    self.assertEqual(actual.dtype, np.float32)
-    self.assertLess(cases.difference(actual, expected), 1e-5)
+    self.assertLess(logits_error(fixture), 1e-5)
 
   def test_fixtures_leave_nothing_neutral(self):
     for name in CASES:
-      published, tensors = read(name)
-      rope = published['rope_parameters']
-      length = tensors['tokens'].shape[1]
-      self.assertGreater(
-        length, rope.get('original_max_position_embeddings', 0)
-      )
-      for key, value in tensors.items():
-        if 'norm' in key:
-          self.assertGreater(value.std(), 0.1, msg=key)
-        if key.endswith('bias'):
-          self.assertLess(value.min(), 0, msg=key)
-          self.assertGreater(value.max(), 0, msg=key)
+      fixture = read(name)
+      length = fixture.answers['tokens'].shape[1]
+      if fixture.config.rope_scaling != 'none':
+        self.assertGreater(length, fixture.config.rope_original_length)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(fixture.params):
+        if path[-1].key == 'scale':
+          self.assertGreater(leaf.std(), 0.1, jax.tree_util.keystr(path))
+      for bias_NE in fixture.router_bias.values():
+        self.assertLess(bias_NE.min(axis=1).max(), 0, name)
+        self.assertGreater(bias_NE.max(axis=1).min(), 0, name)
+        self.assertGreater(np.abs(bias_NE[0]).min(), 4)
+
+
+def _without_m_squared(config):
+  return config.qk_head_dim**-0.5
+
+
+def _with_bias_in_the_gates(logits_TE, bias_E, config, right=router.route):
+  routing = right(logits_TE, bias_E, config)
+  biased_TE = routing.scores_TE + bias_E
+  gates_TA = jnp.take_along_axis(biased_TE, routing.experts_TA, axis=1)
+  gates_TA = gates_TA / gates_TA.sum(axis=1, keepdims=True)
+  return routing.replace(gates_TA=gates_TA * config.routed_scale)
+
+
+def _zeros_outside_kept_groups(
+  choice_TE, config, right=router.keep_best_groups
+):
+  kept_TE = right(choice_TE, config)
+  return jnp.where(jnp.isinf(kept_TE), 0.0, kept_TE)
+
+
+class MistakeTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (rotary, 'softmax_scale', _without_m_squared),
+    (router, 'route', _with_bias_in_the_gates),
+    (router, 'keep_best_groups', _zeros_outside_kept_groups),
+  )
+  def test_recorded_logits_notice_a_mistake(self, module, name, mistake):
+    with mock.patch.object(module, name, mistake):
+      self.assertGreater(logits_error(read('v3')), 1e-2)
 
 
 if __name__ == '__main__':
