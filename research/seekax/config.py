@@ -274,7 +274,11 @@ class DataConfig:
   source: str = _key(
     'stdlib', "'stdlib' (Python's own library) or a text, JSONL file or folder"
   )
-  tokenizer: str = _key('', "a tokenizer.json; '': train one on the source")
+  tokenizer: str = _key(
+    '',
+    "a tokenizer.json; '': that of the weights the run starts from, or a new "
+    'one, trained on the source',
+  )
   heldout_fraction: float = _key(0.04, 'share of documents held out')
   sequence_length: int = _key(4096, 'tokens per sequence (S)')
   batch_size: int = _key(15360, 'sequences per optimizer step, all devices')

@@ -4,6 +4,7 @@ Letters: B batch, L positions, D model width, E experts, N stacked layers.
 """
 
 from flax import linen as nn
+import jax.numpy as jnp
 
 from seekax.config import ModelConfig
 from seekax.model.attention import attention_module
@@ -28,8 +29,12 @@ class Block(nn.Module):
     else:
       self.mlp = SwiGlu(config, config.mlp_dim)
 
-  def _ffn(self, x_BLD, bias_E):
-    normed_BLD = self.ffn_norm(x_BLD)
+  def _ffn(self, x_BLD, y_BLD, bias_E):
+    """Adds attention's output, then the FFN's; the norm reads the exact sum."""
+    dtype = x_BLD.dtype
+    sum_BLD = x_BLD.astype(jnp.float32) + y_BLD.astype(jnp.float32)
+    normed_BLD = self.ffn_norm(sum_BLD).astype(dtype)
+    x_BLD = sum_BLD.astype(dtype)
     if self.use_experts:
       y_BLD, load = self.experts(normed_BLD, bias_E)
       return x_BLD + y_BLD, load
@@ -40,7 +45,7 @@ class Block(nn.Module):
     y_BLD, entry = self.attention(
       self.attention_norm(x_BLD), positions_BL, segments_BL
     )
-    x_BLD, load = self._ffn(x_BLD + y_BLD, bias_E)
+    x_BLD, load = self._ffn(x_BLD, y_BLD, bias_E)
     return constrain(x_BLD, 'batch', 'length', 'embed'), (load, entry)
 
   def decode(self, x_BD, bias_E, entry, lengths_B):
@@ -48,7 +53,7 @@ class Block(nn.Module):
     y_BD, entry = self.attention.decode(
       self.attention_norm(x_BD), lengths_B, entry
     )
-    x_BLD, _ = self._ffn((x_BD + y_BD)[:, None], bias_E)
+    x_BLD, _ = self._ffn(x_BD[:, None], y_BD[:, None], bias_E)
     return x_BLD[:, 0], entry
 
 

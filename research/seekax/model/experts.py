@@ -54,10 +54,12 @@ class Experts(nn.Module):
       backend=config.grouped_matmul,
     )
     if config.num_shared_experts:
-      y_TD = y_TD + SwiGlu(config, config.shared_dim, name='shared')(x_TD)
+      shared_TD = SwiGlu(config, config.shared_dim, name='shared')(x_TD)
+      y_TD += shared_TD.astype(jnp.float32)
     scores_BLE = routing.scores_TE.reshape(batch, length, count)
     load = Load(
       count_E=jnp.bincount(routing.experts_TA.reshape(-1), length=count),
       balance=sequence_balance(scores_BLE, config.experts_per_token),
     )
-    return y_TD.reshape(batch, length, width), load
+    # Added up in float32, cast once.
+    return y_TD.astype(x_BLD.dtype).reshape(batch, length, width), load

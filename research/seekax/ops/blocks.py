@@ -79,6 +79,9 @@ def blocked(
     scale_TA: a number per choice, handed to fn.
     experts_TA: chosen experts; id E means nobody.
     weights: arrays with leading axis E.
+
+  Returns:
+    float32 [T, F]: the choices are added up in float32.
   """
   return _run(fn, x_TD, scale_TA, experts_TA, weights)
 
@@ -89,7 +92,7 @@ def _run(fn, x_TD, scale_TA, experts_TA, weights):
   def forward(group, own_weights):
     x_GCD, scale_GC, _ = _gather(blocks, group, x_TD, scale_TA)
     y_GCF = fn(x_GCD, scale_GC, own_weights)
-    return _to_tokens(blocks, group, y_GCF).sum(axis=1)
+    return _to_tokens(blocks, group, y_GCF).sum(axis=1, dtype=jnp.float32)
 
   def rest(group, total):
     own_weights = jax.tree.map(lambda w: w[group.experts_G], weights)
@@ -106,6 +109,7 @@ def _run_forward(fn, x_TD, scale_TA, experts_TA, weights):
 def _run_backward(fn, inputs, dy_TF):
   x_TD, scale_TA, experts_TA, weights = inputs
   blocks = _plan(experts_TA, weights)
+  dy_TF = dy_TF.astype(x_TD.dtype)
 
   def backward(group, own_weights):
     x_GCD, scale_GC, slot_GC = _gather(blocks, group, x_TD, scale_TA)
@@ -159,7 +163,8 @@ def each_slot(
   own_weights = jax.tree.map(lambda w: _rows(w, experts_S), weights)
   x_S1D = jnp.repeat(x_TD, experts_TA.shape[1], axis=0)[:, None]
   y_S1F = fn(x_S1D, scale_TA.reshape(-1, 1), own_weights)
-  return y_S1F.reshape(*experts_TA.shape, -1).sum(axis=1)
+  y_TAF = y_S1F.reshape(*experts_TA.shape, -1)
+  return y_TAF.sum(axis=1, dtype=jnp.float32)
 
 
 @struct.dataclass

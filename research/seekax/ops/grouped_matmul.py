@@ -52,9 +52,10 @@ def grouped_matmul(
     own_SE = jax.nn.one_hot(expert_S, sizes_E.shape[0], dtype=rows_SD.dtype)
     return jnp.einsum('SEF,SE->SF', all_SEF, own_SE)
   ones_S1 = jnp.ones((rows_SD.shape[0], 1), rows_SD.dtype)
-  return blocked(
+  out_SF = blocked(
     _linear, rows_SD, ones_S1, expert_S[:, None], {'w': weights_EDF}
   )
+  return out_SF.astype(rows_SD.dtype)
 
 
 def grouped_swiglu(
@@ -78,7 +79,7 @@ def grouped_swiglu(
     backend: blocked, ragged or dense.
 
   Returns:
-    [T, D] in x's dtype.
+    float32 [T, D]: the experts' outputs, in x's dtype, are added up in float32.
   """
   weights = {'gate': gate_EDF, 'up': up_EDF, 'down': down_EFD}
   if backend == 'blocked' and experts_TA.size <= gate_EDF.shape[0]:
@@ -96,7 +97,7 @@ def grouped_swiglu(
   hidden_SF = (hidden_SF * scale_S[:, None]).astype(x_TD.dtype)
   out_SD = product(hidden_SF, down_EFD)
   place_TA = slots.starts_E[experts_TA] + slots.rank_TA
-  return out_SD[place_TA].sum(axis=1)
+  return out_SD[place_TA].sum(axis=1, dtype=jnp.float32)
 
 
 def _linear(x_ECD, scale_EC, weights):

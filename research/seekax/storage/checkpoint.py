@@ -161,34 +161,28 @@ def restore(
   return parts, progress
 
 
-def restore_leaf(
-  folder: pathlib.Path, step: int, part: str, abstract: Any, wanted: Any
+def restore_some(
+  folder: pathlib.Path, step: int, part: str, abstract: Any
 ) -> Any:
-  """Loads one leaf of a part; call `verify` before.
+  """Loads some leaves of a part; call `verify` before.
 
   Args:
     folder: the workdir's checkpoints.
     step: a proven step.
     part: name of the part.
-    abstract: shapes and dtypes of the whole part.
-    wanted: path of the leaf, as keys of nested dicts.
+    abstract: shapes and dtypes of the leaves wanted, nested as stored.
   """
-
-  def pick(path, x):
-    keys = tuple(entry.key for entry in path)
-    return _with_sharding(x) if keys == tuple(wanted) else ocp.PLACEHOLDER
-
-  only = jax.tree_util.tree_map_with_path(pick, abstract)
   path = folder.absolute() / str(step)
+  context = ocp.Context()
+  context.pytree.loading.partial_load = True
   try:
-    found = ocp.load_checkpointables(path, {part: only})[part]
+    with context:
+      wanted = {part: jax.tree.map(_with_sharding, abstract)}
+      return ocp.load_checkpointables(path, wanted)[part]
   except (ValueError, KeyError, OSError) as error:
     raise StorageError(
       f'checkpoint {path} can not be loaded: {_first_line(error)}'
     ) from error
-  for key in wanted:
-    found = found[key]
-  return found
 
 
 def _first_line(error: Exception) -> str:

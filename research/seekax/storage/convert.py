@@ -23,7 +23,7 @@ from seekax.model.parameters import abstract_weights
 from seekax.storage import checkpoint, fp8, huggingface, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import file_hash, StorageError, write_atomically
-from seekax.storage.names import Path, Slot, slots
+from seekax.storage.names import leaf, Path, Slot, slots
 from seekax.storage.open import find, Found
 from seekax.storage.safetensors_file import (
   BLOCK_BYTES,
@@ -41,11 +41,8 @@ _TARGET_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float8': 'F8_E4M3'}
 FINGERPRINT = 'seekax_conversion'
 # Small files that belong to the weights; code is never among them.
 _CARRIED = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'chat_template.jinja',
-  'chat_template.json',
+  workdir_lib.TOKENIZER,
+  *workdir_lib.TOKENIZER_COMPANIONS,
   'generation_config.json',
   'tokenizer.model',
   'tiktoken.model',
@@ -401,13 +398,15 @@ class _StateReader:
   def rows(self, slot: Slot, first: int, last: int) -> np.ndarray:
     if slot.path != self.path:
       self.array = np.empty(0)  # Freed before the next one is read.
-      self.array = np.asarray(
-        checkpoint.restore_leaf(
-          self.folder, self.step, 'weights', self.abstract, slot.path
-        )
-      )
-      self.path = slot.path
+      self.array, self.path = self._leaf(slot.path), slot.path
     return slot.to_published(self.array[slot.index])[first:last]
+
+  def _leaf(self, path: Path) -> np.ndarray:
+    wanted = leaf(self.abstract, path)
+    for name in reversed(path):
+      wanted = {name: wanted}
+    found = checkpoint.restore_some(self.folder, self.step, 'weights', wanted)
+    return np.asarray(leaf(found, path))
 
 
 Reader = _TensorReader | _StateReader

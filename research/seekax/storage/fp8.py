@@ -42,9 +42,11 @@ def dequantize(
   """
   out = np.empty(codes.shape, dtype)
   codes = codes.view(np.uint8)
-  # A block has one scale, so its 256 possible values are a table.
+  # A block has one scale, so its 256 possible values are a table. What a
+  # scale makes of codes that the block has not may overflow.
   for i, row in enumerate(scales):
-    tables = (_VALUES * row[:, None]).astype(dtype)
+    with np.errstate(over='ignore', invalid='ignore'):
+      tables = (_VALUES * row[:, None]).astype(dtype)
     rows = slice(i * BLOCK, (i + 1) * BLOCK)
     for j, table in enumerate(tables):
       columns = slice(j * BLOCK, (j + 1) * BLOCK)

@@ -216,27 +216,25 @@ def newest_step(folder: pathlib.Path) -> int:
 
 
 def open_checkpoint(
-  path: str | pathlib.Path,
+  path: str | pathlib.Path | Found,
   precision: str = 'float32',
   expand_fp8: bool = False,
-  drop_mtp: bool = False,
 ) -> Opened:
   """Loads weights and router bias, without the optimizer, in one copy.
 
   Args:
-    path: a workdir or a folder of published weights.
+    path: a workdir or a folder of published weights, or what `find` found.
     precision: float32 or bfloat16, the compute dtype.
     expand_fp8: make arrays of FP8 weights, as training needs them; without,
       they stay codes and scales.
-    drop_mtp: leave MTP modules out.
 
   Raises:
     StorageError: nothing usable is there, or it fails its checks.
   """
-  found = find(path, drop_mtp)
+  found = path if isinstance(path, Found) else find(path)
   found.check()
+  found.verify()
   if found.step is None:
-    found.verify()
     tree = load(found.model, found.tensors, precision, expand_fp8)
   else:
     tree = _restore(found, jnp.dtype(precision))
@@ -250,7 +248,6 @@ def _restore(found: Found, dtype: jnp.dtype) -> dict[str, Any]:
     return {**tree, 'params': cast_params(tree['params'], dtype)}
 
   abstract = jax.eval_shape(cast, abstract_weights(found.model))
-  parts, _ = checkpoint.restore(
-    found.folder / workdir_lib.CHECKPOINTS, found.step, {'weights': abstract}
+  return checkpoint.restore_some(
+    found.folder / workdir_lib.CHECKPOINTS, found.step, 'weights', abstract
   )
-  return parts['weights']

@@ -6,6 +6,7 @@ NumPy front end knows no FP8; so the container is read and written here, by
 ranges and blocks, never as a whole.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
@@ -15,6 +16,8 @@ import math
 import os
 import pathlib
 import re
+import reprlib
+import threading
 from typing import Any
 
 import ml_dtypes
@@ -37,6 +40,9 @@ _OTHER_DTYPES |= {
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # The safetensors package's own limit.
 _NAME = re.compile(r'[A-Za-z0-9_.\-]{1,512}')
+# Beyond these, products of sizes would take long or have no decimal spelling.
+_MAX_AXES = 8
+_MAX_SIZE = 2**63
 _METADATA = '__metadata__'
 # Data moves in blocks of this many bytes.
 BLOCK_BYTES = 32 << 20
@@ -120,8 +126,7 @@ def parse_json(path: pathlib.Path, text: bytes) -> Any:
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-      names = [name for name, _ in pairs]
-      twice = next(name for name in names if names.count(name) > 1)
+      [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
       raise StorageError(f'{path} lists {twice[:80]!r} twice')
     return result
 
@@ -158,8 +163,8 @@ def _tensor(
   if not isinstance(dtype, str) or (
     dtype not in DTYPES and dtype not in _OTHER_DTYPES
   ):
-    refuse(f'has the unknown dtype {dtype!r}')
-  if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    refuse(f'has the unknown dtype {reprlib.repr(dtype)}')
+  if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
     refuse('has a shape or offsets that are no lists of sizes')
   tensor = Tensor(path, name, dtype, tuple(shape), data_start + offsets[0])
   if offsets[1] - offsets[0] != tensor.num_bytes:
@@ -170,9 +175,11 @@ def _tensor(
   return tensor
 
 
-def _counts(values: Any) -> bool:
-  return isinstance(values, list) and all(
-    type(value) is int and value >= 0 for value in values
+def _sizes(values: Any) -> bool:
+  return (
+    isinstance(values, list)
+    and len(values) <= _MAX_AXES
+    and all(type(value) is int and 0 <= value < _MAX_SIZE for value in values)
   )
 
 
@@ -198,6 +205,7 @@ class Files:
 
   def __init__(self):
     self._open: dict[pathlib.Path, int] = {}
+    self._lock = threading.Lock()
     self.bytes_read = 0
 
   def __enter__(self) -> 'Files':
@@ -212,17 +220,30 @@ class Files:
     """Fills `out` with a tensor's bytes from `offset` on.
 
     Raises:
-      StorageError: the file ends too early.
+      StorageError: the file ends too early, or can't be read.
     """
-    if tensor.file not in self._open:
-      self._open[tensor.file] = os.open(tensor.file, os.O_RDONLY)
     position, done = tensor.start + offset, 0
-    while done < len(out):
-      count = os.preadv(self._open[tensor.file], [out[done:]], position + done)
-      if not count:
-        raise StorageError(f'{tensor.file} ends inside tensor {tensor.name!r}')
-      done += count
-    self.bytes_read += done
+    try:
+      descriptor = self._descriptor(tensor.file)
+      while done < len(out):
+        count = os.preadv(descriptor, [out[done:]], position + done)
+        if not count:
+          raise StorageError(
+            f'{tensor.file} ends inside tensor {tensor.name!r}'
+          )
+        done += count
+    except OSError as error:
+      raise StorageError(
+        f'{tensor.file} can not be read: {error.strerror}'
+      ) from error
+    with self._lock:
+      self.bytes_read += done
+
+  def _descriptor(self, path: pathlib.Path) -> int:
+    with self._lock:
+      if path not in self._open:
+        self._open[path] = os.open(path, os.O_RDONLY)
+      return self._open[path]
 
   def rows(self, tensor: Tensor, first: int, last: int) -> np.ndarray:
     """Rows [first, last) of a tensor, in its stored dtype."""
@@ -311,8 +332,10 @@ def write(
         raise StorageError(f'{path}: {written} bytes written, not {expected}')
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except OSError as error:
+  except BaseException as error:  # Also a source that fails, and Ctrl-C.
     temporary.unlink(missing_ok=True)
+    if not isinstance(error, OSError):
+      raise
     raise StorageError(
       f'{path} can not be written: {error.strerror}; make room or choose '
       'another folder, and give the same command again'

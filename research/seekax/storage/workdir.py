@@ -12,6 +12,14 @@ from seekax.storage.manifest import StorageError, write_atomically
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
 CHECKPOINTS, TENSORBOARD = 'checkpoints', 'tensorboard'
+# Names of control tokens and the chat template, where the tokenizer came with
+# them.
+TOKENIZER_COMPANIONS = (
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'chat_template.jinja',
+  'chat_template.json',
+)
 # Of a convert target: safetensors, their SHA-256, and the config.json that
 # they were published with.
 WEIGHTS, WEIGHTS_MANIFEST = 'weights', 'weights.sha256'

@@ -1,13 +1,13 @@
 """The text of a run: training batches and held-out documents."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 
 from seekax.config import Config, ConfigError
 from seekax.data import compression, pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Corpus:
     fingerprint: of everything that decides the batches and the yardstick.
   """
 
-  tokenizer: tokenizer_lib.Tokenizer
+  tokenizer: Tokenizer
   batches: pipeline.BatchIterator
   train_documents: int
   train_bytes: int
@@ -48,12 +48,12 @@ class Corpus:
     return list(range(max(int(np.searchsorted(sums, max_bytes, 'right')), 1)))
 
 
-def load(config: Config, kept_tokenizer: pathlib.Path | None) -> Corpus:
+def load(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
   """Reads, splits and tokenizes the source.
 
   Args:
     config: the run.
-    kept_tokenizer: the run's own tokenizer.json, if it has one already.
+    tokenizer: the one that the run's weights know, if they know one.
 
   Raises:
     DataError: the source or the tokenizer can't be used.
@@ -62,11 +62,9 @@ def load(config: Config, kept_tokenizer: pathlib.Path | None) -> Corpus:
   documents = sources.read_documents(config.data.source)
   train, heldout = sources.split(documents, config.data.heldout_fraction)
   heldout.sort(key=lambda document: sources.sha256(document.name))
-  if kept_tokenizer:
-    tokenizer = tokenizer_lib.load(kept_tokenizer)
-  elif config.data.tokenizer:
+  if tokenizer is None and config.data.tokenizer:
     tokenizer = tokenizer_lib.load(config.data.tokenizer)
-  else:
+  elif tokenizer is None:
     tokenizer = tokenizer_lib.for_corpus(train, config.model.vocab_size)
   if tokenizer.vocab_size > config.model.vocab_size:
     raise ConfigError(

@@ -22,8 +22,10 @@ from seekax.planning.parameters import count_parameters
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
+from seekax.storage.open import Found
 from seekax.training import corpus as corpus_lib
 from seekax.training import loop
+from seekax.training import origin as origin_lib
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 _PACKAGES += ('tokenizers', 'numpy', 'ml-collections')
@@ -53,15 +55,17 @@ def start(
     NonFiniteError: see loop.train.
   """
   mesh_lib.make_mesh(config.parallel.mesh)
-  kept = workdir / workdir_lib.TOKENIZER
-  goes_on = workdir_lib.has_checkpoint(workdir) and kept.is_file()
-  corpus = corpus_lib.load(config, kept if goes_on else None)
+  goes_on = workdir_lib.has_checkpoint(workdir)
+  origin = None if goes_on else origin_lib.find_origin(config, workdir)
+  tokenizer = origin_lib.find_tokenizer(config, workdir, origin)
+  corpus = corpus_lib.load(config, tokenizer)
   if goes_on:
     _refuse_other_data(workdir, corpus)
   else:
-    corpus.tokenizer.save(kept)
+    origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
   _check_prompts(config, corpus)
   run = describe(config, overrides, corpus)
+  run['started_from'] = _started_from(workdir, origin)
   workdir_lib.write_run(workdir, {'command': command, **run})
   console = rich.console.Console(stderr=True, highlight=False)
   _print_run(console, config, overrides, corpus)
@@ -80,6 +84,18 @@ def _refuse_other_data(
       'batches differ from those of data.source now; restore them or choose '
       'another --workdir'
     )
+
+
+def _started_from(workdir: pathlib.Path, origin: Found | None) -> str:
+  """The folder that the weights came from, '' for random ones.
+
+  A run that goes on, and one in a convert target, keep what is noted there.
+  """
+  if origin is not None and origin.folder.resolve() != workdir.resolve():
+    return str(origin.folder.resolve())
+  if not (workdir / workdir_lib.RUN).is_file():
+    return ''
+  return workdir_lib.read_run(workdir).get('started_from', '')
 
 
 def _check_prompts(config: Config, corpus: corpus_lib.Corpus) -> None:
@@ -110,7 +126,6 @@ def describe(
       'system': f'{platform.system()} {platform.machine()}',
       'cpus': os.cpu_count(),
     },
-    'started_from': config.train.init_from,
     'data': {
       'source': config.data.source,
       'licence': sources.STDLIB_LICENCE

@@ -6,18 +6,17 @@ import pathlib
 
 import jax
 
-from seekax import config as config_lib
 from seekax.config import Config
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.storage import checkpoint
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import StorageError
 from seekax.training import report
 from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
 from seekax.training.metrics import MetricsWriter
+from seekax.training.origin import find_origin
 from seekax.training.state import (
   abstract_state,
   from_parts,
@@ -112,31 +111,15 @@ def _restore_or_start(
     return from_parts(parts), progress
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   state = jax.device_put(init_state(config), shardings)
-  origin = config.train.init_from
-  if not origin and workdir_lib.has_weights(workdir):
-    origin = str(workdir)  # A convert target is a workdir at step 0.
-  if origin:
-    state = _with_weights(config, state, origin, shardings)
-  return state, Progress(corpus.batches.get_state(), corpus.fingerprint)
-
-
-def _with_weights(
-  config: Config, state: TrainState, origin: str, shardings: TrainState
-) -> TrainState:
-  """The state at step 0 with the weights and router bias of another model."""
-  drop_mtp = not config.model.mtp_depth
-  opened = open_lib.open_checkpoint(origin, expand_fp8=True, drop_mtp=drop_mtp)
-  differences = config_lib.model_differences(opened.config.model, config.model)
-  if differences:
-    raise StorageError(
-      f'{origin} holds another model than the config describes: '
-      + '; '.join(differences)
+  origin = find_origin(config, workdir)
+  if origin is not None:
+    opened = open_lib.open_checkpoint(origin, expand_fp8=True)
+    state = dataclasses.replace(
+      state,
+      params=jax.device_put(opened.params, shardings.params),
+      router_bias=jax.device_put(opened.router_bias, shardings.router_bias),
     )
-  return dataclasses.replace(
-    state,
-    params=jax.device_put(opened.params, shardings.params),
-    router_bias=jax.device_put(opened.router_bias, shardings.router_bias),
-  )
+  return state, Progress(corpus.batches.get_state(), corpus.fingerprint)
 
 
 def _save(config, workdir, state, corpus, progress) -> None:
