@@ -1,9 +1,11 @@
 """`seekax generate`: continue a prompt with a trained model."""
 
 from collections.abc import Sequence
+import pathlib
 import sys
 
 from absl import flags
+import numpy as np
 
 from seekax.cli import flags as flags_lib
 from seekax.config import InputError, MAX_SEED, PRECISIONS
@@ -17,6 +19,12 @@ def run(argv: Sequence[str]) -> int:
     'checkpoint', '', 'a workdir or a Hugging Face folder', **define
   )
   flags.DEFINE_string('prompt', '', 'text to continue', **define)
+  flags.DEFINE_bool(
+    'chat',
+    False,
+    "put the prompt as a user's message into the model's chat template",
+    **define,
+  )
   flags.DEFINE_integer('max_new_tokens', 128, 'most tokens to add', **define)
   flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
   flags.DEFINE_float('top_p', 1.0, 'nucleus; 1 keeps all tokens', **define)
@@ -37,18 +45,18 @@ def run(argv: Sequence[str]) -> int:
   flags_lib.require(values, 'checkpoint')
   _check(values)
   # Only now: everything above answers in a fraction of a second.
-  import numpy as np
-
   from seekax.inference import engine
   from seekax.storage import open as open_lib
 
-  tokenizer = open_lib.find(values.checkpoint).tokenizer()
-  opened = open_lib.open_checkpoint(values.checkpoint, values.precision)
+  found = open_lib.find(values.checkpoint)
+  tokenizer = found.tokenizer()
+  prompt = _prompt(values, tokenizer)
+  opened = open_lib.open_checkpoint(found, values.precision)
   tokens = engine.generate(
     opened.config.model,
     opened.params,
     opened.router_bias,
-    np.append(tokenizer.bos_id, tokenizer.encode(values.prompt)),
+    prompt,
     values.max_new_tokens,
     temperature=values.temperature,
     top_p=values.top_p,
@@ -60,6 +68,21 @@ def run(argv: Sequence[str]) -> int:
   if sys.stdout.isatty():
     print()
   return 0
+
+
+def _prompt(values: flags.FlagValues, tokenizer) -> np.ndarray:
+  """Token ids of the prompt; what it says never becomes a control token."""
+  if not values.chat:
+    return np.append(tokenizer.bos_id, tokenizer.encode(values.prompt))
+  from seekax.data import chat
+
+  template = chat.find_template(pathlib.Path(values.checkpoint))
+  if not template:
+    raise InputError(
+      f'--chat: {values.checkpoint} has no chat template; leave --chat out'
+    )
+  message = {'role': 'user', 'content': values.prompt}
+  return chat.encode_chat(tokenizer, template, [message])
 
 
 def _check(values: flags.FlagValues) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
-from seekax.model.layers import matrix, SwiGlu
+from seekax.model.layers import stored_matrix, SwiGlu
 from seekax.model.router import Router, sequence_balance
 from seekax.ops.grouped_matmul import grouped_swiglu
 
@@ -48,9 +48,9 @@ class Experts(nn.Module):
       x_TD,
       routing.gates_TA,
       routing.experts_TA,
-      matrix(self, 'gate', *into, config),
-      matrix(self, 'up', *into, config),
-      matrix(self, 'down', *out_of, config),
+      stored_matrix(self, 'gate', *into, config),
+      stored_matrix(self, 'up', *into, config),
+      stored_matrix(self, 'down', *out_of, config),
       backend=config.grouped_matmul,
     )
     if config.num_shared_experts:

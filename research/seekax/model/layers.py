@@ -23,11 +23,21 @@ def matrix(
   A weight that was read as FP8 is expanded here, at its use, so that of a
   stack of layers only one is ever held in full.
   """
+  return expand(stored_matrix(module, name, shape, axes, config))
+
+
+def stored_matrix(
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+  config: ModelConfig,
+) -> jax.Array | BlockScaled:
+  """The same, but FP8 stays codes and scales."""
   init = nn.initializers.normal(config.init_std)
-  weight = module.param(
+  return module.param(
     name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
   )
-  return expand(weight) if isinstance(weight, BlockScaled) else weight
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.ops.blocks import blocked, each_slot, sort_slots
+from seekax.ops.quantize import BlockScaled, expand
 
 
 def grouped_matmul(
@@ -62,9 +63,9 @@ def grouped_swiglu(
   x_TD: jax.Array,
   gates_TA: jax.Array,
   experts_TA: jax.Array,
-  gate_EDF: jax.Array,
-  up_EDF: jax.Array,
-  down_EFD: jax.Array,
+  gate_EDF: jax.Array | BlockScaled,
+  up_EDF: jax.Array | BlockScaled,
+  down_EFD: jax.Array | BlockScaled,
   backend: str = 'blocked',
 ) -> jax.Array:
   """Sum over each token's experts of gate * SwiGLU(token).
@@ -73,7 +74,8 @@ def grouped_swiglu(
     x_TD: tokens.
     gates_TA: float32 routing weight of each choice.
     experts_TA: chosen experts; with `blocked`, id E is nobody and gives 0.
-    gate_EDF: matrices of the gated branch (W1).
+    gate_EDF: matrices of the gated branch (W1). FP8 is expanded when it is
+      used; in decoding, that of the chosen experts alone.
     up_EDF: matrices of the linear branch (W3).
     down_EFD: output matrices (W2).
     backend: blocked, ragged or dense.
@@ -87,6 +89,7 @@ def grouped_swiglu(
   if backend == 'blocked':
     return blocked(_swiglu, x_TD, gates_TA, experts_TA, weights)
   slots = sort_slots(experts_TA, gate_EDF.shape[0])
+  gate_EDF, up_EDF, down_EFD = map(expand, (gate_EDF, up_EDF, down_EFD))
   product = functools.partial(
     grouped_matmul, sizes_E=slots.sizes_E, backend=backend
   )
@@ -107,12 +110,12 @@ def _linear(x_ECD, scale_EC, weights):
 
 def _swiglu(x_ECD, scale_EC, weights):
   """The gate multiplies before W2: the same sum, and its gradient is cheap."""
-  gate_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, weights['gate'])
-  up_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, weights['up'])
+  gate_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, expand(weights['gate']))
+  up_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, expand(weights['up']))
   hidden_ECF = jax.nn.silu(_float32(gate_ECF)) * _float32(up_ECF)
   hidden_ECF *= scale_EC[..., None]
   return jnp.einsum(
-    'ECF,EFD->ECD', hidden_ECF.astype(x_ECD.dtype), weights['down']
+    'ECF,EFD->ECD', hidden_ECF.astype(x_ECD.dtype), expand(weights['down'])
   )
 
 

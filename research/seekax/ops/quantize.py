@@ -17,7 +17,9 @@ class BlockScaled:
   """A matrix as E4M3 codes with one float32 scale per block of 128 x 128.
 
   Attributes:
-    codes: [..., inputs, outputs] in the shape of the weight it stands for.
+    codes: the E4M3 bits as uint8, [..., inputs, outputs] in the shape of the
+      weight it stands for. XLA on a CPU makes float16 of an FP8 array that is
+      sliced or gathered, of a whole stack of layers at once; bytes stay bytes.
     scales: [..., ceil(I / 128), ceil(O / 128)], with the same leading axes.
     inputs: how many axes of the codes are the matrix's input.
     outputs: how many are its output.
@@ -30,9 +32,16 @@ class BlockScaled:
   outputs: int = struct.field(pytree_node=False)
   dtype: str = struct.field(pytree_node=False)
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.codes.shape
 
-def expand(weight: BlockScaled) -> jax.Array:
+
+def expand(weight: jax.Array | BlockScaled) -> jax.Array:
   """The values: codes times scales in float32, rounded once.
+
+  Args:
+    weight: an array is given back as it is.
 
   Returns:
     An array of the codes' shape in the weight's dtype.
@@ -40,6 +49,8 @@ def expand(weight: BlockScaled) -> jax.Array:
   References:
     DeepSeek-V3, section 3.3; the released weights' `weight_scale_inv`.
   """
+  if not isinstance(weight, BlockScaled):
+    return weight
   shape = weight.codes.shape
   lead = shape[: len(shape) - weight.inputs - weight.outputs]
   split = len(lead) + weight.inputs
@@ -48,6 +59,7 @@ def expand(weight: BlockScaled) -> jax.Array:
   )
   scales = _stretch(weight.scales, codes.shape[-2], -2)
   scales = _stretch(scales, codes.shape[-1], -1)
+  codes = jax.lax.bitcast_convert_type(codes, jnp.float8_e4m3fn)
   values = codes.astype(jnp.float32) * scales
   return values.astype(weight.dtype).reshape(shape)
 

@@ -7,6 +7,7 @@ shards that are missing. What makes a target look complete is written last.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -27,11 +28,13 @@ from seekax.storage.names import leaf, Path, Slot, slots
 from seekax.storage.open import find, Found
 from seekax.storage.safetensors_file import (
   BLOCK_BYTES,
+  commit,
   DTYPES,
   Entry,
   Files,
   itemsize,
   read_header,
+  Tensor,
   write,
 )
 
@@ -124,7 +127,6 @@ def convert(
   if conversion.is_done():
     return False
   conversion.check_target()
-  found.verify()
   workdir_lib.prepare(conversion.target)
   with workdir_lib.lock(conversion.target):
     conversion.run(progress)
@@ -277,7 +279,10 @@ class _Conversion:
     reader = _reader(self.found, self.files)
     base = _base(self.found, self.options)
     hashes = {}
-    with self.files:
+    # Checksums of the source are checked, and files made durable, meanwhile.
+    with self.files, concurrent.futures.ThreadPoolExecutor(2) as pool:
+      verified = pool.submit(self.found.verify)
+      durable: concurrent.futures.Future | None = None
       for number, shard in enumerate(self.shards):
         path = self.folder / self.shard_name(number)
         if self._has_shard(number):
@@ -286,12 +291,25 @@ class _Conversion:
         hashes[path.name] = write(
           path,
           [entry for output in shard for entry in output.entries],
-          _blocks(shard, reader, base, self.power_of_two),
+          _parts(shard, reader, base, self.power_of_two),
           {'format': 'pt', FINGERPRINT: self.fingerprint},
+          self.files,
+          hashed=self.seekax,
         )
-        size = path.stat().st_size
-        progress(number + 1, len(self.shards), path.name, size)
+        if durable is not None:
+          durable.result()
+        if verified.done():
+          verified.result()
+        durable = pool.submit(self._commit, number, progress)
+      if durable is not None:
+        durable.result()
+      verified.result()
     self._finish(hashes)
+
+  def _commit(self, number: int, progress: Progress) -> None:
+    path = self.folder / self.shard_name(number)
+    commit(path)
+    progress(number + 1, len(self.shards), path.name, path.stat().st_size)
 
   def _finish(self, hashes: dict[str, str]) -> None:
     if len(self.shards) > 1:
@@ -367,10 +385,6 @@ class _TensorReader:
 
   def __init__(self, tensors: weights.Tensors, files: Files):
     self.tensors, self.files = tensors, files
-
-  def raw(self, name: str) -> Iterator[memoryview]:
-    """The stored bytes of a tensor."""
-    return self.files.blocks(self.tensors[name])
 
   def rows(self, slot: Slot, first: int, last: int) -> np.ndarray:
     """Rows as float32 or bfloat16 values; `first` begins a block of FP8."""
@@ -457,12 +471,12 @@ def _is_fp8(tensors: weights.Tensors, name: str) -> bool:
 # --- What is written. ---------------------------------------------------------
 
 
-def _blocks(
+def _parts(
   shard: Sequence[Output],
   reader: Reader,
   base: _TensorReader | None,
   power_of_two: bool,
-) -> Iterator[memoryview]:
+) -> Iterator[memoryview | Tensor]:
   """The data of a file, end to end."""
   for output in shard:
     name = output.slot.name
@@ -473,10 +487,10 @@ def _blocks(
       if source is None:
         yield from _quantized(output, reader, power_of_two)
       else:
-        yield from source.raw(name)
-        yield from source.raw(name + fp8.SCALE_SUFFIX)
+        yield source.tensors[name]
+        yield source.tensors[name + fp8.SCALE_SUFFIX]
     elif output.dtype == output.stored and isinstance(reader, _TensorReader):
-      yield from reader.raw(name)
+      yield reader.tensors[name]
     else:
       dtype = DTYPES[output.dtype]
       for first, last in _row_blocks(output.slot):

@@ -7,7 +7,9 @@ supported, is refused by name; `auto_map` and remote code are never followed.
 """
 
 import pathlib
-from typing import Any
+import re
+import reprlib
+from typing import Any, NoReturn
 
 from absl import logging
 
@@ -17,6 +19,8 @@ from seekax.storage.safetensors_file import parse_json
 
 CONFIG = 'config.json'
 _MAX_BYTES = 10_000_000
+_MAX_COUNT = 2**31
+_MAX_NUMBER = 1e30
 
 _V3_TYPES = ('deepseek_v3', 'kimi_k2')
 MODEL_TYPES = (*_V3_TYPES, 'deepseek_v2', 'llama')
@@ -36,11 +40,40 @@ _REQUIRED_LATENT = (
   'qk_rope_head_dim',
   'v_head_dim',
 )
-_REQUIRED_EXPERTS = (
-  'n_routed_experts',
-  'num_experts_per_tok',
-  'moe_intermediate_size',
-)
+_REQUIRED_EXPERTS = ('num_experts_per_tok', 'moe_intermediate_size')
+# Left out, transformers would take the values of the 671B model for these.
+_REQUIRED_V3 = ('n_group', 'topk_group', 'routed_scaling_factor')
+# What our fields are called there, for refusals.
+_PUBLISHED_NAMES = {
+  'vocab_size': 'vocab_size',
+  'embed_dim': 'hidden_size',
+  'num_layers': 'num_hidden_layers',
+  'num_dense_layers': 'first_k_dense_replace',
+  'context_length': 'max_position_embeddings',
+  'num_heads': 'num_attention_heads',
+  'num_kv_heads': 'num_key_value_heads',
+  'query_latent_dim': 'q_lora_rank',
+  'kv_latent_dim': 'kv_lora_rank',
+  'nope_head_dim': 'qk_nope_head_dim',
+  'value_head_dim': 'v_head_dim',
+  'mlp_dim': 'intermediate_size',
+  'expert_dim': 'moe_intermediate_size',
+  'num_experts': 'n_routed_experts',
+  'num_shared_experts': 'n_shared_experts',
+  'experts_per_token': 'num_experts_per_tok',
+  'num_expert_groups': 'n_group',
+  'num_kept_groups': 'topk_group',
+  'routed_scale': 'routed_scaling_factor',
+  'norm_eps': 'rms_norm_eps',
+  'init_std': 'initializer_range',
+  'rope_theta': 'rope_theta',
+  'rope_factor': 'factor',
+  'rope_original_length': 'original_max_position_embeddings',
+  'yarn_beta_fast': 'beta_fast',
+  'yarn_beta_slow': 'beta_slow',
+  'llama3_low_freq_factor': 'low_freq_factor',
+  'llama3_high_freq_factor': 'high_freq_factor',
+}
 # Field -> values with which it changes nothing; absent is always one of them.
 _NEUTRAL = {
   'attention_bias': (False,),
@@ -49,13 +82,19 @@ _NEUTRAL = {
   'tie_word_embeddings': (False,),
   'moe_layer_freq': (1,),
   'sliding_window': (None,),
+  'partial_rotary_factor': (None, 1),
   'pretraining_tp': (1,),
   'attn_output_gate': (False,),
   'use_qk_norm': (False,),
   'index_topk': (None,),
 }
+# Kinds of rotary scaling that a family's published code has.
+_ROPE_KINDS = {
+  'llama': ('default', 'llama3'),
+  'deepseek': ('default', 'yarn'),
+}
 _ROPE_KEYS = {
-  'none': set(),
+  'default': set(),
   'yarn': {
     'factor',
     'original_max_position_embeddings',
@@ -104,7 +143,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(published, dict):
     raise StorageError(f'{path} is no JSON object')
   if 'auto_map' in published:
-    logging.info(
+    logging.warning(
       '%s: auto_map is ignored; no code of a checkpoint is ever run', path
     )
   return published
@@ -134,13 +173,17 @@ def model_config(published: dict[str, Any], where: str) -> ModelConfig:
       fields.refuse(name, f'only {values[0]!r} is supported')
   for name in _REQUIRED:
     fields.count(name)
-  read = _llama if kind == 'llama' else _deepseek
+  llama = kind == 'llama'
+  rope_head_dim = 'head_dim' if llama else 'qk_rope_head_dim'
+  words = _PUBLISHED_NAMES | {'rope_head_dim': rope_head_dim}
   try:
+    read = _llama if llama else _deepseek
     return ModelConfig(**_shared(fields), **read(fields))
   except ConfigError as error:
-    raise StorageError(f'{where}: {error}') from error
-  except TypeError as error:  # A number where a word is, or the like.
-    raise StorageError(f'{where}: a field has a wrong type: {error}') from error
+    message = re.sub(
+      r'model\.(\w+)', lambda m: words.get(m[1], m[0]), str(error)
+    )
+    raise StorageError(f'{where}: {message}') from error
 
 
 def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
@@ -150,15 +193,15 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
     StorageError: it is quantised in another way.
   """
   found = published.get('quantization_config')
-  if not found:
+  if found is None:
     return False, False
   if not isinstance(found, dict):
     raise StorageError(f'{where}: quantization_config is no JSON object')
   for name, value in FP8.items():
     if name in found and found[name] != value:
       raise StorageError(
-        f'{where}: quantization_config.{name}={found[name]!r} is not '
-        f'supported; only {value!r} is'
+        f'{where}: quantization_config.{name}={reprlib.repr(found[name])} is '
+        f'not supported; only {value!r} is'
       )
   scale_format = found.get('scale_fmt')
   if 'quant_method' not in found or scale_format not in (
@@ -168,8 +211,9 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
   ):
     raise StorageError(
       f'{where}: quantization_config with quant_method='
-      f'{found.get("quant_method")!r} and scale_fmt={scale_format!r} is not '
-      'supported; only FP8 blocks with float or ue8m0 scales are'
+      f'{found.get("quant_method")!r} and scale_fmt='
+      f'{reprlib.repr(scale_format)} is not supported; only FP8 blocks with '
+      'float or ue8m0 scales are'
     )
   return True, scale_format == POWER_OF_TWO
 
@@ -180,26 +224,32 @@ class _Fields:
   def __init__(self, published: dict[str, Any], where: str):
     self.published, self.where = published, where
 
-  def refuse(self, name: str, why: str):
+  def refuse(self, name: str, why: str) -> NoReturn:
     raise StorageError(
-      f'{self.where}: {name}={self.published.get(name)!r} is not supported; '
-      f'{why}'
+      f'{self.where}: {name[:80]}={reprlib.repr(self.published.get(name))} is '
+      f'not supported; {why}'
     )
 
   def count(self, name: str, default: int | None = None) -> int:
-    """A whole number; 0 where the file says null."""
+    """A whole number; 0 where the file says null.
+
+    Without a default, the field may not be left out.
+    """
     value = self.published.get(name, default)
     if value is None and name in self.published:
       value = 0
     if value is None:
       raise StorageError(f'{self.where}: {name} is missing')
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
       self.refuse(name, 'a whole number is wanted')
     return value
 
-  def number(self, name: str, default: float) -> float:
+  def number(self, name: str, default: float | None = None) -> float:
+    """A number of no huge size; without a default, it may not be left out."""
     value = self.published.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if value is None and name not in self.published:
+      raise StorageError(f'{self.where}: {name} is missing')
+    if type(value) not in (int, float) or not 0 <= value <= _MAX_NUMBER:
       self.refuse(name, 'a number is wanted')
     return float(value)
 
@@ -232,38 +282,24 @@ def _shared(fields: _Fields) -> dict[str, Any]:
 
 def _rope(fields: _Fields) -> dict[str, Any]:
   """Rotary fields from either spelling."""
-  older = fields.published.get('rope_scaling')
-  newer = fields.published.get('rope_parameters')
-  for name, value in (('rope_scaling', older), ('rope_parameters', newer)):
-    if value is not None and not isinstance(value, dict):
-      fields.refuse(name, 'a JSON object or null is wanted')
-  rope = _Fields({**(older or {}), **(newer or {})}, fields.where)
-  kind = rope.published.get('rope_type', rope.published.get('type', 'default'))
-  rope.same('type', kind)
-  scaling = 'none' if kind in ('default', None) else kind
-  if scaling not in _ROPE_KEYS:
-    rope.refuse('rope_type', 'known: default, yarn, llama3')
-  for name, value in rope.published.items():
-    if name in _ROPE_KEYS[scaling] or _ROPE_NEUTRAL.get(name, ()) is None:
-      continue
-    if value not in _ROPE_NEUTRAL.get(name, (None,)):
-      rope.refuse(name, f'unknown to rope_type {kind!r}')
+  rope = _rope_fields(fields)
+  kind = _rope_kind(fields, rope)
   theta = rope if 'rope_theta' in rope.published else fields
   found = dict(
-    rope_theta=theta.number('rope_theta', 10000.0), rope_scaling=scaling
+    rope_theta=theta.number('rope_theta', 10000.0),
+    rope_scaling={'default': 'none'}.get(kind, kind),
   )
-  if theta is rope:
-    fields.same('rope_theta', rope.published['rope_theta'])
-  if scaling == 'none':
+  fields.same('rope_theta', found['rope_theta'])
+  if kind == 'default':
     return found
-  found['rope_factor'] = rope.number('factor', 1.0)
+  found['rope_factor'] = rope.number('factor')
   found['rope_original_length'] = rope.count(
     'original_max_position_embeddings',
     fields.published.get('max_position_embeddings'),
   )
-  if scaling == 'llama3':
+  if kind == 'llama3':
     for name in ('low_freq_factor', 'high_freq_factor'):
-      found[f'llama3_{name}'] = rope.number(name, 1.0)
+      found[f'llama3_{name}'] = rope.number(name)
     return found
   return found | dict(
     yarn_beta_fast=rope.number('beta_fast', 32.0),
@@ -273,13 +309,49 @@ def _rope(fields: _Fields) -> dict[str, Any]:
   )
 
 
+def _rope_fields(fields: _Fields) -> _Fields:
+  """The fields of rope_scaling and rope_parameters, which may not differ."""
+  older = fields.published.get('rope_scaling')
+  newer = fields.published.get('rope_parameters')
+  for name, value in (('rope_scaling', older), ('rope_parameters', newer)):
+    if value is not None and not isinstance(value, dict):
+      fields.refuse(name, 'a JSON object or null is wanted')
+  older, newer = _Fields(older or {}, fields.where), newer or {}
+  for name, value in newer.items():
+    older.same(name, value)
+  return _Fields({**older.published, **newer}, fields.where)
+
+
+def _rope_kind(fields: _Fields, rope: _Fields) -> str:
+  """`default`, or a kind of scaling whose fields are all known."""
+  name = 'rope_type' if 'rope_type' in rope.published else 'type'
+  kind = rope.published.get(name)
+  kind = 'default' if kind is None else kind
+  llama = fields.published['model_type'] == 'llama'
+  known = _ROPE_KINDS['llama' if llama else 'deepseek']
+  if kind not in known:
+    rope.refuse(name, f'known: {", ".join(known)}')
+  rope.same('type', kind)
+  for name, value in rope.published.items():
+    if name in _ROPE_KEYS[kind] or _ROPE_NEUTRAL.get(name, ()) is None:
+      continue
+    if value not in _ROPE_NEUTRAL.get(name, (None,)):
+      rope.refuse(name, f'unknown to rope_type {kind!r}')
+  return kind
+
+
 def _llama(fields: _Fields) -> dict[str, Any]:
   heads = fields.count('num_attention_heads')
-  kv_heads = fields.count('num_key_value_heads', heads)
+  kv_heads = heads
+  if fields.published.get('num_key_value_heads') is not None:
+    kv_heads = fields.count('num_key_value_heads')
   width = fields.count('hidden_size')
-  if 'head_dim' not in fields.published and (not heads or width % heads):
+  if fields.published.get('head_dim') is not None:
+    head_dim = fields.count('head_dim')
+  elif not heads or width % heads:
     fields.refuse('hidden_size', f'it is not divisible by {heads} heads')
-  head_dim = fields.count('head_dim', width // max(heads, 1)) or width // heads
+  else:
+    head_dim = width // heads
   return dict(
     num_dense_layers=0,
     attention='gqa',
@@ -309,7 +381,7 @@ def _deepseek(fields: _Fields) -> dict[str, Any]:
   fields.same('num_key_value_heads', fields.count('num_attention_heads'))
   interleaved = fields.flag('rope_interleave', True)
   return dict(
-    num_dense_layers=fields.count('first_k_dense_replace', 0),
+    num_dense_layers=fields.count('first_k_dense_replace'),
     attention='mla',
     query_latent_dim=fields.count('q_lora_rank', 0),
     kv_latent_dim=fields.count('kv_lora_rank'),
@@ -324,15 +396,14 @@ def _deepseek(fields: _Fields) -> dict[str, Any]:
 
 
 def _experts(fields: _Fields) -> dict[str, Any]:
-  published = fields.published
   layers = fields.count('num_hidden_layers')
-  if not published.get('n_routed_experts') or (
-    fields.count('first_k_dense_replace', 0) >= layers
+  if fields.count('first_k_dense_replace') >= layers or (
+    fields.count('n_routed_experts') == 0
   ):
     return dict(ffn='dense')
-  for name in _REQUIRED_EXPERTS:
-    fields.count(name)
-  v3 = published['model_type'] in _V3_TYPES
+  v3 = fields.published['model_type'] in _V3_TYPES
+  for name in _REQUIRED_EXPERTS + (_REQUIRED_V3 if v3 else ()):
+    fields.number(name)
   router, groups = _router(fields, v3)
   return dict(
     ffn='experts',
@@ -340,12 +411,19 @@ def _experts(fields: _Fields) -> dict[str, Any]:
     num_experts=fields.count('n_routed_experts'),
     num_shared_experts=fields.count('n_shared_experts', 0),
     experts_per_token=fields.count('num_experts_per_tok'),
-    normalize_gates=fields.flag('norm_topk_prob', v3),
+    normalize_gates=_normalize_gates(fields, v3),
     routed_scale=fields.number('routed_scaling_factor', 1.0),
     router=router,
     group_score='top2' if v3 else 'max',
     **groups,
   )
+
+
+def _normalize_gates(fields: _Fields, v3: bool) -> bool:
+  normalize = fields.flag('norm_topk_prob', v3)
+  if normalize and not v3:
+    fields.refuse('norm_topk_prob', 'only false is supported in deepseek_v2')
+  return normalize
 
 
 def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:

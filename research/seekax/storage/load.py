@@ -32,6 +32,7 @@ from seekax.storage.safetensors_file import (
 _PAGE = 4096
 _ALIGNMENT = 64  # XLA takes over host memory that is aligned like this.
 _THREADS = 4
+_STRIP = 64  # Rows that are transposed together.
 Slices = tuple[slice, ...]
 
 
@@ -112,7 +113,7 @@ def _leaf(
     scale_members,
     _stored(source),
   )
-  codes = _array(shape, sharding, DTYPES['F8_E4M3'], members, _stored(source))
+  codes = _array(shape, sharding, np.dtype(np.uint8), members, _codes(source))
   outputs = len(first.inner) - first.inputs
   return BlockScaled(codes, scales, first.inputs, outputs, source.dtype)
 
@@ -155,6 +156,12 @@ def _stored(source: _Source) -> Reader:
     return out
 
   return read
+
+
+def _codes(source: _Source) -> Reader:
+  """Reads a part of FP8 codes as the bytes that they are."""
+  stored = _stored(source)
+  return lambda *part: stored(*part).view(np.uint8)
 
 
 def _values(source: _Source, dtype: np.dtype) -> Reader:
@@ -269,9 +276,20 @@ def _copy(
   shape = list(slot.inner)
   shape[0] = inner[0][1] - inner[0][0]
   shape[row_axis] = last - first
-  ours = part.T.reshape(shape)
+  ours = _transposed(part).reshape(shape)
   cut = [slice(*axis) for axis in inner]
   cut[0] = cut[row_axis] = slice(None)
   place = [slice(None)] * len(shape)
   place[row_axis] = slice(first - begin, last - begin)
   target[tuple(place)] = ours[tuple(cut)]
+
+
+def _transposed(part: np.ndarray) -> np.ndarray:
+  """A transposed copy, in strips whose lines stay in the cache.
+
+  NumPy's own way took ten times as long for bytes, five for floats.
+  """
+  out = np.empty(part.shape[::-1], part.dtype)
+  for row in range(0, part.shape[0], _STRIP):
+    out[:, row : row + _STRIP] = part[row : row + _STRIP].T
+  return out

@@ -3,6 +3,7 @@
 `find` looks without loading anything; `open_checkpoint` loads a model.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import pathlib
@@ -233,11 +234,15 @@ def open_checkpoint(
   """
   found = path if isinstance(path, Found) else find(path)
   found.check()
-  found.verify()
-  if found.step is None:
-    tree = load(found.model, found.tensors, precision, expand_fp8)
-  else:
-    tree = _restore(found, jnp.dtype(precision))
+  # Checksums are computed while the weights are read.
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    verified = pool.submit(found.verify)
+    if found.step is None:
+      tree = load(found.model, found.tensors, precision, expand_fp8)
+    else:
+      verified.result()  # Orbax may choke on what is broken.
+      tree = _restore(found, jnp.dtype(precision))
+    verified.result()
   return Opened(found, tree['params'], tree['router_bias'])
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -45,7 +46,15 @@ _MAX_AXES = 8
 _MAX_SIZE = 2**63
 _METADATA = '__metadata__'
 # Data moves in blocks of this many bytes.
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 16 << 20
+# What the kernel says where it can't copy from one file to another.
+_NO_KERNEL_COPY = (
+  errno.EXDEV,
+  errno.ENOSYS,
+  errno.EOPNOTSUPP,
+  errno.EINVAL,
+  errno.EPERM,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +215,7 @@ class Files:
   def __init__(self):
     self._open: dict[pathlib.Path, int] = {}
     self._lock = threading.Lock()
+    self._scratch: np.ndarray | None = None
     self.bytes_read = 0
 
   def __enter__(self) -> 'Files':
@@ -255,12 +265,38 @@ class Files:
     return out
 
   def blocks(self, tensor: Tensor) -> Iterator[memoryview]:
-    """All bytes of a tensor, in blocks."""
+    """All bytes of a tensor, in blocks; each is gone when the next is asked."""
+    if self._scratch is None:
+      # One for all: fresh memory would cost a page fault for every page.
+      self._scratch = np.empty(BLOCK_BYTES, np.uint8)
     total = tensor.num_bytes
     for offset in range(0, total, BLOCK_BYTES):
-      block = np.empty(min(BLOCK_BYTES, total - offset), np.uint8)
-      self.read_into(tensor, offset, memoryview(block))
-      yield memoryview(block)
+      block = memoryview(self._scratch)[: min(BLOCK_BYTES, total - offset)]
+      self.read_into(tensor, offset, block)
+      yield block
+
+  def copy(self, tensor: Tensor, target: int) -> None:
+    """Appends all bytes of a tensor to an open file, inside the kernel.
+
+    Raises:
+      StorageError: the source ends too early.
+      OSError: the target can't take them.
+    """
+    source, position = self._descriptor(tensor.file), tensor.start
+    end = tensor.start + tensor.num_bytes
+    while position < end:
+      try:
+        count = os.copy_file_range(source, target, end - position, position)
+      except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY or position != tensor.start:
+          raise
+        for block in self.blocks(tensor):
+          _write_all(target, block)
+        return
+      if not count:
+        raise StorageError(f'{tensor.file} ends inside tensor {tensor.name!r}')
+      position += count
+    self.bytes_read += tensor.num_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,58 +332,127 @@ def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
 def write(
   path: pathlib.Path,
   entries: Sequence[Entry],
-  blocks: Iterable[memoryview],
+  parts: Iterable[memoryview | Tensor],
   metadata: dict[str, str],
+  files: Files | None = None,
+  hashed: bool = True,
 ) -> str:
-  """Writes a file that is whole or not there, block by block.
+  """Writes `<path>.tmp`, block by block; `commit` gives it its name.
 
   Args:
-    path: the file; until it is whole it is called `<path>.tmp`.
+    path: the file.
     entries: what it holds.
-    blocks: the data of all entries, end to end.
+    parts: the data of all entries, end to end: bytes, or tensors of other
+      files whose bytes are taken.
     metadata: strings by name.
+    files: reads those tensors.
+    hashed: whether the SHA-256 is wanted; without, bytes of other files are
+      copied inside the kernel.
 
   Returns:
-    The file's SHA-256, in hexadecimal.
+    The file's SHA-256, in hexadecimal, or ''.
 
   Raises:
-    StorageError: the disk refused.
+    StorageError: the disk refused; nothing is left behind.
   """
-  temporary = path.with_name(f'{path.name}.tmp')
-  digest = hashlib.sha256()
+  temporary = _temporary(path)
   start = header(entries, metadata)
   expected = len(start) + sum(entry.num_bytes for entry in entries)
   try:
-    # The hash of a block is computed while it is written.
-    with (
-      open(temporary, 'wb', buffering=0) as file,
-      concurrent.futures.ThreadPoolExecutor(1) as pool,
-    ):
-      for block in _chain(start, blocks):
-        hashed = pool.submit(digest.update, block)
-        _write_all(file, block)
-        hashed.result()
+    with open(temporary, 'wb', buffering=0) as file:
+      sink = _HashingSink(file.fileno()) if hashed else _Sink(file.fileno())
+      with sink:
+        sink.put(memoryview(start))
+        for part in parts:
+          if isinstance(part, Tensor):
+            sink.take(files, part)
+          else:
+            sink.put(part)
       written = file.tell()
-      if written != expected:
-        raise StorageError(f'{path}: {written} bytes written, not {expected}')
+    if written != expected:
+      raise StorageError(f'{path}: {written} bytes written, not {expected}')
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise _refused(path, error) from error
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  return sink.digest()
+
+
+def commit(path: pathlib.Path) -> None:
+  """Makes a written file durable and gives it its name.
+
+  Raises:
+    StorageError: the disk refused; nothing is left behind.
+  """
+  temporary = _temporary(path)
+  try:
+    with open(temporary, 'rb') as file:
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except BaseException as error:  # Also a source that fails, and Ctrl-C.
+  except OSError as error:
     temporary.unlink(missing_ok=True)
-    if not isinstance(error, OSError):
-      raise
-    raise StorageError(
-      f'{path} can not be written: {error.strerror}; make room or choose '
-      'another folder, and give the same command again'
-    ) from error
-  return digest.hexdigest()
+    raise _refused(path, error) from error
 
 
-def _chain(start: bytes, blocks: Iterable[memoryview]) -> Iterator[memoryview]:
-  yield memoryview(start)
-  yield from blocks
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f'{path.name}.tmp')
 
 
-def _write_all(file, block: memoryview) -> None:
+def _refused(path: pathlib.Path, error: OSError) -> StorageError:
+  return StorageError(
+    f'{path} can not be written: {error.strerror}; make room or choose another '
+    'folder, and give the same command again'
+  )
+
+
+class _Sink:
+  """An open file that takes bytes."""
+
+  def __init__(self, descriptor: int):
+    self.descriptor = descriptor
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused) -> None:
+    pass
+
+  def put(self, block: memoryview) -> None:
+    _write_all(self.descriptor, block)
+
+  def take(self, files: Files, tensor: Tensor) -> None:
+    files.copy(tensor, self.descriptor)
+
+  def digest(self) -> str:
+    return ''
+
+
+class _HashingSink(_Sink):
+  """The same; a block is hashed while it is written."""
+
+  def __init__(self, descriptor: int):
+    super().__init__(descriptor)
+    self._hash = hashlib.sha256()
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+
+  def __exit__(self, *unused) -> None:
+    self._pool.shutdown()
+
+  def put(self, block: memoryview) -> None:
+    hashed = self._pool.submit(self._hash.update, block)
+    _write_all(self.descriptor, block)
+    hashed.result()
+
+  def take(self, files: Files, tensor: Tensor) -> None:
+    for block in files.blocks(tensor):
+      self.put(block)
+
+  def digest(self) -> str:
+    return self._hash.hexdigest()
+
+
+def _write_all(descriptor: int, block: memoryview) -> None:
   while len(block):
-    block = block[file.write(block) :]
+    block = block[os.write(descriptor, block) :]

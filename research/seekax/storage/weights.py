@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import dataclasses
 import pathlib
 import re
+import reprlib
+from typing import NoReturn
 
 from absl import logging
 
@@ -29,7 +31,10 @@ _MAX_INDEX_BYTES = 200_000_000
 # Formats that can run code when they are read, or that nobody publishes.
 REFUSED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack')
 REFUSED += ('.npz', '.h5', '.gguf')
-_MAX_EXPERTS = 100_000
+# A folder may be of so many tensors, once fused ones are split; Kimi-K2 has
+# 139,000 with its scales.
+_MAX_PARTS = 2_000_000
+_FILE_NAME = re.compile(r'[A-Za-z0-9_.\-]{1,255}')
 # A folder that lacks more than this many tensors holds another model.
 _MAX_MISSING = 10_000
 # Derived buffers that some old files carry along.
@@ -43,7 +48,7 @@ Tensors = dict[str, Tensor]
 
 def refuse_other_formats(path: pathlib.Path) -> None:
   """Raises StorageError for a file that holds weights in another format."""
-  if path.suffix in REFUSED:
+  if path.suffix in REFUSED and not path.is_dir():
     raise StorageError(
       f'{path} is a {path.suffix} file: such files can run code or are not '
       'checked; give a folder of safetensors with its config.json'
@@ -77,7 +82,7 @@ def find_tensors(folder: pathlib.Path) -> Tensors:
   for name in listed:
     if name not in tensors:
       raise StorageError(
-        f'{folder / listed[name]} lacks tensor {name!r}, though '
+        f'{folder / listed[name]} lacks tensor {name[:80]!r}, though '
         f'{folder / INDEX} lists it there'
       )
   total = sum(tensor.num_bytes for tensor in tensors.values())
@@ -101,9 +106,12 @@ def _listed(folder: pathlib.Path) -> tuple[dict[str, str], object]:
         else ''
       )
     )
-  if index.stat().st_size > _MAX_INDEX_BYTES:
-    raise StorageError(f'{index} has more than {_MAX_INDEX_BYTES} bytes')
-  content = parse_json(index, index.read_bytes())
+  try:
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+      raise StorageError(f'{index} has more than {_MAX_INDEX_BYTES} bytes')
+    content = parse_json(index, index.read_bytes())
+  except OSError as error:
+    raise StorageError(f'{index} can not be read: {error.strerror}') from error
   listed = content.get('weight_map') if isinstance(content, dict) else None
   if (
     not isinstance(listed, dict)
@@ -118,7 +126,9 @@ def _say_wrong_total(index: pathlib.Path, metadata: object, total: int) -> None:
   """Nobody relies on the total, and several releases have another one."""
   said = metadata.get('total_size') if isinstance(metadata, dict) else None
   if said is not None and said != total:
-    logging.info('%s says total_size=%s; it is %d', index, said, total)
+    logging.info(
+      '%s says total_size=%s; it is %d', index, reprlib.repr(said), total
+    )
 
 
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -131,14 +141,18 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     StorageError: it would, or it isn't there.
   """
   path = folder / name
-  if pathlib.PurePath(name).name != name or name in ('', '.', '..'):
+  if not _FILE_NAME.fullmatch(name):
     raise StorageError(
       f'{folder / INDEX} names {name[:80]!r}, which is not a file beside it'
     )
   if path.suffix != _SUFFIX:
     refuse_other_formats(path)
     raise StorageError(f'{folder / INDEX} names {name[:80]!r}: no safetensors')
-  real, home = path.resolve(), folder.resolve()
+  home = folder.resolve()
+  try:
+    real = path.resolve()
+  except RuntimeError as error:
+    raise StorageError(f'{path} is a link to itself') from error
   blobs = home.parent.parent / 'blobs'
   in_cache = home.parent.name == 'snapshots' and real.parent == blobs
   if real.parent != home and not in_cache:
@@ -151,7 +165,7 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 def _without_derived(folder: pathlib.Path, tensors: Tensors) -> Tensors:
   kept = {n: t for n, t in tensors.items() if not _DERIVED.fullmatch(n)}
   if len(kept) < len(tensors):
-    logging.info(
+    logging.warning(
       '%s: %d rotary_emb.inv_freq buffers are ignored; they follow from the '
       'config',
       folder,
@@ -165,7 +179,9 @@ def _split_fused(tensors: Tensors) -> Tensors:
   split: Tensors = {}
   for name, tensor in tensors.items():
     match = _FUSED.fullmatch(name)
-    parts = _experts(tensor, *match.groups()) if match else {name: tensor}
+    parts = {name: tensor}
+    if match:
+      parts = _experts(tensor, _MAX_PARTS - len(split), *match.groups())
     for part, value in parts.items():
       if part in split:
         raise StorageError(
@@ -176,32 +192,33 @@ def _split_fused(tensors: Tensors) -> Tensors:
 
 
 def _experts(
-  tensor: Tensor, prefix: str, kind: str, scale: str | None
+  tensor: Tensor, limit: int, prefix: str, kind: str, scale: str | None
 ) -> Tensors:
+  """The tensors of single experts; at most `limit` of them."""
+
+  def refuse(what: str) -> NoReturn:
+    raise StorageError(f'{tensor.file}: tensor {tensor.name!r} {what}')
+
   if len(tensor.shape) != 3:
-    raise StorageError(
-      f'{tensor.file}: tensor {tensor.name!r} has shape {tensor.shape}, not '
-      '[experts, out, in]'
-    )
+    refuse(f'has shape {list(tensor.shape)}, not [experts, out, in]')
   count, rows, columns = tensor.shape
-  if count > _MAX_EXPERTS:
-    raise StorageError(
-      f'{tensor.file}: tensor {tensor.name!r} is of {count} experts; at most '
-      f'{_MAX_EXPERTS} are read'
+  words = ('gate', 'up') if kind == 'gate_up' else ('down',)
+  if count * len(words) > limit:
+    refuse(f'is of {count} experts, with which there are too many')
+  if rows % len(words):
+    refuse(f'has {rows} rows, which gate and up can not share')
+  shape = (rows // len(words), columns)
+  if tensor.dtype == 'F8_E4M3' and len(words) > 1 and shape[0] % fp8.BLOCK:
+    refuse(
+      f'is FP8 with {shape[0]} rows of gate, not a multiple of {fp8.BLOCK}: '
+      'gate and up would share a scale'
     )
-  parts = ('gate', 'up') if kind == 'gate_up' else ('down',)
-  if rows % len(parts):
-    raise StorageError(
-      f'{tensor.file}: tensor {tensor.name!r} has {rows} rows, which gate and '
-      'up can not share'
-    )
-  shape = (rows // len(parts), columns)
   size = shape[0] * shape[1] * itemsize(tensor.dtype)
   found = {}
   for expert in range(count):
-    for part, word in enumerate(parts):
+    for part, word in enumerate(words):
       name = f'{prefix}.{expert}.{word}_proj.weight{scale or ""}'
-      start = tensor.start + (expert * len(parts) + part) * size
+      start = tensor.start + (expert * len(words) + part) * size
       found[name] = Tensor(tensor.file, name, tensor.dtype, shape, start)
   return found
 
@@ -325,5 +342,5 @@ def find_mtp(model: ModelConfig, tensors: Tensors) -> ModelConfig:
     _layer_from(name, model.num_layers) for name in tensors
   ):
     return model
-  logging.info('the config names an MTP layer, the folder holds none')
+  logging.warning('the config names an MTP layer, the folder holds none')
   return dataclasses.replace(model, mtp_depth=0)

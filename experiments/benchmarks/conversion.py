@@ -1,0 +1,226 @@
+"""Converting published weights, beside `cp` and `sync` of the same files.
+
+Claim: `seekax convert` streams: it peaks below 2.5 GiB of resident memory in
+each direction, and reads no less than a third of the bytes per second that
+`cp -r` and `sync` of the same files reach.
+Model: the widths of DeepSeek-V3 with four layers and few experts, random FP8
+codes and scales and bfloat16: 8.5 GB in 18 files, made on the spot.
+Command: python experiments/benchmarks/conversion.py   (about 10 minutes, 26 GB
+of disk in --folder)
+Reproduced: both hold for both directions in this run. Refuted: one doesn't.
+
+Every round copies, imports and exports once, in turn, with the source in the
+page cache as far as it fits; times include `sync`. A last row loads the model for `score`,
+whose peak says how many copies of the weights were held.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+import numpy as np
+
+from seekax.config import ModelConfig, tiny, v3_671b
+from seekax.storage import fp8, huggingface, names, weights
+from seekax.storage.safetensors_file import commit, DTYPES, Entry, write
+
+WANTED_SHARE, WANTED_GIB = 1 / 3, 2.5
+_SMOKE = flags.DEFINE_bool('smoke', False, 'a tiny model, result thrown away')
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'medians are over these')
+_FOLDER = flags.DEFINE_string(
+  'folder', '', "where to work; '': a temporary one"
+)
+_OUTDIR = flags.DEFINE_string(
+  'outdir', str(pathlib.Path(__file__).parent / 'results'), 'where the CSV goes'
+)
+
+
+def model(smoke: bool) -> ModelConfig:
+  """V3's widths; layers and experts so that FP8 and bfloat16 are 8.5 GB."""
+  if smoke:
+    return tiny()
+  return dataclasses.replace(
+    v3_671b(),
+    vocab_size=32768,
+    num_layers=4,
+    num_dense_layers=1,
+    num_experts=48,
+    mtp_depth=0,
+  )
+
+
+def make(folder: pathlib.Path, config: ModelConfig, shard_bytes: int) -> None:
+  """Writes a published folder of random weights."""
+  folder.mkdir(parents=True)
+  draw = np.random.default_rng(0)
+  shards, size = [[]], 0
+  for slot in names.slots(config):
+    entries = _entries(slot)
+    count = sum(entry.num_bytes for entry in entries)
+    if shards[-1] and size + count > shard_bytes:
+      shards.append([])
+      size = 0
+    shards[-1] += entries
+    size += count
+  listed = {}
+  for number, entries in enumerate(shards):
+    name = f'model-{number + 1:05d}-of-{len(shards):06d}.safetensors'
+    blocks = (block for entry in entries for block in _random(draw, entry))
+    write(folder / name, entries, blocks, {'format': 'pt'}, hashed=False)
+    commit(folder / name)
+    listed |= {entry.name: name for entry in entries}
+  index = {'metadata': {}, 'weight_map': listed}
+  (folder / weights.INDEX).write_text(json.dumps(index))
+  published = huggingface.published_config(config, 'bfloat16', True, False)
+  (folder / huggingface.CONFIG).write_text(json.dumps(published))
+
+
+def _entries(slot: names.Slot) -> list[Entry]:
+  if not slot.in_fp8:
+    dtype = 'F32' if slot.is_bias else 'BF16'
+    return [Entry(slot.name, dtype, slot.shape)]
+  scales = Entry(
+    slot.name + fp8.SCALE_SUFFIX, 'F32', fp8.scale_shape(slot.shape)
+  )
+  return [Entry(slot.name, 'F8_E4M3', slot.shape), scales]
+
+
+def _random(draw: np.random.Generator, entry: Entry):
+  """Small normal values, in blocks; codes that are numbers."""
+  left, block = entry.num_bytes, 16 << 20
+  while left:
+    count = min(left, block)
+    if entry.dtype == 'F8_E4M3':
+      # Any code but the two that are no number.
+      part = draw.integers(0, 0x7F, count, np.uint8)
+      part |= draw.integers(0, 2, count, np.uint8) << 7
+    else:
+      dtype = DTYPES[entry.dtype]
+      values = draw.standard_normal(count // dtype.itemsize, np.float32)
+      part = np.abs(values * 0.01).astype(dtype).view(np.uint8)
+    yield memoryview(part)
+    left -= count
+
+
+def timed(*command: str) -> tuple[float, float]:
+  """Runs a command and `sync`: (seconds, peak resident GiB)."""
+  began = time.perf_counter()
+  child = subprocess.Popen(
+    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  )
+  error = child.stderr.read()
+  _, status, usage = os.wait4(child.pid, 0)
+  os.sync()
+  seconds = time.perf_counter() - began
+  if status:
+    raise RuntimeError(f'{" ".join(command)}: {error}')
+  return seconds, usage.ru_maxrss / 2**20
+
+
+def seekax(*args: str) -> tuple[float, float]:
+  return timed(sys.executable, '-m', 'seekax', *args)
+
+
+def measure(folder: pathlib.Path, config: ModelConfig, rounds: int):
+  """Rows of the table: (what, seconds, GiB, bytes read)."""
+  source, copy = folder / 'published', folder / 'copy'
+  ours, back = folder / 'ours', folder / 'back'
+  make(source, config, 500_000_000)
+  num_bytes = sum(path.stat().st_size for path in source.iterdir())
+  runs = {'cp and sync': [], 'import': [], 'export': []}
+  for round_ in range(rounds + 1):  # The first warms up and isn't counted.
+    times = {'cp and sync': timed('cp', '-r', str(source), str(copy))}
+    shutil.rmtree(copy)
+    times['import'] = seekax(
+      'convert', f'--source={source}', f'--target={ours}', '--shard_size=500MB'
+    )
+    times['export'] = seekax(
+      'convert',
+      f'--source={ours}',
+      f'--target={back}',
+      '--format=huggingface',
+      '--shard_size=500MB',
+    )
+    if round_ == 0:
+      check_same(source, back)
+    for path in (ours, back) if round_ < rounds else (back,):
+      shutil.rmtree(path)
+    for what, result in times.items():
+      print(f'{what}: {result[0]:.1f} s, {result[1]:.2f} GiB', file=sys.stderr)
+      if round_ or not rounds:
+        runs[what].append(result)
+  tokens = folder / 'tokens.npy'
+  np.save(tokens, np.arange(4, dtype=np.int32)[None])
+  loaded = seekax(
+    'score',
+    f'--checkpoint={ours}',
+    f'--tokens={tokens}',
+    '--precision=bfloat16',
+  )
+  rows = [
+    (what, statistics.median(s for s, _ in found), max(g for _, g in found))
+    for what, found in runs.items()
+  ]
+  return num_bytes, [*rows, ('score', *loaded)]
+
+
+def check_same(source: pathlib.Path, back: pathlib.Path) -> None:
+  """Import and export gave every tensor its very bytes back."""
+  there, here = weights.find_tensors(source), weights.find_tensors(back)
+  if there.keys() != here.keys():
+    raise AssertionError('the export has other tensors than the source')
+  for name, tensor in there.items():
+    other = here[name]
+    with open(tensor.file, 'rb') as one, open(other.file, 'rb') as two:
+      one.seek(tensor.start)
+      two.seek(other.start)
+      if one.read(tensor.num_bytes) != two.read(other.num_bytes):
+        raise AssertionError(f'{name} differs')
+
+
+def main(argv):
+  del argv
+  smoke = _SMOKE.value
+  outdir = pathlib.Path(tempfile.mkdtemp() if smoke else _OUTDIR.value)
+  rounds = 0 if smoke else _ROUNDS.value
+  with tempfile.TemporaryDirectory(dir=_FOLDER.value or None) as folder:
+    num_bytes, found = measure(pathlib.Path(folder), model(smoke), rounds)
+  copy_seconds = found[0][1]
+  rows = []
+  for what, seconds, gib in found:
+    share = copy_seconds / seconds
+    row = {
+      'what': what,
+      'gigabytes': f'{num_bytes / 1e9:.3f}',
+      'seconds': f'{seconds:.2f}',
+      'megabytes_per_second': f'{num_bytes / seconds / 1e6:.0f}',
+      'of_cp': f'{share:.2f}',
+      'peak_gib': f'{gib:.2f}',
+      'verdict': '',
+      'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+    }
+    if what in ('import', 'export'):
+      held = share >= WANTED_SHARE and gib < WANTED_GIB
+      row['verdict'] = 'reproduced' if held else 'refuted'
+    rows.append(row)
+  outdir.mkdir(parents=True, exist_ok=True)
+  with open(outdir / 'conversion.csv', 'w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  for row in rows:
+    print('  '.join(f'{name} {value}' for name, value in row.items()))
+
+
+if __name__ == '__main__':
+  app.run(main)
