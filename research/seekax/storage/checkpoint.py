@@ -23,6 +23,8 @@ from seekax.storage.manifest import (
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
 _UNPROVEN = '.unproven'
+# Small leaves are read many at once, up to this.
+_LEAST_READ_BYTES = 64 << 20
 
 
 def manifest_path(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -166,6 +168,8 @@ def restore_some(
 ) -> Any:
   """Loads some leaves of a part; call `verify` before.
 
+  Beside the result, at most as much as the largest leaf takes is in memory.
+
   Args:
     folder: the workdir's checkpoints.
     step: a proven step.
@@ -175,6 +179,8 @@ def restore_some(
   path = folder.absolute() / str(step)
   context = ocp.Context()
   context.pytree.loading.partial_load = True
+  largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+  context.memory.read_concurrent_bytes = max(largest, _LEAST_READ_BYTES)
   try:
     with context:
       wanted = {part: jax.tree.map(_with_sharding, abstract)}

@@ -264,7 +264,8 @@ class _Conversion:
     if self.seekax:
       return {}
     is_fp8 = any(output.dtype == 'F8_E4M3' for output in self.outputs)
-    main = next(o for o in self.outputs if not o.slot.in_fp8)
+    plain = (o for o in self.outputs if not o.slot.in_fp8)
+    main = next(output for output in plain if not output.slot.is_bias)
     dtype = {'F32': 'float32'}.get(main.dtype, 'bfloat16')
     made = huggingface.published_config(
       self.found.model, dtype, is_fp8, self.power_of_two
@@ -277,7 +278,7 @@ class _Conversion:
     """Writes what is missing of the target."""
     self.folder.mkdir(parents=True, exist_ok=True)
     reader = _reader(self.found, self.files)
-    base = _base(self.found, self.options)
+    base = _base(self.found, self.options, self.files)
     hashes = {}
     # Checksums of the source are checked, and files made durable, meanwhile.
     with self.files, concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -434,7 +435,7 @@ def _reader(found: Found, files: Files) -> Reader:
   )
 
 
-def _base(found: Found, options: Options) -> _TensorReader | None:
+def _base(found: Found, options: Options, files: Files) -> _TensorReader | None:
   """The FP8 weights that a training run started from, if it did.
 
   A weight that training left as it was keeps its codes and scales.
@@ -459,7 +460,7 @@ def _base(found: Found, options: Options) -> _TensorReader | None:
     )
     return None
   fp8_only = {n: t for n, t in tensors.items() if _is_fp8(tensors, n)}
-  return _TensorReader(fp8_only, Files())
+  return _TensorReader(fp8_only, files)
 
 
 def _is_fp8(tensors: weights.Tensors, name: str) -> bool:

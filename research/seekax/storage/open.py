@@ -70,10 +70,17 @@ class Found:
       self.tokenizer()
 
   def verify(self) -> None:
-    """Raises StorageError if a file differs from its recorded SHA-256."""
+    """Reads everything once.
+
+    Raises:
+      StorageError: a file differs from its recorded SHA-256, or an MTP module
+        has tables of its own.
+    """
     if self.step is not None:
       checkpoint.verify(self.folder / workdir_lib.CHECKPOINTS, self.step)
-    elif self.is_workdir:
+      return
+    weights.check_copies(self.tensors, names.slots(self.model))
+    if self.is_workdir:
       verify_manifest(
         self.folder / workdir_lib.WEIGHTS,
         self.folder / workdir_lib.WEIGHTS_MANIFEST,
@@ -220,6 +227,7 @@ def open_checkpoint(
   path: str | pathlib.Path | Found,
   precision: str = 'float32',
   expand_fp8: bool = False,
+  shardings: Any = None,
 ) -> Opened:
   """Loads weights and router bias, without the optimizer, in one copy.
 
@@ -228,6 +236,7 @@ def open_checkpoint(
     precision: float32 or bfloat16, the compute dtype.
     expand_fp8: make arrays of FP8 weights, as training needs them; without,
       they stay codes and scales.
+    shardings: {'params', 'router_bias'} of shardings; None: one device.
 
   Raises:
     StorageError: nothing usable is there, or it fails its checks.
@@ -238,21 +247,27 @@ def open_checkpoint(
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     verified = pool.submit(found.verify)
     if found.step is None:
-      tree = load(found.model, found.tensors, precision, expand_fp8)
+      tree = load(found.model, found.tensors, precision, expand_fp8, shardings)
     else:
       verified.result()  # Orbax may choke on what is broken.
-      tree = _restore(found, jnp.dtype(precision))
+      tree = _restore(found, jnp.dtype(precision), shardings)
     verified.result()
   return Opened(found, tree['params'], tree['router_bias'])
 
 
-def _restore(found: Found, dtype: jnp.dtype) -> dict[str, Any]:
+def _restore(found: Found, dtype: jnp.dtype, shardings: Any) -> dict[str, Any]:
   """The weights of a training state."""
 
   def cast(tree):
     return {**tree, 'params': cast_params(tree['params'], dtype)}
 
   abstract = jax.eval_shape(cast, abstract_weights(found.model))
+  if shardings is not None:
+    abstract = jax.tree.map(
+      lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
+      abstract,
+      shardings,
+    )
   return checkpoint.restore_some(
     found.folder / workdir_lib.CHECKPOINTS, found.step, 'weights', abstract
   )

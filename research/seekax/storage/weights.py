@@ -13,11 +13,14 @@ import reprlib
 from typing import NoReturn
 
 from absl import logging
+import numpy as np
 
 from seekax.config import ModelConfig
 from seekax.storage import fp8, names
 from seekax.storage.manifest import StorageError
 from seekax.storage.safetensors_file import (
+  BLOCK_BYTES,
+  Files,
   itemsize,
   parse_json,
   read_header,
@@ -33,7 +36,7 @@ REFUSED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack')
 REFUSED += ('.npz', '.h5', '.gguf')
 # A folder may be of so many tensors, once fused ones are split; Kimi-K2 has
 # 139,000 with its scales.
-_MAX_PARTS = 2_000_000
+_MAX_PARTS = 500_000
 _FILE_NAME = re.compile(r'[A-Za-z0-9_.\-]{1,255}')
 # A folder that lacks more than this many tensors holds another model.
 _MAX_MISSING = 10_000
@@ -66,8 +69,9 @@ def find_tensors(folder: pathlib.Path) -> Tensors:
   listed, metadata = _listed(folder)
   shards = sorted(set(listed.values())) if listed else [SINGLE]
   tensors: Tensors = {}
-  for shard in shards:
-    found, _ = read_header(_inside(folder, shard))
+  # All names are checked before the first file is opened.
+  for shard, path in [(shard, _inside(folder, shard)) for shard in shards]:
+    found, _ = read_header(path)
     for name, tensor in found.items():
       if name in tensors:
         raise StorageError(
@@ -344,3 +348,39 @@ def find_mtp(model: ModelConfig, tensors: Tensors) -> ModelConfig:
     return model
   logging.warning('the config names an MTP layer, the folder holds none')
   return dataclasses.replace(model, mtp_depth=0)
+
+
+def check_copies(tensors: Tensors, slots: Iterable[names.Slot]) -> None:
+  """Tables that are stored twice must be equal: only one of them is used.
+
+  Raises:
+    StorageError: they are not.
+  """
+  first: dict[names.Path, Tensor] = {}
+  with Files() as files:
+    for slot in slots:
+      if not slot.is_copy:
+        if not slot.index:
+          first[slot.path] = tensors[slot.name]
+        continue
+      copy, main = tensors[slot.name], first[slot.path]
+      if not _equal(files, copy, main):
+        raise StorageError(
+          f'{copy.file}: tensor {copy.name!r} differs from {main.name!r}; an '
+          'MTP module with tables of its own is not supported, --mtp=drop '
+          'leaves it out'
+        )
+
+
+def _equal(files: Files, one: Tensor, other: Tensor) -> bool:
+  """Whether two tensors of one shape have the same values."""
+  row_bytes = max(one.num_bytes // max(one.shape[0], 1), 1)
+  step = max(BLOCK_BYTES // row_bytes, 1)
+  for start in range(0, one.shape[0], step):
+    stop = min(start + step, one.shape[0])
+    rows = files.rows(one, start, stop), files.rows(other, start, stop)
+    if one.dtype == other.dtype:
+      rows = tuple(part.view(np.uint8) for part in rows)
+    if not np.array_equal(*rows):
+      return False
+  return True

@@ -21,6 +21,7 @@ from seekax.training.state import (
   abstract_state,
   from_parts,
   init_state,
+  start_from,
   to_parts,
   TrainState,
 )
@@ -110,15 +111,14 @@ def _restore_or_start(
     corpus.batches.set_state(progress.data)
     return from_parts(parts), progress
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  state = jax.device_put(init_state(config), shardings)
   origin = find_origin(config, workdir)
-  if origin is not None:
-    opened = open_lib.open_checkpoint(origin, expand_fp8=True)
-    state = dataclasses.replace(
-      state,
-      params=jax.device_put(opened.params, shardings.params),
-      router_bias=jax.device_put(opened.router_bias, shardings.router_bias),
-    )
+  if origin is None:
+    state = init_state(config)
+  else:
+    wanted = {'params': shardings.params, 'router_bias': shardings.router_bias}
+    opened = open_lib.open_checkpoint(origin, expand_fp8=True, shardings=wanted)
+    state = start_from(config, opened.params, opened.router_bias)
+  state = jax.device_put(state, shardings)
   return state, Progress(corpus.batches.get_state(), corpus.fingerprint)
 
 

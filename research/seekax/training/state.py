@@ -45,6 +45,19 @@ def init_state(config: Config) -> TrainState:
   )
 
 
+def start_from(
+  config: Config, params: Any, router_bias: dict[str, jax.Array]
+) -> TrainState:
+  """The state at step 0 with these weights and a fresh optimizer."""
+  init_optimizer = jax.jit(make_optimizer(config).init)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    router_bias=router_bias,
+    opt_state=init_optimizer(params),
+  )
+
+
 def abstract_state(config: Config) -> TrainState:
   """Shapes and dtypes of a run's state; nothing is computed."""
   return jax.eval_shape(lambda: init_state(config))
