@@ -8,8 +8,13 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 LOCK := requirements-$(VERSION).txt
 STAMP := $(VENV)/installed-$(VERSION)
 DEMO := runs/demo
+# Another Python with torch and transformers, which make parity asks.
+ORACLE_PYTHON ?= python3.11
+ORACLE := .venv-parity
+ORACLE_LOCK := third_party/transformers/requirements.txt
+ORACLE_STAMP := $(ORACLE)/installed
 
-.PHONY: demo test test-all lint lock clean
+.PHONY: demo test test-all lint parity lock clean
 
 demo: $(STAMP)
 	$(RUN)/seekax train --config=demo --workdir=$(DEMO)
@@ -27,6 +32,12 @@ lint: $(STAMP)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 
+# Against Hugging Face transformers, live. make parity PARITY=--run=runs/demo
+# takes a trained model of yours; the other flags are in parity.py.
+parity: $(STAMP) $(ORACLE_STAMP)
+	$(RUN)/python third_party/transformers/parity.py \
+	  --oracle=$(ORACLE)/bin/python $(PARITY)
+
 # The lock files hold hashes and no index addresses. They are made again from
 # setup.py with uv (pip install uv), which reads any Python's versions.
 lock:
@@ -37,7 +48,7 @@ lock:
 	done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ORACLE) .pytest_cache .ruff_cache
 
 $(STAMP): $(LOCK) setup.py
 	rm -rf $(VENV)
@@ -46,6 +57,16 @@ $(STAMP): $(LOCK) setup.py
 	  --no-deps --require-hashes -r $(LOCK)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --no-build-isolation -e .
+	touch $@
+
+# torch alone first, so that pip takes the build that it is told to take.
+$(ORACLE_STAMP): $(ORACLE_LOCK)
+	rm -rf $(ORACLE)
+	$(ORACLE_PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "$$(grep '^torch==' $(ORACLE_LOCK))"
+	$(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r $(ORACLE_LOCK)
 	touch $@
 
 requirements-%.txt:

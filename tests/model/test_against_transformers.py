@@ -83,7 +83,7 @@ def our_config(published: dict) -> ModelConfig:
     context_length=published['max_position_embeddings'],
     num_heads=published['num_attention_heads'],
     mlp_dim=published['intermediate_size'],
-    mtp_depth=0,
+    mtp_depth=published.get('num_nextn_predict_layers', 0),
     norm_eps=published['rms_norm_eps'],
     rope_theta=rope['rope_theta'],
     rope_scaling={'default': 'none'}.get(rope['rope_type'], rope['rope_type']),
@@ -136,9 +136,16 @@ def our_router_bias(tensors: dict, config: ModelConfig) -> dict:
   """router_bias from published names; takes tensors as it goes."""
   if not config.uses_router_bias:
     return {}
-  bias = 'model.layers.{}.mlp.gate.e_score_correction_bias'
-  indices = range(config.num_plain_layers, config.num_layers)
-  return {'layers': np.stack([tensors.pop(bias.format(i)) for i in indices])}
+  name = 'model.layers.{}.mlp.gate.e_score_correction_bias'
+
+  def biases(first, last):
+    return np.stack([tensors.pop(name.format(i)) for i in range(first, last)])
+
+  bias = {'layers': biases(config.num_plain_layers, config.num_layers)}
+  if config.mtp_depth:
+    last = config.num_layers + config.mtp_depth
+    bias['mtp'] = biases(config.num_layers, last)
+  return bias
 
 
 def our_params(tensors: dict, config: ModelConfig) -> dict:
@@ -196,6 +203,25 @@ def our_params(tensors: dict, config: ModelConfig) -> dict:
       return tree | {'mlp': swiglu(f'{name}.mlp')}
     return tree | {'experts': experts(f'{name}.mlp')}
 
+  def mtp(depth):
+    index = config.num_layers + depth
+    name = f'model.layers.{index}'
+    # Embedding and head are stored once more.
+    for copy, original in (
+      ('embed_tokens', params['embedding']['table']),
+      ('shared_head.head', params['head'].T),
+    ):
+      np.testing.assert_array_equal(
+        tensors.pop(f'{name}.{copy}.weight'), original
+      )
+    return {
+      'embed_norm': scale(f'{name}.enorm'),
+      'hidden_norm': scale(f'{name}.hnorm'),
+      'project': kernel(f'{name}.eh_proj'),
+      'block': layer(index),
+      'final_norm': scale(f'{name}.shared_head.norm'),
+    }
+
   def stack(trees):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
@@ -208,6 +234,8 @@ def our_params(tensors: dict, config: ModelConfig) -> dict:
   indices = range(config.num_plain_layers, config.num_layers)
   if indices:
     params['expert_layers'] = stack([layer(i) for i in indices])
+  for depth in range(config.mtp_depth):
+    params[f'mtp_{depth}'] = mtp(depth)
   return params
 
 

@@ -1,6 +1,7 @@
 """Gradients and AdamW against transformers in torch, recorded for `v3`."""
 
 import dataclasses
+import runpy
 from unittest import mock
 
 from absl.testing import absltest
@@ -10,27 +11,18 @@ from reference import cases
 from safetensors.numpy import load_file
 
 from model import test_against_transformers as recorded
-from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
-from seekax.data.pipeline import Batch
 from seekax.training import step
-from seekax.training.optimizer import make_optimizer
 from seekax.training.state import TrainState
 
 _accumulate = cases.jit(step.accumulate.__wrapped__, static_argnums=0)
 _apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
 
 
-def _batch(tokens_BL: np.ndarray) -> Batch:
-  """Next-token prediction within these tokens, each row one document."""
-  inputs_BL = tokens_BL[:, :-1]
-  ones_BL = np.ones_like(inputs_BL)
-  return Batch(
-    tokens_BL=inputs_BL,
-    targets_BL=tokens_BL[:, 1:],
-    positions_BL=np.cumsum(ones_BL, axis=1, dtype=np.int32) - 1,
-    segments_BL=ones_BL,
-    target_segments_BL=ones_BL,
-  )
+# Shared with third_party, which compares the same with live answers.
+_RECIPE = runpy.run_path(
+  str(recorded.FIXTURES.parents[2] / 'third_party/transformers/recipe.py')
+)
+_batch_of = _RECIPE['batch_of']
 
 
 class TrainingTest(absltest.TestCase):
@@ -38,36 +30,15 @@ class TrainingTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.fixture = recorded.read('v3')
-    made = cls.fixture.about['training']
-    steps = len(cls.fixture.answers['losses'])
-    cls.config = Config(
-      model=cls.fixture.config,
-      data=DataConfig(sequence_length=95, batch_size=2, num_shards=1),
-      optim=OptimConfig(
-        learning_rate=made['learning_rate'],
-        warmup_steps=0,
-        constant_steps=steps,
-        beta1=made['betas'][0],
-        beta2=made['betas'][1],
-        eps=made['eps'],
-        weight_decay=made['weight_decay'],
-        clip_norm=made['clip_norm'],
-      ),
-      train=TrainConfig(
-        steps=steps,
-        precision='float32',
-        balance_weight=0.0,
-        bias_update_rate=0.0,
-        mtp_weight=0.0,
-      ),
+    cls.config = _RECIPE['config_of'](
+      cls.fixture.config,
+      cls.fixture.about['training'],
+      len(cls.fixture.answers['losses']),
     )
 
   def _state(self) -> TrainState:
-    return TrainState(
-      step=np.int32(0),
-      params=self.fixture.params,
-      router_bias=self.fixture.router_bias,
-      opt_state=make_optimizer(self.config).init(self.fixture.params),
+    return _RECIPE['start'](
+      self.config, self.fixture.params, self.fixture.router_bias
     )
 
   def _losses(self, config) -> tuple[list[float], list[float]]:
@@ -78,7 +49,7 @@ class TrainingTest(absltest.TestCase):
       mock.patch.object(step, 'apply', _apply),
     ):
       for tokens_BL in self.fixture.answers['batches']:
-        state, metrics = step.train_step(config, state, _batch(tokens_BL))
+        state, metrics = step.train_step(config, state, _batch_of(tokens_BL))
         losses.append(float(metrics.loss))
         norms.append(float(metrics.gradient_norm))
     return losses, norms
@@ -88,7 +59,7 @@ class TrainingTest(absltest.TestCase):
     tensors = load_file(path)
     expected = recorded.our_params(tensors, self.config.model)
     self.assertEmpty(tensors)
-    batch = _batch(self.fixture.answers['tokens'])
+    batch = _batch_of(self.fixture.answers['tokens'])
     result = jax.device_get(_accumulate(self.config, self._state(), batch))
     pairs = zip(
       jax.tree_util.tree_leaves_with_path(result.gradients),

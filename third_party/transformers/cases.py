@@ -99,6 +99,21 @@ V2 = V2_LITE | {
   'routed_scaling_factor': 4.0,
   'rope_parameters': yarn(1.2, 0.8),
 }
+# Whole blocks of 128 x 128, so that transformers can expand them from FP8.
+V3_BLOCKS = V3 | {
+  'hidden_size': 256,
+  'num_attention_heads': 2,
+  'num_key_value_heads': 2,
+  'intermediate_size': 384,
+  'q_lora_rank': 128,
+  'kv_lora_rank': 128,
+  'qk_nope_head_dim': 64,
+  'qk_rope_head_dim': 128,
+  'v_head_dim': 64,
+  'n_routed_experts': 8,
+  'num_experts_per_tok': 3,
+  'moe_intermediate_size': 128,
+}
 LLAMA = WIDTHS | {
   'num_key_value_heads': 2,
   'head_dim': 16,
@@ -125,6 +140,8 @@ class Case:
     shard_size: above it save_pretrained cuts the weights.
     routes: whether its routers are asked.
     trains: whether its gradients and losses are asked.
+    has_mtp: whether its folder holds an MTP layer, which is asked too.
+    recorded: whether the tests have it as a fixture.
   """
 
   config: object
@@ -133,6 +150,8 @@ class Case:
   shard_size: str = '1GB'
   routes: bool = False
   trains: bool = False
+  has_mtp: bool = False
+  recorded: bool = True
 
 
 def _v3(values: dict, seed: int, **options) -> Case:
@@ -154,6 +173,8 @@ CASES = {
   'v3_shared': _v3(
     V3 | {'n_shared_experts': 3, 'rope_parameters': yarn(0.8, 1.2)}, 3
   ),
+  'v3_mtp': _v3(V3 | {'num_nextn_predict_layers': 1}, 4, has_mtp=True),
+  'v3_blocks': _v3(V3_BLOCKS, 4, recorded=False),
   'moonlight': _v3(MOONLIGHT, 5),
   'v2_lite': _v2(V2_LITE, 2, routes=True),
   'v2': _v2(V2, 5, routes=True, shard_size='60KB'),
@@ -168,12 +189,14 @@ def random_model(case: Case, draw: np.random.Generator) -> torch.nn.Module:
   ).eval()
   # Or generate() stops at an end of text.
   model.generation_config.eos_token_id = None
-  with torch.no_grad():
-    _perturb(model, case.config, draw)
+  perturb(model, draw)
   return model
 
 
-def _perturb(model: torch.nn.Module, config, draw: np.random.Generator) -> None:
+@torch.no_grad()
+def perturb(model: torch.nn.Module, draw: np.random.Generator) -> None:
+  """Fills a model with random weights of a size that suits their kind."""
+  config = model.config
   for name, weight in sorted(model.state_dict().items()):
     noise = draw.standard_normal(tuple(weight.shape))
     if name.endswith('e_score_correction_bias'):

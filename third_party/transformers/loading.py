@@ -41,6 +41,8 @@ def load_model(folder: pathlib.Path, dtype: str) -> tuple:
     ignore_mismatched_sizes=True,
     output_loading_info=True,
   )
+  if dtype == 'float32':
+    model = model.float()  # Beside FP8 ones, weights stay as they are stored.
   about = {key: sorted(value) for key, value in info.items()}
   about['class'] = type(model).__name__
   about['dtype'] = str(model.dtype)

@@ -2,7 +2,7 @@
 
   oracle.py build --out=DIR [--case=NAME ...]
   oracle.py answer --model=FOLDER --out=FILE.safetensors [--tokens=FILE.npy]
-    [--prompts=FILE.npy] [--text=PROMPT] [--greedy=N] [--dtype=float32]
+    [--mtp] [--prompts=FILE.npy] [--text=PROMPT] [--greedy=N] [--dtype=float32]
   oracle.py record --from=DIR
 
 Run it in an environment of its own, see README.md beside it. The same versions
@@ -17,6 +17,7 @@ import pathlib
 import answers
 import cases
 import loading
+import mtp
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -74,6 +75,11 @@ def build_case(name: str, case: cases.Case, folder: pathlib.Path) -> None:
     for length in (LENGTH, PROMPT_LENGTH)
   )
   drift = answers.drift(model, tokens)
+  further = {}
+  if case.has_mtp:
+    mtp.add_layer(folder / 'model', case, draw)
+    further, further_drift = ask_mtp(folder / 'model', tokens)
+    drift = max(drift, further_drift)
   greedy = answers.greedy(model, prompts, NEW_TOKENS)
   margin = answers.greedy_margin(model, prompts, greedy)
   print(f'{name}: {drift:.1e} from float64, greedy by {margin:.1e}', flush=True)
@@ -84,7 +90,7 @@ def build_case(name: str, case: cases.Case, folder: pathlib.Path) -> None:
     'logits': answers.logits(model, tokens),
     'prompts': prompts,
     'greedy': greedy,
-  }
+  } | further
   about = {
     'seed': case.seed,
     'drift': drift,
@@ -97,6 +103,14 @@ def build_case(name: str, case: cases.Case, folder: pathlib.Path) -> None:
     build_router(model, case, folder)
   if case.trains:
     build_training(model, tokens, draw, folder)
+
+
+def ask_mtp(folder: pathlib.Path, tokens: np.ndarray) -> tuple[dict, float]:
+  """({'mtp_logits'} of a folder's MTP layer, how far they are from float64)."""
+  model, _ = loading.load_model(folder, 'float32')
+  layer = mtp.load(model)
+  drift = mtp.drift(model, layer, tokens)
+  return {'mtp_logits': mtp.logits(model, layer, tokens)}, drift
 
 
 def build_router(model, case: cases.Case, folder: pathlib.Path) -> None:
@@ -153,6 +167,8 @@ def answer(args: argparse.Namespace) -> None:
   """Loads a folder, answers, and says beside it how loading went."""
   if not (args.tokens or args.prompts) and args.text is None:
     raise SystemExit('give --tokens, --prompts or --text')
+  if args.mtp and not args.tokens:
+    raise SystemExit('--mtp goes with --tokens')
   heard = []
   with loading.hearing(heard):
     model, about = loading.load_model(args.model, args.dtype)
@@ -162,7 +178,10 @@ def answer(args: argparse.Namespace) -> None:
   about['warnings'] = heard
   tensors = {}
   if args.tokens:
-    tensors['logits'] = answers.logits(model, read_tokens(args.tokens))
+    tokens = read_tokens(args.tokens)
+    tensors['logits'] = answers.logits(model, tokens)
+  if args.mtp:
+    tensors['mtp_logits'] = mtp.logits(model, mtp.load(model), tokens)
   if args.prompts:
     prompts = read_tokens(args.prompts)
     tensors['greedy'] = answers.greedy(model, prompts, args.greedy)
@@ -182,15 +201,21 @@ def read_tokens(path: pathlib.Path) -> np.ndarray:
 
 
 def continue_text(model, tokenizer, prompt: str, count: int) -> dict:
-  """Continues a prompt, begin-of-sequence token first."""
+  """Continues a prompt, begin-of-sequence token first, to the text's end."""
   ids = tokenizer.encode(prompt, add_special_tokens=False)
   ids = [tokenizer.bos_token_id, *ids]
-  new = answers.greedy(model, np.array([ids], np.int32), count)[0].tolist()
+  prompts = np.array([ids], np.int32)
+  whole = answers.greedy(model, prompts, count)
+  margin = answers.greedy_margin(model, prompts, whole)
+  new = whole[0].tolist()
+  if tokenizer.eos_token_id in new:
+    new = new[: new.index(tokenizer.eos_token_id)]
   return {
     'prompt': prompt,
     'prompt_ids': ids,
     'continuation': tokenizer.decode(new, clean_up_tokenization_spaces=False),
     'continuation_ids': new,
+    'margin': margin,
   }
 
 
@@ -201,6 +226,8 @@ def record(args: argparse.Namespace) -> None:
   """Writes the tests' fixtures from a build of all cases."""
   FIXTURES.mkdir(parents=True, exist_ok=True)
   for name, case in cases.CASES.items():
+    if not case.recorded:
+      continue
     folder = args.build / name
     tensors, about = load(folder / 'expected.safetensors')
     for path in sorted((folder / 'model').glob('*.safetensors')):
@@ -242,6 +269,9 @@ def parser() -> argparse.ArgumentParser:
     '--out', type=pathlib.Path, required=True, help='.json is written beside it'
   )
   command.add_argument('--tokens', type=pathlib.Path, help='asks for logits')
+  command.add_argument(
+    '--mtp', action='store_true', help="asks for the MTP layer's logits too"
+  )
   command.add_argument('--prompts', type=pathlib.Path, help='of equal lengths')
   command.add_argument('--text', help="for the folder's tokenizer")
   command.add_argument('--greedy', type=int, default=64, help='new tokens')
