@@ -45,11 +45,16 @@ def did_you_mean(word: str, known) -> str:
   return f'; did you mean {near[0]!r}?' if near else ''
 
 
+def _is_finite(value: float) -> bool:
+  """Whether a number can be used; integers above 63 bits can't either."""
+  return abs(value) < (2**63 if isinstance(value, int) else math.inf)
+
+
 def _check_positive(group: str, config: Any, names: tuple[str, ...]) -> None:
   for name in names:
     value = getattr(config, name)
     _require(
-      math.isfinite(value) and value > 0,
+      _is_finite(value) and value > 0,
       f'{group}.{name}={value} must be above 0',
     )
 
@@ -60,7 +65,7 @@ def _check_not_negative(
   for name in names:
     value = getattr(config, name)
     _require(
-      math.isfinite(value) and value >= 0,
+      _is_finite(value) and value >= 0,
       f'{group}.{name}={value} must not be negative',
     )
 
@@ -648,17 +653,42 @@ def shrink(model: ModelConfig) -> ModelConfig:
 
 
 # Fields that say how a model is computed or began, not what it computes.
-_NO_DIFFERENCE = ('grouped_matmul', 'remat', 'unroll_layers', 'init_std')
+_HOW = ('grouped_matmul', 'remat', 'unroll_layers', 'init_std')
+_ONLY_EXPERTS = ('expert_dim', 'num_experts', 'num_shared_experts', 'router')
+_ONLY_EXPERTS += ('experts_per_token', 'normalize_gates', 'routed_scale')
+_ONLY_GROUPS = ('num_expert_groups', 'num_kept_groups', 'group_score')
+_ONLY_LATENT = ('query_latent_dim', 'kv_latent_dim', 'latent_norm_eps')
+_ONLY_SCALED = ('rope_factor', 'rope_original_length')
+
+
+def _what(model: ModelConfig) -> dict[str, Any]:
+  """The fields that decide what a model computes with its weights."""
+  fields = dataclasses.asdict(model)
+  unused = set(_HOW)
+  if not model.uses_experts:
+    unused |= {*_ONLY_EXPERTS, *_ONLY_GROUPS, 'num_dense_layers'}
+  elif model.num_kept_groups == model.num_expert_groups:
+    unused |= set(_ONLY_GROUPS)
+  if model.attention == 'mla':
+    unused.add('num_kv_heads')
+  else:  # MHA and MQA are the ends of GQA.
+    unused |= set(_ONLY_LATENT)
+    fields |= {'attention': 'gqa', 'num_kv_heads': model.kv_heads}
+  if model.rope_scaling == 'none':
+    unused |= set(_ONLY_SCALED)
+  for scaling in set(ROPE_SCALINGS) - {model.rope_scaling}:
+    unused |= {name for name in fields if name.startswith(f'{scaling}_')}
+  return {name: v for name, v in fields.items() if name not in unused}
 
 
 def model_differences(there: ModelConfig, here: ModelConfig) -> list[str]:
   """What keeps two models from computing the same with the same weights."""
+  there_, here_ = _what(there), _what(here)
   return [
-    f'model.{field.name}: {getattr(there, field.name)!r} there, '
-    f'{getattr(here, field.name)!r} here'
-    for field in dataclasses.fields(ModelConfig)
-    if field.name not in _NO_DIFFERENCE
-    and getattr(there, field.name) != getattr(here, field.name)
+    f'model.{name}: {getattr(there, name)!r} there, {getattr(here, name)!r} '
+    'here'
+    for name in {**there_, **here_}
+    if there_.get(name) != here_.get(name)
   ]
 
 

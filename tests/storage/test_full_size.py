@@ -8,6 +8,7 @@ from absl.testing import absltest
 from seekax.config import v3_671b
 from seekax.storage import fp8, huggingface, names, weights
 from seekax.storage.open import find
+from seekax.storage.published_config import published_config
 from seekax.storage.safetensors_file import Entry, header
 
 SHARD_BYTES = 4_300_000_000
@@ -43,7 +44,7 @@ def write_holes(folder: pathlib.Path) -> None:
       file.truncate(len(start) + sum(entry.num_bytes for entry in entries))
     listed |= {entry.name: name for entry in entries}
   (folder / weights.INDEX).write_text(json.dumps({'weight_map': listed}))
-  published = huggingface.published_config(v3_671b(), 'bfloat16', True, False)
+  published = published_config(v3_671b(), 'bfloat16', True, False)
   (folder / huggingface.CONFIG).write_text(json.dumps(published))
 
 

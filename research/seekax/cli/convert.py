@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _bytes(text: str) -> int:
-  match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([A-Za-z]+)', text)
+  match = re.fullmatch(r'(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z]+)', text)
   unit = _UNITS.get(match.group(2).upper()) if match else None
   size = int(float(match.group(1)) * unit) if unit else 0
   if size < 1:

@@ -79,8 +79,11 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
     InputError: it is no model, or, with `verify`, not as it should be.
   """
   from seekax.storage import open as open_lib
+  from seekax.storage import weights
 
   if not folder.is_dir():
+    if folder.exists():
+      weights.refuse_other_formats(folder)
     raise InputError(f'{folder} does not exist')
   is_run = (folder / workdir_lib.RUN).is_file()
   has_weights = workdir_lib.has_weights(folder)

@@ -6,40 +6,32 @@ carries the conversion's fingerprint, so that the same command goes on with the
 shards that are missing. What makes a target look complete is written last.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
+import re
 import shutil
+import threading
 from typing import Any
 
-from absl import logging
-import numpy as np
-
-from seekax.config import InputError, to_dict
-from seekax.model.parameters import abstract_weights
-from seekax.storage import checkpoint, fp8, huggingface, weights
+from seekax.config import to_dict
+from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import file_hash, StorageError, write_atomically
-from seekax.storage.names import leaf, Path, Slot, slots
+from seekax.storage.names import Slot, slots
 from seekax.storage.open import find, Found
+from seekax.storage.published_config import carry_fields, published_config
+from seekax.storage.rewrite import open_base, open_reader, Output, parts
 from seekax.storage.safetensors_file import (
-  BLOCK_BYTES,
   commit,
-  DTYPES,
-  Entry,
   Files,
-  itemsize,
   read_header,
-  Tensor,
   write,
 )
 
-FORMATS = ('seekax', 'huggingface')
-DTYPE_CHOICES = ('keep', 'float32', 'bfloat16', 'float8')
 _TARGET_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float8': 'F8_E4M3'}
 FINGERPRINT = 'seekax_conversion'
 # Small files that belong to the weights; code is never among them.
@@ -49,6 +41,17 @@ _CARRIED = (
   'generation_config.json',
   'tokenizer.model',
   'tiktoken.model',
+)
+# A name that a file has while it is written.
+_TEMPORARY = re.compile(r'\.tmp(-\d+)?$')
+# What is written once every shard is there.
+_FINISHING = (
+  *_CARRIED,
+  weights.INDEX,
+  workdir_lib.WEIGHTS_MANIFEST,
+  workdir_lib.PUBLISHED_CONFIG,
+  workdir_lib.RUN,
+  huggingface.CONFIG,
 )
 
 
@@ -67,33 +70,6 @@ class Options:
   dtype: str = 'keep'
   drop_mtp: bool = False
   shard_bytes: int = 5_000_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-  """A weight of the target, with its scales if it is FP8.
-
-  Attributes:
-    slot: its name and shape.
-    stored: dtype in the source.
-    dtype: dtype in the target.
-  """
-
-  slot: Slot
-  stored: str
-  dtype: str
-
-  @property
-  def entries(self) -> list[Entry]:
-    entries = [Entry(self.slot.name, self.dtype, self.slot.shape)]
-    if self.dtype == 'F8_E4M3':
-      name = self.slot.name + fp8.SCALE_SUFFIX
-      entries.append(Entry(name, 'F32', fp8.scale_shape(self.slot.shape)))
-    return entries
-
-  @property
-  def num_bytes(self) -> int:
-    return sum(entry.num_bytes for entry in self.entries)
 
 
 # (files done, of how many, name, bytes of the file)
@@ -118,17 +94,20 @@ def convert(
     False if the target was complete already.
 
   Raises:
-    StorageError: source or target can't be used; what was wrong with the
-      source is found before anything is written.
+    StorageError: source or target can't be used. What headers and configs
+      show is found before anything is written; what only checksums show, before
+      the target looks complete, and then nothing of it is left.
   """
   found = find(source, options.drop_mtp)
+  for name in _CARRIED:
+    weights.refuse_leaving(found.folder / name)
   found.check()
   conversion = _Conversion(found, pathlib.Path(target), options)
   if conversion.is_done():
     return False
   conversion.check_target()
-  workdir_lib.prepare(conversion.target)
-  with workdir_lib.lock(conversion.target):
+  workdir_lib.prepare(conversion.target, 'target')
+  with workdir_lib.lock(conversion.target, 'target'):
     conversion.run(progress)
   return True
 
@@ -190,6 +169,9 @@ class _Conversion:
         found.folder / workdir_lib.CHECKPOINTS, found.step
       )
       stamps.append([found.step, file_hash(manifest)])
+    for name in (*_CARRIED, huggingface.CONFIG):
+      if (found.folder / name).is_file():
+        stamps.append([name, file_hash(found.folder / name)])
     text = json.dumps([stamps, dataclasses.astuple(self.options)])
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -200,7 +182,10 @@ class _Conversion:
     )
 
   def _has_shard(self, number: int) -> bool:
-    path = self.folder / self.shard_name(number)
+    return self._is_ours(self.folder / self.shard_name(number))
+
+  def _is_ours(self, path: pathlib.Path) -> bool:
+    """Whether this conversion wrote a file; names are given to whole ones."""
     if not path.is_file():
       return False
     try:
@@ -222,11 +207,12 @@ class _Conversion:
       )
     if self.target.exists() and not self.target.is_dir():
       raise StorageError(f'--target={self.target} is a file; choose a folder')
-    ours = {self.shard_name(n) for n in range(len(self.shards))}
+    done = [self._has_shard(number) for number in range(len(self.shards))]
+    # What finishes a target is there before its last file, or not at all.
+    finishing = _FINISHING if all(done) and not self.final.exists() else ()
     for folder in {self.target, self.folder}:
       for path in folder.iterdir() if folder.is_dir() else ():
-        self._refuse_foreign(path, ours)
-    done = [self._has_shard(number) for number in range(len(self.shards))]
+        self._refuse_foreign(path, finishing)
     needed = sum(
       output.num_bytes
       for shard, there in zip(self.shards, done, strict=True)
@@ -243,16 +229,17 @@ class _Conversion:
         f'{free / 1e9:.2f} GB left; make room or choose another disk'
       )
 
-  def _refuse_foreign(self, path: pathlib.Path, ours: set[str]) -> None:
+  def _refuse_foreign(
+    self, path: pathlib.Path, finishing: Sequence[str]
+  ) -> None:
     """Refuses a target with files that this conversion didn't write."""
-    name = path.name.removesuffix('.tmp')
-    if path.suffix == '.tmp' or name == '.lock' or path == self.folder:
+    name = _TEMPORARY.sub('', path.name)
+    if path == self.folder or name == '.lock' or name.startswith('.probe-'):
       return
-    if path.suffix == '.safetensors' and name in ours:
-      metadata = read_header(path)[1]
-      if metadata.get(FINGERPRINT) == self.fingerprint:
+    if name in map(self.shard_name, range(len(self.shards))):
+      if name != path.name or self._is_ours(path):
         return
-    elif path.name in _CARRIED and not self.final.exists():
+    elif name in finishing:
       return
     raise StorageError(
       f'--target={self.target} holds {path.name} of something else; choose an '
@@ -267,22 +254,38 @@ class _Conversion:
     plain = (o for o in self.outputs if not o.slot.in_fp8)
     main = next(output for output in plain if not output.slot.is_bias)
     dtype = {'F32': 'float32'}.get(main.dtype, 'bfloat16')
-    made = huggingface.published_config(
-      self.found.model, dtype, is_fp8, self.power_of_two
-    )
-    return huggingface.carry_fields(made, self.found.published) | (
-      _control_ids(self.found)
-    )
+    made = published_config(self.found.model, dtype, is_fp8, self.power_of_two)
+    return carry_fields(made, self.found.published) | (_control_ids(self.found))
 
   def run(self, progress: Progress) -> None:
     """Writes what is missing of the target."""
     self.folder.mkdir(parents=True, exist_ok=True)
-    reader = _reader(self.found, self.files)
-    base = _base(self.found, self.options, self.files)
-    hashes = {}
-    # Checksums of the source are checked, and files made durable, meanwhile.
-    with self.files, concurrent.futures.ThreadPoolExecutor(2) as pool:
-      verified = pool.submit(self.found.verify)
+    for folder in {self.target, self.folder}:
+      for path in folder.iterdir():
+        if _TEMPORARY.search(path.name):  # Of a process that was killed.
+          path.unlink()
+    # Checksums of the source are checked meanwhile.
+    verified = _Background(self.found.verify)
+    try:
+      with self.files:
+        hashes = self._write_shards(progress, verified)
+      verified.result()
+    except StorageError:
+      if verified.failed():
+        for number in range(len(self.shards)):
+          (self.folder / self.shard_name(number)).unlink(missing_ok=True)
+      raise
+    self._finish(hashes)
+
+  def _write_shards(
+    self, progress: Progress, verified: '_Background'
+  ) -> dict[str, str]:
+    """Writes the missing files; returns SHA-256 by name, where it is wanted."""
+    reader, base, hashes = open_reader(self.found, self.files), None, {}
+    if self.options.dtype == 'float8':
+      base = open_base(self.found, self.files)
+    # A file is made durable while the next one is written.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
       durable: concurrent.futures.Future | None = None
       for number, shard in enumerate(self.shards):
         path = self.folder / self.shard_name(number)
@@ -292,20 +295,19 @@ class _Conversion:
         hashes[path.name] = write(
           path,
           [entry for output in shard for entry in output.entries],
-          _parts(shard, reader, base, self.power_of_two),
+          parts(shard, reader, base, self.power_of_two),
           {'format': 'pt', FINGERPRINT: self.fingerprint},
           self.files,
           hashed=self.seekax,
         )
         if durable is not None:
           durable.result()
-        if verified.done():
-          verified.result()
+        if verified.failed():
+          break
         durable = pool.submit(self._commit, number, progress)
       if durable is not None:
         durable.result()
-      verified.result()
-    self._finish(hashes)
+    return hashes
 
   def _commit(self, number: int, progress: Progress) -> None:
     path = self.folder / self.shard_name(number)
@@ -359,6 +361,32 @@ class _Conversion:
     return {'metadata': {'total_size': total}, 'weight_map': listed}
 
 
+class _Background:
+  """A function in a thread that doesn't outlive the process."""
+
+  def __init__(self, function: Callable[[], None]):
+    self._function = function
+    self._error: Exception | None = None
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def _run(self) -> None:
+    try:
+      self._function()
+    except Exception as error:  # Raised again by `result`.
+      self._error = error
+
+  def failed(self) -> bool:
+    """Whether it has ended, and badly."""
+    return self._error is not None
+
+  def result(self) -> None:
+    """Waits for its end; raises what it raised."""
+    self._thread.join()
+    if self._error is not None:
+      raise self._error
+
+
 def _power_of_two(found: Found) -> bool:
   if not found.published:
     return False
@@ -376,169 +404,6 @@ def _shards(outputs: Sequence[Output], limit: int) -> list[list[Output]]:
     shards[-1].append(output)
     size += output.num_bytes
   return shards
-
-
-# --- Where values come from. --------------------------------------------------
-
-
-class _TensorReader:
-  """Rows of safetensors."""
-
-  def __init__(self, tensors: weights.Tensors, files: Files):
-    self.tensors, self.files = tensors, files
-
-  def rows(self, slot: Slot, first: int, last: int) -> np.ndarray:
-    """Rows as float32 or bfloat16 values; `first` begins a block of FP8."""
-    tensor = self.tensors[slot.name]
-    part = self.files.rows(tensor, first, last)
-    if tensor.dtype != 'F8_E4M3':
-      return part
-    scales = self.files.rows(
-      self.tensors[slot.name + fp8.SCALE_SUFFIX],
-      first // fp8.BLOCK,
-      math.ceil(last / fp8.BLOCK),
-    )
-    return fp8.dequantize(part, scales, np.dtype(np.float32))
-
-
-class _StateReader:
-  """Rows of a training state, of which one leaf is held at a time."""
-
-  def __init__(self, found: Found):
-    self.folder = found.folder / workdir_lib.CHECKPOINTS
-    self.step, self.abstract = found.step, abstract_weights(found.model)
-    self.path: Path = ()
-    self.array = np.empty(0)
-
-  def rows(self, slot: Slot, first: int, last: int) -> np.ndarray:
-    if slot.path != self.path:
-      self.array = np.empty(0)  # Freed before the next one is read.
-      self.array, self.path = self._leaf(slot.path), slot.path
-    return slot.to_published(self.array[slot.index])[first:last]
-
-  def _leaf(self, path: Path) -> np.ndarray:
-    wanted = leaf(self.abstract, path)
-    for name in reversed(path):
-      wanted = {name: wanted}
-    found = checkpoint.restore_some(self.folder, self.step, 'weights', wanted)
-    return np.asarray(leaf(found, path))
-
-
-Reader = _TensorReader | _StateReader
-
-
-def _reader(found: Found, files: Files) -> Reader:
-  return (
-    _TensorReader(found.tensors, files)
-    if found.tensors
-    else _StateReader(found)
-  )
-
-
-def _base(found: Found, options: Options, files: Files) -> _TensorReader | None:
-  """The FP8 weights that a training run started from, if it did.
-
-  A weight that training left as it was keeps its codes and scales.
-  """
-  if found.step is None or options.dtype != 'float8':
-    return None
-  path = found.folder
-  if not workdir_lib.has_weights(path):
-    path = workdir_lib.read_run(found.folder).get('started_from', '')
-  if not path:
-    return None
-  try:
-    folder = pathlib.Path(path)
-    if workdir_lib.has_weights(folder):
-      folder = folder / workdir_lib.WEIGHTS
-    tensors = weights.find_tensors(folder)
-  except (InputError, OSError) as error:
-    logging.warning(
-      'what the run started from can not be read (%s): every weight is '
-      'quantised anew',
-      error,
-    )
-    return None
-  fp8_only = {n: t for n, t in tensors.items() if _is_fp8(tensors, n)}
-  return _TensorReader(fp8_only, files)
-
-
-def _is_fp8(tensors: weights.Tensors, name: str) -> bool:
-  weight = tensors.get(name.removesuffix(fp8.SCALE_SUFFIX))
-  scales = tensors.get(name.removesuffix(fp8.SCALE_SUFFIX) + fp8.SCALE_SUFFIX)
-  return bool(weight and scales and weight.dtype == 'F8_E4M3')
-
-
-# --- What is written. ---------------------------------------------------------
-
-
-def _parts(
-  shard: Sequence[Output],
-  reader: Reader,
-  base: _TensorReader | None,
-  power_of_two: bool,
-) -> Iterator[memoryview | Tensor]:
-  """The data of a file, end to end."""
-  for output in shard:
-    name = output.slot.name
-    if output.dtype == 'F8_E4M3':
-      source = reader
-      if output.stored != 'F8_E4M3':
-        source = base if _unchanged(output.slot, reader, base) else None
-      if source is None:
-        yield from _quantized(output, reader, power_of_two)
-      else:
-        yield source.tensors[name]
-        yield source.tensors[name + fp8.SCALE_SUFFIX]
-    elif output.dtype == output.stored and isinstance(reader, _TensorReader):
-      yield reader.tensors[name]
-    else:
-      dtype = DTYPES[output.dtype]
-      for first, last in _row_blocks(output.slot):
-        part = reader.rows(output.slot, first, last)
-        yield _bytes(part.astype(dtype, copy=False))
-
-
-def _row_blocks(slot: Slot) -> Iterator[tuple[int, int]]:
-  """Row ranges of a tensor; each begins a block of FP8."""
-  row_bytes = max(math.prod(slot.shape[1:]) * itemsize('F32'), 1)
-  step = max(BLOCK_BYTES // row_bytes // fp8.BLOCK, 1) * fp8.BLOCK
-  for first in range(0, slot.shape[0], step):
-    yield first, min(first + step, slot.shape[0])
-
-
-def _quantized(
-  output: Output, reader: Reader, power_of_two: bool
-) -> Iterator[memoryview]:
-  """Codes block by block, then all scales."""
-  scales = []
-  for first, last in _row_blocks(output.slot):
-    part = reader.rows(output.slot, first, last).astype(np.float32, copy=False)
-    if not np.isfinite(part).all():
-      raise StorageError(
-        f'tensor {output.slot.name!r} holds values that are no numbers; FP8 '
-        'can not hold them'
-      )
-    codes, some = fp8.quantize(part, power_of_two)
-    scales.append(some)
-    yield _bytes(codes)
-  yield _bytes(np.concatenate(scales))
-
-
-def _unchanged(slot: Slot, reader: Reader, base: _TensorReader | None) -> bool:
-  """Whether a weight still has the values of the FP8 weight it started as."""
-  if base is None or slot.name not in base.tensors:
-    return False
-  if base.tensors[slot.name].shape != slot.shape:
-    return False
-  return all(
-    np.array_equal(reader.rows(slot, first, last), base.rows(slot, first, last))
-    for first, last in _row_blocks(slot)
-  )
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-  return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _control_ids(found: Found) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A published config.json to a ModelConfig and back.
+"""A published config.json to a ModelConfig; published_config.py goes back.
 
 Both spellings are read: the published one (rope_scaling with `type`,
 rope_theta beside it) and that of newer transformers (rope_parameters with
@@ -25,7 +25,7 @@ _MAX_NUMBER = 1e30
 _V3_TYPES = ('deepseek_v3', 'kimi_k2')
 MODEL_TYPES = (*_V3_TYPES, 'deepseek_v2', 'llama')
 # What transformers gives the norms of the two latents, whatever the config.
-_LATENT_NORM_EPS = 1e-6
+LATENT_NORM_EPS = 1e-6
 # Fields that may not be left out.
 _REQUIRED = (
   'vocab_size',
@@ -389,7 +389,7 @@ def _deepseek(fields: _Fields) -> dict[str, Any]:
     rope_head_dim=rope,
     value_head_dim=fields.count('v_head_dim'),
     rope_layout='interleaved' if interleaved else 'half',
-    latent_norm_eps=_LATENT_NORM_EPS,
+    latent_norm_eps=LATENT_NORM_EPS,
     mtp_depth=fields.count('num_nextn_predict_layers', 0),
     **_experts(fields),
   )
@@ -441,177 +441,3 @@ def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:
     num_expert_groups=fields.count('n_group', 1) or 1,
     num_kept_groups=fields.count('topk_group', 1) or 1,
   )
-
-
-# --- And back. ----------------------------------------------------------------
-
-
-def published_config(
-  model: ModelConfig, dtype: str, fp8: bool, power_of_two: bool
-) -> dict[str, Any]:
-  """The config.json that describes a model, in the published spelling.
-
-  Args:
-    model: the architecture.
-    dtype: float32 or bfloat16, of what isn't FP8.
-    fp8: whether matrices are FP8 codes and scales.
-    power_of_two: whether those scales are powers of two.
-
-  Raises:
-    StorageError: no published architecture computes this.
-  """
-  _check_published_form(model)
-  published: dict[str, Any] = {
-    'vocab_size': model.vocab_size,
-    'hidden_size': model.embed_dim,
-    'num_hidden_layers': model.num_layers,
-    'num_attention_heads': model.num_heads,
-    'intermediate_size': model.mlp_dim,
-    'max_position_embeddings': model.context_length,
-    'rms_norm_eps': model.norm_eps,
-    'initializer_range': model.init_std,
-    'hidden_act': 'silu',
-    'attention_bias': False,
-    'attention_dropout': 0.0,
-    'tie_word_embeddings': False,
-    'use_cache': True,
-    'torch_dtype': dtype,
-    'rope_theta': model.rope_theta,
-    'rope_scaling': _published_rope(model),
-  }
-  published |= (
-    _published_latent(model)
-    if model.attention == 'mla'
-    else _published_grouped(model)
-  )
-  if fp8:
-    scale_format = {'scale_fmt': POWER_OF_TWO} if power_of_two else {}
-    published['quantization_config'] = FP8 | scale_format
-  return published
-
-
-def _check_published_form(model: ModelConfig) -> None:
-  def require(condition: bool, key: str) -> None:
-    if not condition:
-      raise StorageError(
-        f'no published architecture has model.{key}={getattr(model, key)!r} '
-        f'together with model.attention={model.attention!r}, model.ffn='
-        f'{model.ffn!r} and model.router={model.router!r}'
-      )
-
-  if model.attention != 'mla':
-    require(not model.uses_experts, 'ffn')
-    require(model.nope_head_dim == 0, 'nope_head_dim')
-    require(model.rope_layout == 'half', 'rope_layout')
-    require(model.value_head_dim == model.rope_head_dim, 'value_head_dim')
-    require(model.rope_scaling != 'yarn', 'rope_scaling')
-    require(model.mtp_depth == 0, 'mtp_depth')
-    return
-  require(model.latent_norm_eps == _LATENT_NORM_EPS, 'latent_norm_eps')
-  require(model.rope_scaling != 'llama3', 'rope_scaling')
-  if not model.uses_experts:
-    require(model.mtp_depth == 0, 'mtp_depth')
-  elif model.router == 'sigmoid':
-    require(
-      model.num_expert_groups == 1 or model.group_score == 'top2', 'group_score'
-    )
-    require(model.num_shared_experts > 0, 'num_shared_experts')
-  else:
-    require(
-      model.num_expert_groups == 1 or model.group_score == 'max', 'group_score'
-    )
-    require(not model.normalize_gates, 'normalize_gates')
-    require(model.mtp_depth == 0, 'mtp_depth')
-    require(model.rope_layout == 'interleaved', 'rope_layout')
-
-
-def _published_rope(model: ModelConfig) -> dict[str, Any] | None:
-  if model.rope_scaling == 'none':
-    return None
-  rope = {
-    'type': model.rope_scaling,
-    'rope_type': model.rope_scaling,
-    'factor': model.rope_factor,
-    'original_max_position_embeddings': model.rope_original_length,
-  }
-  if model.rope_scaling == 'llama3':
-    return rope | {
-      'low_freq_factor': model.llama3_low_freq_factor,
-      'high_freq_factor': model.llama3_high_freq_factor,
-    }
-  return rope | {
-    'beta_fast': model.yarn_beta_fast,
-    'beta_slow': model.yarn_beta_slow,
-    'mscale': model.yarn_mscale,
-    'mscale_all_dim': model.yarn_mscale_all_dim,
-  }
-
-
-def _published_grouped(model: ModelConfig) -> dict[str, Any]:
-  return {
-    'architectures': ['LlamaForCausalLM'],
-    'model_type': 'llama',
-    'num_key_value_heads': model.kv_heads,
-    'head_dim': model.rope_head_dim,
-    'mlp_bias': False,
-  }
-
-
-def _published_latent(model: ModelConfig) -> dict[str, Any]:
-  v3 = model.router == 'sigmoid' or not model.uses_experts
-  version = '3' if v3 else '2'
-  grouped = model.num_expert_groups > 1
-  published = {
-    'architectures': [f'DeepseekV{version}ForCausalLM'],
-    'model_type': f'deepseek_v{version}',
-    'num_key_value_heads': model.num_heads,
-    'q_lora_rank': model.query_latent_dim or None,
-    'kv_lora_rank': model.kv_latent_dim,
-    'qk_nope_head_dim': model.nope_head_dim,
-    'qk_rope_head_dim': model.rope_head_dim,
-    'v_head_dim': model.value_head_dim,
-    'first_k_dense_replace': model.num_plain_layers,
-    'moe_layer_freq': 1,
-    'num_nextn_predict_layers': model.mtp_depth,
-  }
-  if model.rope_layout == 'half':
-    published['rope_interleave'] = False
-  if not model.uses_experts:
-    return published
-  return published | {
-    'n_routed_experts': model.num_experts,
-    'n_shared_experts': model.num_shared_experts,
-    'num_experts_per_tok': model.experts_per_token,
-    'moe_intermediate_size': model.expert_dim,
-    'n_group': model.num_expert_groups,
-    'topk_group': model.num_kept_groups,
-    'routed_scaling_factor': model.routed_scale,
-    'norm_topk_prob': model.normalize_gates,
-    'scoring_func': model.router,
-    'topk_method': 'noaux_tc'
-    if v3
-    else 'group_limited_greedy'
-    if grouped
-    else 'greedy',
-  }
-
-
-# Never carried on: they name code, or another spelling of what is written.
-_NOT_CARRIED = ('auto_map', 'quantization_config', 'rope_parameters', 'dtype')
-_NOT_CARRIED += ('transformers_version', '_name_or_path')
-
-
-def carry_fields(
-  made: dict[str, Any], published: dict[str, Any]
-) -> dict[str, Any]:
-  """A config.json with what the older one of this model said besides.
-
-  Args:
-    made: by published_config; it wins.
-    published: what the weights came with; {}: nothing.
-
-  Returns:
-    `made`, plus the ids of control tokens, values for training and the like.
-  """
-  kept = {k: v for k, v in published.items() if k not in _NOT_CARRIED}
-  return kept | made

@@ -79,12 +79,12 @@ class Found:
     if self.step is not None:
       checkpoint.verify(self.folder / workdir_lib.CHECKPOINTS, self.step)
       return
-    weights.check_copies(self.tensors, names.slots(self.model))
     if self.is_workdir:
       verify_manifest(
         self.folder / workdir_lib.WEIGHTS,
         self.folder / workdir_lib.WEIGHTS_MANIFEST,
       )
+    weights.check_copies(self.tensors, names.slots(self.model))
 
   def tokenizer(self) -> Tokenizer:
     """The tokenizer beside the weights.

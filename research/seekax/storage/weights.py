@@ -138,9 +138,6 @@ def _say_wrong_total(index: pathlib.Path, metadata: object, total: int) -> None:
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   """A file named by an index, which may not leave the folder.
 
-  One layout of links is allowed, that of Hugging Face's download cache:
-  snapshots/<revision>/<file> -> ../../blobs/<hash>.
-
   Raises:
     StorageError: it would, or it isn't there.
   """
@@ -152,7 +149,19 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   if path.suffix != _SUFFIX:
     refuse_other_formats(path)
     raise StorageError(f'{folder / INDEX} names {name[:80]!r}: no safetensors')
-  home = folder.resolve()
+  refuse_leaving(path)
+  if not path.is_file():
+    raise StorageError(f'{path} is missing, though {folder / INDEX} names it')
+  return path
+
+
+def refuse_leaving(path: pathlib.Path) -> None:
+  """Raises StorageError for a link that leaves its folder.
+
+  One layout of links is allowed, that of Hugging Face's download cache:
+  snapshots/<revision>/<file> -> ../../blobs/<hash>.
+  """
+  home = path.parent.resolve()
   try:
     real = path.resolve()
   except RuntimeError as error:
@@ -161,9 +170,6 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   in_cache = home.parent.name == 'snapshots' and real.parent == blobs
   if real.parent != home and not in_cache:
     raise StorageError(f'{path} is a link that leaves the folder, to {real}')
-  if not real.is_file():
-    raise StorageError(f'{path} is missing, though {folder / INDEX} names it')
-  return path
 
 
 def _without_derived(folder: pathlib.Path, tensors: Tensors) -> Tensors:

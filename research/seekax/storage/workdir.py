@@ -26,7 +26,7 @@ WEIGHTS, WEIGHTS_MANIFEST = 'weights', 'weights.sha256'
 PUBLISHED_CONFIG = 'published_config.json'
 
 
-def prepare(workdir: pathlib.Path) -> None:
+def prepare(workdir: pathlib.Path, flag: str = 'workdir') -> None:
   """Makes the folder, or finds it writable.
 
   Raises:
@@ -39,12 +39,12 @@ def prepare(workdir: pathlib.Path) -> None:
     probe.unlink()
   except OSError as error:
     raise StorageError(
-      f'--workdir={workdir} is not writable ({error.strerror}); choose '
+      f'--{flag}={workdir} is not writable ({error.strerror}); choose '
       'another folder or change its permissions'
     ) from error
 
 
-def lock(workdir: pathlib.Path):
+def lock(workdir: pathlib.Path, flag: str = 'workdir'):
   """Holds the workdir until the process ends or the file is closed.
 
   Raises:
@@ -56,7 +56,7 @@ def lock(workdir: pathlib.Path):
   except BlockingIOError as error:
     file.close()
     raise StorageError(
-      f'--workdir={workdir} is in use by another run; wait for it or choose '
+      f'--{flag}={workdir} is in use by another run; wait for it or choose '
       'another folder'
     ) from error
   return file
@@ -91,7 +91,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
       f'{workdir} is no workdir: it has no {RUN}; give the --workdir of a '
       'training run'
     ) from error
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise StorageError(f'{path} can not be read: {error}') from error
 
 
