@@ -10,10 +10,10 @@ of disk in --folder)
 Reproduced: both hold for both directions in this run, and loading peaks below
 1.25 times the weights. Refuted: one doesn't.
 
-Every round copies, imports and exports once, in turn, with the source in the
-page cache as far as it fits; times include `sync`. The last rows load the model
-as every command does, which must hold one copy, and score four tokens with it,
-whose peak adds what the compiler wants for one layer.
+Every round takes the directions in turn, first `cp`, then the conversion, each
+with its source alone in the page cache; times include `sync`. The last rows
+load the model as every command does, which must hold one copy, and score four
+tokens with it, whose peak adds what the compiler wants for one layer.
 """
 
 import csv
@@ -35,7 +35,7 @@ import numpy as np
 from seekax.config import ModelConfig, tiny, v3_671b
 from seekax.storage import fp8, huggingface, names, weights
 from seekax.storage.published_config import published_config
-from seekax.storage.safetensors_file import commit, DTYPES, Entry, write
+from seekax.storage.safetensors_file import commit, DTYPES, Entry, Files, write
 
 WANTED_SHARE, WANTED_GIB, WANTED_COPIES = 1 / 3, 2.5, 1.25
 _SMOKE = flags.DEFINE_bool('smoke', False, 'a tiny model, result thrown away')
@@ -115,53 +115,97 @@ def _random(draw: np.random.Generator, entry: Entry):
     left -= count
 
 
+# Started by a small process, since a child's peak is at least that of its
+# parent when it was started.
+_LAUNCHER = (
+  'import resource, subprocess, sys; '
+  'code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); '
+  'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); '
+  'sys.exit(code)'
+)
+
+
 def timed(*command: str) -> tuple[float, float]:
   """Runs a command and `sync`: (seconds, peak resident GiB)."""
   began = time.perf_counter()
-  child = subprocess.Popen(
-    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  child = subprocess.run(
+    [sys.executable, '-S', '-c', _LAUNCHER, *command],
+    capture_output=True,
+    text=True,
+    check=False,
   )
-  error = child.stderr.read()
-  _, status, usage = os.wait4(child.pid, 0)
   os.sync()
   seconds = time.perf_counter() - began
-  if status:
-    raise RuntimeError(f'{" ".join(command)}: {error}')
-  return seconds, usage.ru_maxrss / 2**20
+  if child.returncode:
+    raise RuntimeError(f'{" ".join(command)}: {child.stderr}')
+  return seconds, int(child.stdout) / 2**20
 
 
 def seekax(*args: str) -> tuple[float, float]:
   return timed(sys.executable, '-m', 'seekax', *args)
 
 
+def warm(source: pathlib.Path, *others: pathlib.Path) -> None:
+  """Puts a folder's files into the page cache, and takes others' out."""
+  os.sync()
+  for folder in others:
+    for path in folder.rglob('*') if folder.exists() else ():
+      if path.is_file():
+        with open(path, 'rb') as file:
+          os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+  for path in source.rglob('*'):
+    if path.is_file():
+      with open(path, 'rb', buffering=0) as file:
+        while file.read(16 << 20):
+          pass
+
+
 def measure(folder: pathlib.Path, config: ModelConfig, rounds: int):
-  """Rows of the table: (what, seconds, GiB, bytes read)."""
+  """Rows of the table: (what, seconds of cp, seconds, GiB, bytes read)."""
   source, copy = folder / 'published', folder / 'copy'
   ours, back = folder / 'ours', folder / 'back'
   make(source, config, 500_000_000)
   num_bytes = sum(path.stat().st_size for path in source.iterdir())
-  runs = {'cp and sync': [], 'import': [], 'export': []}
+  directions = {
+    'import': (source, ours, '--format=seekax'),
+    'export': (ours, back, '--format=huggingface'),
+  }
+  runs = {what: [] for what in directions}
   for round_ in range(rounds + 1):  # The first warms up and isn't counted.
-    times = {'cp and sync': timed('cp', '-r', str(source), str(copy))}
-    shutil.rmtree(copy)
-    times['import'] = seekax(
-      'convert', f'--source={source}', f'--target={ours}', '--shard_size=500MB'
-    )
-    times['export'] = seekax(
-      'convert',
-      f'--source={ours}',
-      f'--target={back}',
-      '--format=huggingface',
-      '--shard_size=500MB',
-    )
+    for what, (start, end, form) in directions.items():
+      shutil.rmtree(end, ignore_errors=True)
+      warm(start, source, ours, back)
+      copied, _ = timed('cp', '-r', str(start), str(copy))
+      shutil.rmtree(copy)
+      warm(start, source, ours, back)
+      seconds, gib = seekax(
+        'convert',
+        f'--source={start}',
+        f'--target={end}',
+        form,
+        '--shard_size=500MB',
+      )
+      print(
+        f'{what}: {seconds:.1f} s, {gib:.2f} GiB; cp and sync {copied:.1f} s',
+        file=sys.stderr,
+      )
+      if round_ or not rounds:
+        runs[what].append((copied, seconds, gib))
     if round_ == 0:
       check_same(source, back)
-    for path in (ours, back) if round_ < rounds else (back,):
-      shutil.rmtree(path)
-    for what, result in times.items():
-      print(f'{what}: {result[0]:.1f} s, {result[1]:.2f} GiB', file=sys.stderr)
-      if round_ or not rounds:
-        runs[what].append(result)
+  shutil.rmtree(back)
+  rows = []
+  for what, found in runs.items():
+    copied, seconds, gib = zip(*found, strict=True)
+    rows.append(
+      (what, statistics.median(copied), statistics.median(seconds), max(gib))
+    )
+  return num_bytes, rows + loading(folder, ours)
+
+
+def loading(folder: pathlib.Path, ours: pathlib.Path):
+  """Rows of loading the model, and of scoring four tokens with it."""
+  warm(ours, folder / 'published')
   load = f'open_checkpoint({str(ours)!r}, "bfloat16")'
   code = f'from seekax.storage.open import open_checkpoint; {load}'
   loaded = timed(sys.executable, '-c', code)
@@ -173,11 +217,7 @@ def measure(folder: pathlib.Path, config: ModelConfig, rounds: int):
     f'--tokens={tokens}',
     '--precision=bfloat16',
   )
-  rows = [
-    (what, statistics.median(s for s, _ in found), max(g for _, g in found))
-    for what, found in runs.items()
-  ]
-  return num_bytes, [*rows, ('load', *loaded), ('load and score', *scored)]
+  return [('load', None, *loaded), ('load and score', None, *scored)]
 
 
 def check_same(source: pathlib.Path, back: pathlib.Path) -> None:
@@ -187,11 +227,33 @@ def check_same(source: pathlib.Path, back: pathlib.Path) -> None:
     raise AssertionError('the export has other tensors than the source')
   for name, tensor in there.items():
     other = here[name]
-    with open(tensor.file, 'rb') as one, open(other.file, 'rb') as two:
-      one.seek(tensor.start)
-      two.seek(other.start)
-      if one.read(tensor.num_bytes) != two.read(other.num_bytes):
+    with Files() as one, Files() as two:
+      blocks = zip(one.blocks(tensor), two.blocks(other), strict=True)
+      if not all(a == b for a, b in blocks):
         raise AssertionError(f'{name} differs')
+
+
+def _row(num_bytes, what, copied, seconds, gib) -> dict[str, str]:
+  row = {
+    'what': what,
+    'gigabytes': f'{num_bytes / 1e9:.3f}',
+    'seconds': f'{seconds:.2f}',
+    'megabytes_per_second': f'{num_bytes / seconds / 1e6:.0f}',
+    'cp_seconds': '',
+    'of_cp': '',
+    'peak_gib': f'{gib:.2f}',
+    'verdict': '',
+    'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+  }
+  if what == 'load':
+    held = gib * 2**30 < WANTED_COPIES * num_bytes
+    row['verdict'] = 'reproduced' if held else 'refuted'
+  if copied is not None:
+    row['cp_seconds'] = f'{copied:.2f}'
+    row['of_cp'] = f'{copied / seconds:.2f}'
+    held = copied / seconds >= WANTED_SHARE and gib < WANTED_GIB
+    row['verdict'] = 'reproduced' if held else 'refuted'
+  return row
 
 
 def main(argv):
@@ -201,27 +263,7 @@ def main(argv):
   rounds = 0 if smoke else _ROUNDS.value
   with tempfile.TemporaryDirectory(dir=_FOLDER.value or None) as folder:
     num_bytes, found = measure(pathlib.Path(folder), model(smoke), rounds)
-  copy_seconds = found[0][1]
-  rows = []
-  for what, seconds, gib in found:
-    share = copy_seconds / seconds
-    row = {
-      'what': what,
-      'gigabytes': f'{num_bytes / 1e9:.3f}',
-      'seconds': f'{seconds:.2f}',
-      'megabytes_per_second': f'{num_bytes / seconds / 1e6:.0f}',
-      'of_cp': f'{share:.2f}',
-      'peak_gib': f'{gib:.2f}',
-      'verdict': '',
-      'machine': f'{platform.machine()}, {os.cpu_count()} cores',
-    }
-    if what in ('import', 'export'):
-      held = share >= WANTED_SHARE and gib < WANTED_GIB
-      row['verdict'] = 'reproduced' if held else 'refuted'
-    if what == 'load':
-      held = gib * 2**30 < WANTED_COPIES * num_bytes
-      row['verdict'] = 'reproduced' if held else 'refuted'
-    rows.append(row)
+  rows = [_row(num_bytes, *result) for result in found]
   outdir.mkdir(parents=True, exist_ok=True)
   with open(outdir / 'conversion.csv', 'w', newline='') as file:
     writer = csv.DictWriter(file, rows[0])

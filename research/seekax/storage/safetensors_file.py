@@ -39,6 +39,7 @@ _OTHER_DTYPES |= {
 }
 
 _LENGTH_BYTES = 8
+_PAGE = 4096
 _MAX_HEADER_BYTES = 100_000_000  # The safetensors package's own limit.
 _NAME = re.compile(r'[A-Za-z0-9_.\-]{1,512}')
 # Beyond these, products of sizes would take long or have no decimal spelling.
@@ -47,6 +48,8 @@ _MAX_SIZE = 2**63
 _METADATA = '__metadata__'
 # Data moves in blocks of this many bytes.
 BLOCK_BYTES = 16 << 20
+# Hashed, written and read ahead by this much, while it is in the cache.
+_COPY_BYTES = 1 << 20
 # What the kernel says where it can't copy from one file to another.
 _NO_KERNEL_COPY = (
   errno.EXDEV,
@@ -313,7 +316,10 @@ class Entry:
 
 
 def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
-  """The bytes before the data; padded so that the data is aligned."""
+  """The bytes before the data; padded so that the data starts on a page.
+
+  The kernel copies from page to page twice as fast as across pages.
+  """
   fields: dict[str, Any] = {_METADATA: metadata}
   position = 0
   for entry in entries:
@@ -325,7 +331,7 @@ def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
     }
     position = end
   text = json.dumps(fields, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % _LENGTH_BYTES)
+  text += b' ' * (-(_LENGTH_BYTES + len(text)) % _PAGE)
   return len(text).to_bytes(_LENGTH_BYTES, 'little') + text
 
 
@@ -430,24 +436,46 @@ class _Sink:
 
 
 class _HashingSink(_Sink):
-  """The same; a block is hashed while it is written."""
+  """The same; while a block is written it is hashed, and the next one read."""
 
   def __init__(self, descriptor: int):
     super().__init__(descriptor)
     self._hash = hashlib.sha256()
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._hasher = concurrent.futures.ThreadPoolExecutor(1)
+    self._reader = concurrent.futures.ThreadPoolExecutor(1)
+    self._buffers = [np.empty(_COPY_BYTES, np.uint8) for _ in range(2)]
+    self._read: tuple[concurrent.futures.Future, memoryview] | None = None
 
-  def __exit__(self, *unused) -> None:
-    self._pool.shutdown()
+  def __exit__(self, kind, *unused) -> None:
+    if kind is None:
+      self._drain()
+    self._hasher.shutdown()
+    self._reader.shutdown()
 
   def put(self, block: memoryview) -> None:
-    hashed = self._pool.submit(self._hash.update, block)
-    _write_all(self.descriptor, block)
-    hashed.result()
+    self._drain()
+    self._write(block)
 
   def take(self, files: Files, tensor: Tensor) -> None:
-    for block in files.blocks(tensor):
-      self.put(block)
+    for offset in range(0, tensor.num_bytes, _COPY_BYTES):
+      size = min(_COPY_BYTES, tensor.num_bytes - offset)
+      block = memoryview(self._buffers[0])[:size]
+      self._buffers.reverse()
+      read = self._reader.submit(files.read_into, tensor, offset, block)
+      self._drain()
+      self._read = read, block
+
+  def _drain(self) -> None:
+    """Writes the block that was read last."""
+    if self._read is not None:
+      (read, block), self._read = self._read, None
+      read.result()
+      self._write(block)
+
+  def _write(self, block: memoryview) -> None:
+    hashed = self._hasher.submit(self._hash.update, block)
+    _write_all(self.descriptor, block)
+    hashed.result()
 
   def digest(self) -> str:
     return self._hash.hexdigest()
