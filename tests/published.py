@@ -13,8 +13,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from reference import fp8 as oracle
 
+from reference import fp8 as oracle
 from seekax.config import ModelConfig
 from seekax.storage import names
 from seekax.storage.published_config import published_config

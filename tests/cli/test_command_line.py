@@ -9,8 +9,8 @@ import time
 from absl.testing import absltest, parameterized
 import numpy as np
 import pytest
-import runs
 
+import runs
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 

@@ -11,8 +11,8 @@ import signal
 
 from absl.testing import absltest, parameterized
 import numpy as np
-import published
 
+import published
 import runs
 from seekax.cli import main as cli
 from seekax.data import tokenizer as tokenizer_lib

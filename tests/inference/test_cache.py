@@ -6,8 +6,8 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import cases
 
+from reference import cases
 from seekax import config as config_lib
 from seekax.inference import engine
 from seekax.inference.cache import Cache, fill, init_cache

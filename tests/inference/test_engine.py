@@ -2,8 +2,8 @@
 
 from absl.testing import absltest, parameterized
 import numpy as np
-from reference import cases
 
+from reference import cases
 from seekax.inference import engine
 
 # Quick to compile, for laws that hold for every model.

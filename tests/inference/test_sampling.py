@@ -3,8 +3,8 @@
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
-from reference import cases
 
+from reference import cases
 from seekax.inference.sampling import sample
 
 _sample = cases.jit(sample)

@@ -16,10 +16,10 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import cases
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from reference import cases
 from seekax.config import ModelConfig
 from seekax.model import router
 from seekax.model.parameters import abstract_weights

@@ -8,9 +8,9 @@ from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import cases
 
 from model import test_against_transformers as recorded
+from reference import cases
 from seekax.inference import engine
 
 _prefill = cases.jit(engine.prefill.__wrapped__, static_argnums=(0, 5))

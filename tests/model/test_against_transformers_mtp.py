@@ -8,9 +8,9 @@ model's final norm.
 from absl.testing import absltest
 import jax
 import numpy as np
-from reference import cases
 
 from model import test_against_transformers as recorded
+from reference import cases
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import shift_left, Transformer
 from seekax.training import evaluate

@@ -9,10 +9,10 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
-from reference import cases
-from reference import router as oracle
 
 from model import test_against_transformers as recorded
+from reference import cases
+from reference import router as oracle
 from seekax.model import router
 
 # What wins by less, relative to the largest selection score, is decided by

@@ -7,10 +7,10 @@ from unittest import mock
 from absl.testing import absltest
 import jax
 import numpy as np
-from reference import cases
 from safetensors.numpy import load_file
 
 from model import test_against_transformers as recorded
+from reference import cases
 from seekax.training import step
 from seekax.training.state import TrainState
 

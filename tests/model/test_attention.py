@@ -6,9 +6,9 @@ import functools
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
+
 from reference import attention as oracle
 from reference import cases, transformer
-
 from seekax.model.attention import (
   attention_module,
   LatentCache,

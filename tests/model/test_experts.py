@@ -7,9 +7,9 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from reference import cases, router, transformer
 from reference import experts as oracle
-
 from seekax.model.experts import Experts
 
 

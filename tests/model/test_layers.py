@@ -3,9 +3,9 @@
 from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
+
 from reference import cases
 from reference import layers as oracle
-
 from seekax.model import layers
 
 

@@ -6,9 +6,9 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from reference import cases
 from reference import router as oracle
-
 from seekax.config import ModelConfig
 from seekax.model import router
 

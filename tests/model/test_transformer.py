@@ -7,8 +7,8 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import cases
 
+from reference import cases
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import shift_left, Transformer
 

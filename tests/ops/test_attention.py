@@ -5,9 +5,9 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
+
 from reference import attention as oracle
 from reference import cases
-
 from seekax.ops import attention
 
 _SCALE = 0.37

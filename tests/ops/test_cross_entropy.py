@@ -6,9 +6,9 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from reference import cases
 from reference.layers import log_softmax
-
 from seekax.ops import cross_entropy
 
 

@@ -5,9 +5,9 @@ import functools
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
+
 from reference import cases
 from reference import experts as oracle
-
 from seekax.config import GROUPED_MATMULS
 from seekax.ops import blocks
 from seekax.ops import grouped_matmul as ops

@@ -5,9 +5,9 @@ import dataclasses
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
+
 from reference import cases
 from reference import rotary as oracle
-
 from seekax import config as config_lib
 from seekax.ops import rotary
 

@@ -7,6 +7,7 @@ import pathlib
 from absl.testing import absltest
 import numpy as np
 import pytest
+
 import runs
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
-from reference import cases
 
+from reference import cases
 from seekax.model.transformer import Transformer
 from seekax.parallel import mesh, rules
 

@@ -17,9 +17,9 @@ from absl.testing import absltest, parameterized
 import jax
 import ml_dtypes
 import numpy as np
-import published
 import pytest
 
+import published
 from seekax import config as config_lib
 from seekax.config import InputError
 from seekax.data import tokenizer as tokenizer_lib

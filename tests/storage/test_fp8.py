@@ -3,8 +3,8 @@
 from absl.testing import absltest, parameterized
 import ml_dtypes
 import numpy as np
-from reference import fp8 as oracle
 
+from reference import fp8 as oracle
 from seekax.storage import fp8
 
 E4M3, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16

@@ -8,8 +8,8 @@ import random
 import time
 
 from absl.testing import absltest, parameterized
-import published as folders
 
+import published as folders
 from seekax.config import ModelConfig, PRESETS
 from seekax.storage import huggingface, names, weights
 from seekax.storage.manifest import StorageError

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import published
 import pytest
+
+import published
 from reference import cases
 from reference import fp8 as oracle
-
 from seekax.inference.engine import generate
 from seekax.model.parameters import abstract_weights
 from seekax.ops.quantize import BlockScaled

@@ -7,8 +7,8 @@ import math
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
-import published
 
+import published
 from seekax.config import ModelConfig, PRESETS
 from seekax.model.parameters import abstract_weights
 from seekax.planning.parameters import count_parameters

@@ -1,8 +1,8 @@
 import pathlib
 
 from absl.testing import absltest
-import runs
 
+import runs
 from seekax import config as config_lib
 from seekax.storage import checkpoint
 from seekax.storage import open as open_lib

@@ -15,10 +15,10 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import ml_dtypes
 import numpy as np
-import published
 import safetensors
 from safetensors import numpy as others
 
+import published
 from seekax.storage import safetensors_file
 from seekax.storage.manifest import StorageError
 from seekax.storage.safetensors_file import (

@@ -10,8 +10,8 @@ import tracemalloc
 from absl.testing import absltest, parameterized
 import ml_dtypes
 import numpy as np
-import published
 
+import published
 from seekax.storage import names, weights
 from seekax.storage import open as open_lib
 from seekax.storage.manifest import StorageError

@@ -4,9 +4,9 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from reference import cases
 from reference import training as oracle
-
 from seekax.config import ModelConfig
 from seekax.model.router import route
 from seekax.training import balance

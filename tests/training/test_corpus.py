@@ -2,8 +2,8 @@ import dataclasses
 import pathlib
 
 from absl.testing import absltest
-import runs
 
+import runs
 from seekax.config import ConfigError
 from seekax.training import corpus as corpus_lib
 

@@ -3,8 +3,8 @@ import json
 import pathlib
 
 from absl.testing import absltest
-import runs
 
+import runs
 from seekax.config import Config, ConfigError
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib

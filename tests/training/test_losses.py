@@ -6,10 +6,10 @@ import functools
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
+
 from reference import cases
 from reference import losses as oracle
 from reference.transformer import to_float64
-
 from seekax.config import Config, DataConfig, TrainConfig
 from seekax.training.losses import loss_sums, main_weights, mtp_weights
 

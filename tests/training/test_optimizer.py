@@ -6,9 +6,9 @@ from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 import optax
+
 from reference import cases
 from reference import training as oracle
-
 from seekax.config import Config, OptimConfig, TrainConfig
 from seekax.model.parameters import abstract_weights
 from seekax.training.optimizer import decays, make_optimizer

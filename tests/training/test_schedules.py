@@ -2,8 +2,8 @@
 
 from absl.testing import absltest, parameterized
 import numpy as np
-from reference import training as oracle
 
+from reference import training as oracle
 from seekax.config import OptimConfig
 from seekax.training.schedules import learning_rate
 

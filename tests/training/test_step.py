@@ -6,9 +6,9 @@ from unittest import mock
 from absl.testing import absltest
 import jax
 import numpy as np
+
 from reference import cases
 from reference import training as oracle
-
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
 from seekax.training import balance, step
 from seekax.training.optimizer import make_optimizer
