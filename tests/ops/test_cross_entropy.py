@@ -34,7 +34,7 @@ def _value_and_gradients(function, chunk):
   def run(hidden, head, targets, weights):
     return 3 * function(hidden, head, targets, weights)
 
-  with mock.patch.object(cross_entropy, 'CHUNK', chunk):
+  with mock.patch.object(cross_entropy, 'LARGEST_CHUNK', chunk):
     return cases.jit(jax.value_and_grad(run, argnums=(0, 1)))(*_inputs())
 
 
@@ -53,7 +53,7 @@ class CrossEntropyTest(parameterized.TestCase):
 
   def test_value_without_gradient_is_the_same(self):
     inputs = _inputs()
-    with mock.patch.object(cross_entropy, 'CHUNK', 8):
+    with mock.patch.object(cross_entropy, 'LARGEST_CHUNK', 8):
       value = cases.jit(lambda *x: cross_entropy.cross_entropy_sum(*x))(*inputs)
     self.assertLess(cases.difference(value, _plain(*inputs)), 1e-6)
 
@@ -67,7 +67,7 @@ class CrossEntropyTest(parameterized.TestCase):
   @parameterized.parameters(8, 1024)
   def test_log_probabilities_match_oracle(self, chunk):
     hidden, head, targets, _ = _inputs()
-    with mock.patch.object(cross_entropy, 'CHUNK', chunk):
+    with mock.patch.object(cross_entropy, 'LARGEST_CHUNK', chunk):
       actual = cases.jit(lambda *x: cross_entropy.log_probabilities(*x))(
         hidden, head, targets
       )

@@ -7,11 +7,13 @@ key/value heads, K query/key width, U value width, C latent width, R rope width.
 import jax
 import jax.numpy as jnp
 
-# Finite, so that a row without any visible key gives a mean and not NaN.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+from seekax.ops.chunked_attention import chunked_attention, Chunking, MASKED
 
 # Queries are taken in blocks of this many; a block meets no later key.
 QUERY_BLOCK = 128
+# Up to this length the weights of all blocks are kept for the backward pass;
+# beyond it they are made again, and memory grows with the length alone.
+KEPT_LENGTH = 512
 
 
 def causal_attention(
@@ -35,6 +37,8 @@ def causal_attention(
     [B, L, H, U] in v's dtype; logits and softmax are float32.
   """
   length = q_BLHK.shape[1]
+  if length > KEPT_LENGTH:
+    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL)
   outputs = []
   for start in range(0, length, QUERY_BLOCK):
     end = min(start + QUERY_BLOCK, length)
@@ -48,6 +52,29 @@ def causal_attention(
       )
     )
   return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+
+
+def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL):
+  """Pads to whole blocks; no query sees a padded key, which come last."""
+  batch, length, heads, width = q_BLHK.shape
+  kv_heads = k_BLNK.shape[2]
+  if segments_BL is None:
+    segments_BL = jnp.zeros((batch, length), jnp.int32)
+  padding = -length % QUERY_BLOCK
+
+  def padded(x):
+    return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+
+  q_BLNGK = q_BLHK.reshape(batch, length, kv_heads, heads // kv_heads, width)
+  out_BLNGU = chunked_attention(
+    padded(q_BLNGK),
+    padded(k_BLNK),
+    padded(v_BLNU),
+    padded(segments_BL),
+    scale,
+    Chunking(block=QUERY_BLOCK),
+  )
+  return out_BLNGU[:, :length].reshape(batch, length, heads, -1)
 
 
 def cached_attention(

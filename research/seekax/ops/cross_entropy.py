@@ -6,8 +6,10 @@ Letters: T tokens, D model width, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-# Tokens whose logits are held at once.
-CHUNK = 1024
+# Tokens whose logits are held at once: as many as make this many logits, so
+# that V3's vocabulary takes 128 MB, and no more than this.
+CHUNK_LOGITS = 1 << 25
+LARGEST_CHUNK = 1024
 
 
 def log_probabilities(
@@ -30,7 +32,7 @@ def log_probabilities(
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return chosen - jax.nn.logsumexp(logits, axis=1)
 
-  chunks = _chunked((hidden_TD, targets_T))
+  chunks = _chunked((hidden_TD, targets_T), head_DV.shape[1])
   return jax.lax.map(chunk, chunks).reshape(-1)[: targets_T.shape[0]]
 
 
@@ -76,7 +78,7 @@ def _forward(hidden_TD, head_DV, targets_T, weights_T):
     return (loss, d_head), d_hidden
 
   start = (jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32))
-  chunks = _chunked((hidden_TD, targets_T, weights_T))
+  chunks = _chunked((hidden_TD, targets_T, weights_T), head_DV.shape[1])
   (loss, d_head), d_hidden = jax.lax.scan(chunk, start, chunks)
   d_hidden = d_hidden.reshape(-1, hidden_TD.shape[1])[: hidden_TD.shape[0]]
   return loss, (d_hidden, d_head.astype(head_DV.dtype))
@@ -98,10 +100,10 @@ def _logits(hidden_TD: jax.Array, head_DV: jax.Array) -> jax.Array:
   )
 
 
-def _chunked(arrays):
+def _chunked(arrays, vocab_size: int):
   """Pads the tokens to whole chunks; padding has weight and id 0."""
   tokens = arrays[0].shape[0]
-  chunk = min(CHUNK, tokens)
+  chunk = min(LARGEST_CHUNK, max(CHUNK_LOGITS // vocab_size, 1), tokens)
   count = -(-tokens // chunk)
 
   def split(x):
