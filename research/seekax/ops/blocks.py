@@ -9,6 +9,7 @@ computed together, C rows of one block, D input width, F output width.
 
 from collections.abc import Callable
 import functools
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -63,9 +64,22 @@ def block_rows(num_slots: int, num_experts: int) -> int:
   )
 
 
+class BlockFunction(NamedTuple):
+  """A function of blocks of rows, and its gradient.
+
+  Attributes:
+    forward: ([G, C, D], [G, C], weights [G, ...]) to ([G, C, F], kept).
+    backward: the same, kept and [G, C, F] to the gradients of the three, those
+      of the weights in float32.
+  """
+
+  forward: Callable[..., Any]
+  backward: Callable[..., Any]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def blocked(
-  fn: Callable[..., jax.Array],
+  fn: BlockFunction,
   x_TD: jax.Array,
   scale_TA: jax.Array,
   experts_TA: jax.Array,
@@ -74,7 +88,8 @@ def blocked(
   """Sum over choices a of fn(x_t, scale_ta; the chosen expert's weights).
 
   Args:
-    fn: maps ([G, C, D], [G, C], weights [G, ...]) to [G, C, F], row by row.
+    fn: works row by row; what it keeps of the first blocks is kept for the
+      backward pass, leftover blocks are computed again.
     x_TD: tokens.
     scale_TA: a number per choice, handed to fn.
     experts_TA: chosen experts; id E means nobody.
@@ -83,64 +98,63 @@ def blocked(
   Returns:
     float32 [T, F]: the choices are added up in float32.
   """
-  return _run(fn, x_TD, scale_TA, experts_TA, weights)
+  return _run(fn, x_TD, scale_TA, experts_TA, weights)[0]
 
 
 def _run(fn, x_TD, scale_TA, experts_TA, weights):
+  """(sum over choices, the plan, what fn keeps of the first blocks)."""
   blocks = _plan(experts_TA, weights)
 
   def forward(group, own_weights):
     x_GCD, scale_GC, _ = _gather(blocks, group, x_TD, scale_TA)
-    y_GCF = fn(x_GCD, scale_GC, own_weights)
-    return _to_tokens(blocks, group, y_GCF).sum(axis=1, dtype=jnp.float32)
+    y_GCF, kept = fn.forward(x_GCD, scale_GC, own_weights)
+    y_TAF = _to_tokens(blocks, group, y_GCF)
+    return y_TAF.sum(axis=1, dtype=jnp.float32), kept
 
   def rest(group, total):
     own_weights = jax.tree.map(lambda w: w[group.experts_G], weights)
-    return total + forward(group, own_weights)
+    return total + forward(group, own_weights)[0]
 
-  return _over_groups(blocks, lambda group: forward(group, weights), rest)
+  first, kept = forward(_first_group(blocks), weights)
+  return _over_leftovers(blocks, first, rest), blocks, kept
 
 
 def _run_forward(fn, x_TD, scale_TA, experts_TA, weights):
-  inputs = (x_TD, scale_TA, experts_TA, weights)
-  return _run(fn, *inputs), inputs
+  y_TF, blocks, kept = _run(fn, x_TD, scale_TA, experts_TA, weights)
+  return y_TF, (x_TD, scale_TA, weights, blocks, kept)
 
 
-def _run_backward(fn, inputs, dy_TF):
-  x_TD, scale_TA, experts_TA, weights = inputs
-  blocks = _plan(experts_TA, weights)
+def _run_backward(fn, saved, dy_TF):
+  x_TD, scale_TA, weights, blocks, kept = saved
   dy_TF = dy_TF.astype(x_TD.dtype)
 
-  def backward(group, own_weights):
+  def backward(group, own_weights, kept):
     x_GCD, scale_GC, slot_GC = _gather(blocks, group, x_TD, scale_TA)
-    dy_GCF = _rows(dy_TF, slot_GC // experts_TA.shape[1])
-    _, pullback = jax.vjp(fn, x_GCD, scale_GC, own_weights)
-    dx_GCD, dscale_GC, dweights = pullback(dy_GCF)
+    dy_GCF = _rows(dy_TF, slot_GC // scale_TA.shape[1])
+    if kept is None:
+      kept = fn.forward(x_GCD, scale_GC, own_weights)[1]
+    dx_GCD, dscale_GC, dweights = fn.backward(
+      x_GCD, scale_GC, own_weights, kept, dy_GCF
+    )
     dx_TD = _to_tokens(blocks, group, dx_GCD).sum(axis=1)
     dscale_TA = _to_tokens(blocks, group, dscale_GC[..., None])[..., 0]
     return dx_TD, dscale_TA, dweights
 
   def rest(group, total):
     own_weights = jax.tree.map(lambda w: w[group.experts_G], weights)
-    dx_TD, dscale_TA, dweights = backward(group, own_weights)
+    dx_TD, dscale_TA, dweights = backward(group, own_weights, None)
     return (
       total[0] + dx_TD,
       total[1] + dscale_TA,
       jax.tree.map(
-        lambda sum_, part: sum_.at[group.experts_G].add(
-          part.astype(jnp.float32), mode='drop'
-        ),
+        lambda sum_, part: sum_.at[group.experts_G].add(part, mode='drop'),
         total[2],
         dweights,
       ),
     )
 
-  def first(group):
-    dx_TD, dscale_TA, dweights = backward(group, weights)
-    # Sums over many blocks are float32, whatever the weights are.
-    return dx_TD, dscale_TA, jax.tree.map(_float32, dweights)
-
-  dx_TD, dscale_TA, dweights = _over_groups(blocks, first, rest)
+  first = backward(_first_group(blocks), weights, kept)
+  dx_TD, dscale_TA, dweights = _over_leftovers(blocks, first, rest)
   dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, weights)
   return dx_TD, dscale_TA, None, dweights
 
@@ -149,7 +163,7 @@ blocked.defvjp(_run_forward, _run_backward)
 
 
 def each_slot(
-  fn: Callable[..., jax.Array],
+  fn: BlockFunction,
   x_TD: jax.Array,
   scale_TA: jax.Array,
   experts_TA: jax.Array,
@@ -162,7 +176,7 @@ def each_slot(
   experts_S = experts_TA.reshape(-1)
   own_weights = jax.tree.map(lambda w: _rows(w, experts_S), weights)
   x_S1D = jnp.repeat(x_TD, experts_TA.shape[1], axis=0)[:, None]
-  y_S1F = fn(x_S1D, scale_TA.reshape(-1, 1), own_weights)
+  y_S1F, _ = fn.forward(x_S1D, scale_TA.reshape(-1, 1), own_weights)
   y_TAF = y_S1F.reshape(*experts_TA.shape, -1)
   return y_TAF.sum(axis=1, dtype=jnp.float32)
 
@@ -211,25 +225,29 @@ def _plan(experts_TA, weights) -> _Blocks:
   return _Blocks(slots, experts_TA, jnp.cumsum(left_E), left_E, rows)
 
 
-def _over_groups(blocks: _Blocks, first, rest):
-  """first(the first block of every expert), then rest(leftovers, so far)."""
+def _first_group(blocks: _Blocks) -> _Group:
+  """The first block of every expert."""
   num_experts = blocks.left_E.shape[0]
-  group_size = max(num_experts // LEFTOVER_SHARE, 1)
   experts_E = jnp.arange(num_experts, dtype=jnp.int32)
   nobody_TA = blocks.experts_TA >= num_experts
-  first_group = _Group(
+  return _Group(
     experts_G=experts_E,
     first_G=jnp.zeros_like(experts_E),
     place_TA=blocks.experts_TA,
     inside_TA=(blocks.slots.rank_TA < blocks.rows) & ~nobody_TA,
   )
 
+
+def _over_leftovers(blocks: _Blocks, total, rest):
+  """rest(group, total so far) over all groups of leftover blocks."""
+  group_size = max(blocks.left_E.shape[0] // LEFTOVER_SHARE, 1)
+
   def step(carry):
     done, total = carry
     return done + group_size, rest(_leftovers(blocks, done, group_size), total)
 
   left = blocks.left_end_E[-1]
-  start = (jnp.zeros_like(left), first(first_group))
+  start = (jnp.zeros_like(left), total)
   return jax.lax.while_loop(lambda c: c[0] < left, step, start)[1]
 
 
@@ -274,10 +292,6 @@ def _to_tokens(blocks: _Blocks, group: _Group, y_GCF):
   place_TA = group.place_TA * rows + blocks.slots.rank_TA % rows
   place_TA = jnp.where(group.inside_TA, place_TA, num_blocks * rows)
   return _rows(y_GCF.reshape(num_blocks * rows, -1), place_TA)
-
-
-def _float32(x):
-  return x.astype(jnp.float32)
 
 
 def _rows(x, index):

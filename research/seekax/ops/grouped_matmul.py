@@ -22,7 +22,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from seekax.ops.blocks import blocked, each_slot, sort_slots
+from seekax.ops.blocks import (
+  blocked,
+  BlockFunction,
+  each_slot,
+  sort_slots,
+)
 from seekax.ops.quantize import BlockScaled, expand
 
 
@@ -54,7 +59,7 @@ def grouped_matmul(
     return jnp.einsum('SEF,SE->SF', all_SEF, own_SE)
   ones_S1 = jnp.ones((rows_SD.shape[0], 1), rows_SD.dtype)
   out_SF = blocked(
-    _linear, rows_SD, ones_S1, expert_S[:, None], {'w': weights_EDF}
+    _LINEAR, rows_SD, ones_S1, expert_S[:, None], {'w': weights_EDF}
   )
   return out_SF.astype(rows_SD.dtype)
 
@@ -85,9 +90,9 @@ def grouped_swiglu(
   """
   weights = {'gate': gate_EDF, 'up': up_EDF, 'down': down_EFD}
   if backend == 'blocked' and experts_TA.size <= gate_EDF.shape[0]:
-    return each_slot(_swiglu, x_TD, gates_TA, experts_TA, weights)
+    return each_slot(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
   if backend == 'blocked':
-    return blocked(_swiglu, x_TD, gates_TA, experts_TA, weights)
+    return blocked(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
   slots = sort_slots(experts_TA, gate_EDF.shape[0])
   gate_EDF, up_EDF, down_EFD = map(expand, (gate_EDF, up_EDF, down_EFD))
   product = functools.partial(
@@ -105,18 +110,61 @@ def grouped_swiglu(
 
 def _linear(x_ECD, scale_EC, weights):
   del scale_EC
-  return jnp.einsum('ECD,EDF->ECF', x_ECD, weights['w'])
+  return jnp.einsum('ECD,EDF->ECF', x_ECD, weights['w']), ()
+
+
+def _linear_backward(x_ECD, scale_EC, weights, kept, dy_ECF):
+  del kept
+  dx_ECD = jnp.einsum('ECF,EDF->ECD', dy_ECF, weights['w'])
+  dw_EDF = _float32_einsum('ECD,ECF->EDF', x_ECD, dy_ECF)
+  return dx_ECD, jnp.zeros_like(scale_EC), {'w': dw_EDF}
 
 
 def _swiglu(x_ECD, scale_EC, weights):
-  """The gate multiplies before W2: the same sum, and its gradient is cheap."""
+  """The gate multiplies before W2: the same sum, and its gradient is cheap.
+
+  Keeps W1 x and W3 x; their SwiGLU is computed again in the backward pass, as
+  DeepSeek-V3 does (section 3.2.3).
+  """
   gate_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, expand(weights['gate']))
   up_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, expand(weights['up']))
   hidden_ECF = jax.nn.silu(_float32(gate_ECF)) * _float32(up_ECF)
   hidden_ECF *= scale_EC[..., None]
-  return jnp.einsum(
+  y_ECD = jnp.einsum(
     'ECF,EFD->ECD', hidden_ECF.astype(x_ECD.dtype), expand(weights['down'])
   )
+  return y_ECD, (gate_ECF, up_ECF)
+
+
+def _swiglu_backward(x_ECD, scale_EC, weights, kept, dy_ECD):
+  dtype = x_ECD.dtype
+  gate_ECF, up_ECF = map(_float32, kept)
+  sigmoid_ECF = jax.nn.sigmoid(gate_ECF)
+  silu_ECF = gate_ECF * sigmoid_ECF
+  scale_EC1 = scale_EC[..., None]
+  hidden_ECF = (silu_ECF * up_ECF * scale_EC1).astype(dtype)
+  dhidden_ECF = _float32_einsum('ECD,EFD->ECF', dy_ECD, weights['down'])
+  dscale_EC = jnp.sum(dhidden_ECF * silu_ECF * up_ECF, axis=-1)
+  dhidden_ECF *= scale_EC1
+  dup_ECF = (dhidden_ECF * silu_ECF).astype(dtype)
+  dsilu_ECF = sigmoid_ECF * (1 + gate_ECF * (1 - sigmoid_ECF))
+  dgate_ECF = (dhidden_ECF * up_ECF * dsilu_ECF).astype(dtype)
+  dx_ECD = jnp.einsum('ECF,EDF->ECD', dgate_ECF, weights['gate'])
+  dx_ECD += jnp.einsum('ECF,EDF->ECD', dup_ECF, weights['up'])
+  dweights = {
+    'gate': _float32_einsum('ECD,ECF->EDF', x_ECD, dgate_ECF),
+    'up': _float32_einsum('ECD,ECF->EDF', x_ECD, dup_ECF),
+    'down': _float32_einsum('ECF,ECD->EFD', hidden_ECF, dy_ECD),
+  }
+  return dx_ECD, dscale_EC.astype(scale_EC.dtype), dweights
+
+
+_LINEAR = BlockFunction(_linear, _linear_backward)
+_SWIGLU = BlockFunction(_swiglu, _swiglu_backward)
+
+
+def _float32_einsum(letters, *operands):
+  return jnp.einsum(letters, *operands, preferred_element_type=jnp.float32)
 
 
 def _float32(x):
