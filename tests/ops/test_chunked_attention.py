@@ -77,7 +77,7 @@ class ChunkedAttentionTest(parameterized.TestCase):
       self.assertLess(cases.difference(ours, theirs), 5e-6)
 
   def test_long_sequences_take_this_path_at_any_length(self):
-    length = attention.KEPT_LENGTH + 37
+    length = 4 * attention.QUERY_BLOCK + 37
     inputs = _inputs(length, batch=1)
     segments = _segments(length, batch=1)
 

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 
 from seekax.ops.chunked_attention import chunked_attention, Chunking, MASKED
 
-# Queries are taken in blocks of this many; a block meets no later key.
+# Queries are taken in blocks of this many. One block's logits are kept for the
+# backward pass; of longer sequences they are made again.
 QUERY_BLOCK = 128
-# Up to this length the weights of all blocks are kept for the backward pass;
-# beyond it they are made again, and memory grows with the length alone.
-KEPT_LENGTH = 512
 
 
 def causal_attention(
@@ -37,21 +35,13 @@ def causal_attention(
     [B, L, H, U] in v's dtype; logits and softmax are float32.
   """
   length = q_BLHK.shape[1]
-  if length > KEPT_LENGTH:
+  if length > QUERY_BLOCK:
     return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL)
-  outputs = []
-  for start in range(0, length, QUERY_BLOCK):
-    end = min(start + QUERY_BLOCK, length)
-    visible = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-    if segments_BL is not None:
-      same = segments_BL[:, start:end, None] == segments_BL[:, None, :end]
-      visible = visible[None] & same
-    outputs.append(
-      _attend(
-        q_BLHK[:, start:end], k_BLNK[:, :end], v_BLNU[:, :end], visible, scale
-      )
-    )
-  return jnp.concatenate(outputs, axis=1) if len(outputs) > 1 else outputs[0]
+  visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
+  if segments_BL is not None:
+    same = segments_BL[:, :, None] == segments_BL[:, None, :]
+    visible = visible[None] & same
+  return _attend(q_BLHK, k_BLNK, v_BLNU, visible, scale)
 
 
 def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL):

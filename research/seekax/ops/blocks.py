@@ -15,13 +15,15 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-# Rows of one expert in a block, as a multiple of the balanced load, and the
-# multiple they are rounded up to. Measured: 1.25 was the fastest of 1 to 2 on
-# a CPU once the router is balanced.
-BLOCK_SLACK = 1.25
+# Rows of one expert in its first block, as a multiple of the balanced load, and
+# the multiple they are rounded up to. Measured on a CPU: 1 to 1.25 are alike.
+BLOCK_SLACK = 1.1
 BLOCK_MULTIPLE = 8
-# Leftover blocks are computed in groups of E / LEFTOVER_SHARE.
-LEFTOVER_SHARE = 4
+# Leftover blocks have this share of the rows, and are computed in groups of
+# this share of the experts. Measured on a CPU with a router that isn't balanced
+# yet: whole blocks in groups of E / 4 cost four times as much.
+LEFTOVER_ROWS_SHARE = 8
+LEFTOVER_GROUP_SHARE = 2
 
 
 @struct.dataclass
@@ -108,7 +110,7 @@ def _run(fn, x_TD, scale_TA, experts_TA, weights):
   def forward(group, own_weights):
     x_GCD, scale_GC, _ = _gather(blocks, group, x_TD, scale_TA)
     y_GCF, kept = fn.forward(x_GCD, scale_GC, own_weights)
-    y_TAF = _to_tokens(blocks, group, y_GCF)
+    y_TAF = _to_tokens(group, y_GCF)
     return y_TAF.sum(axis=1, dtype=jnp.float32), kept
 
   def rest(group, total):
@@ -136,8 +138,8 @@ def _run_backward(fn, saved, dy_TF):
     dx_GCD, dscale_GC, dweights = fn.backward(
       x_GCD, scale_GC, own_weights, kept, dy_GCF
     )
-    dx_TD = _to_tokens(blocks, group, dx_GCD).sum(axis=1)
-    dscale_TA = _to_tokens(blocks, group, dscale_GC[..., None])[..., 0]
+    dx_TD = _to_tokens(group, dx_GCD).sum(axis=1)
+    dscale_TA = _to_tokens(group, dscale_GC[..., None])[..., 0]
     return dx_TD, dscale_TA, dweights
 
   def rest(group, total):
@@ -190,7 +192,8 @@ class _Blocks:
     experts_TA: chosen experts.
     left_end_E: leftover blocks of this and all earlier experts.
     left_E: leftover blocks of every expert.
-    rows: rows in a block (C).
+    rows: rows in a first block (C).
+    left_rows: rows in a leftover block.
   """
 
   slots: Slots
@@ -198,6 +201,7 @@ class _Blocks:
   left_end_E: jax.Array
   left_E: jax.Array
   rows: int = struct.field(pytree_node=False)
+  left_rows: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -207,22 +211,25 @@ class _Group:
   Attributes:
     experts_G: whose rows each block holds; E where there is no block.
     first_G: rank of each block's first row among its expert's rows.
-    place_TA: the block of each choice, if it is in this group.
+    place_TA: the row of each choice in these blocks, if it is in this group.
     inside_TA: whether it is.
+    rows: rows in each of these blocks.
   """
 
   experts_G: jax.Array
   first_G: jax.Array
   place_TA: jax.Array
   inside_TA: jax.Array
+  rows: int = struct.field(pytree_node=False)
 
 
 def _plan(experts_TA, weights) -> _Blocks:
   num_experts = next(iter(weights.values())).shape[0]
   rows = block_rows(experts_TA.size, num_experts)
   slots = sort_slots(experts_TA, num_experts)
-  left_E = jnp.maximum(-(-slots.sizes_E // rows) - 1, 0)
-  return _Blocks(slots, experts_TA, jnp.cumsum(left_E), left_E, rows)
+  left_rows = max(rows // LEFTOVER_ROWS_SHARE, 1)
+  left_E = -(-jnp.maximum(slots.sizes_E - rows, 0) // left_rows)
+  return _Blocks(slots, experts_TA, jnp.cumsum(left_E), left_E, rows, left_rows)
 
 
 def _first_group(blocks: _Blocks) -> _Group:
@@ -233,14 +240,15 @@ def _first_group(blocks: _Blocks) -> _Group:
   return _Group(
     experts_G=experts_E,
     first_G=jnp.zeros_like(experts_E),
-    place_TA=blocks.experts_TA,
+    place_TA=blocks.experts_TA * blocks.rows + blocks.slots.rank_TA,
     inside_TA=(blocks.slots.rank_TA < blocks.rows) & ~nobody_TA,
+    rows=blocks.rows,
   )
 
 
 def _over_leftovers(blocks: _Blocks, total, rest):
   """rest(group, total so far) over all groups of leftover blocks."""
-  group_size = max(blocks.left_E.shape[0] // LEFTOVER_SHARE, 1)
+  group_size = max(blocks.left_E.shape[0] // LEFTOVER_GROUP_SHARE, 1)
 
   def step(carry):
     done, total = carry
@@ -256,21 +264,20 @@ def _leftovers(blocks: _Blocks, done, group_size: int) -> _Group:
   experts_G = jnp.searchsorted(blocks.left_end_E, index_G, side='right')
   start_E = blocks.left_end_E - blocks.left_E
   within_G = index_G - jnp.take(start_E, experts_G, mode='clip')
+  beyond_TA = blocks.slots.rank_TA - blocks.rows
   place_TA = (
-    jnp.take(start_E, blocks.experts_TA, mode='clip')
-    + blocks.slots.rank_TA // blocks.rows
-    - 1
-    - done
-  )
+    jnp.take(start_E, blocks.experts_TA, mode='clip') - done
+  ) * blocks.left_rows + beyond_TA
   nobody_TA = blocks.experts_TA >= blocks.left_E.shape[0]
   return _Group(
     experts_G=experts_G.astype(jnp.int32),
-    first_G=(within_G + 1) * blocks.rows,
+    first_G=blocks.rows + within_G * blocks.left_rows,
     place_TA=place_TA,
-    inside_TA=(blocks.slots.rank_TA >= blocks.rows)
+    inside_TA=(beyond_TA >= 0)
     & (place_TA >= 0)
-    & (place_TA < group_size)
+    & (place_TA < group_size * blocks.left_rows)
     & ~nobody_TA,
+    rows=blocks.left_rows,
   )
 
 
@@ -279,19 +286,18 @@ def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA):
   slots, count = blocks.slots, scale_TA.size
   size_G = jnp.take(slots.sizes_E, group.experts_G, mode='fill', fill_value=0)
   start_G = jnp.take(slots.starts_E, group.experts_G, mode='clip')
-  rank_GC = group.first_G[:, None] + jnp.arange(blocks.rows)
+  rank_GC = group.first_G[:, None] + jnp.arange(group.rows)
   slot_GC = jnp.take(slots.order_S, start_G[:, None] + rank_GC, mode='clip')
   slot_GC = jnp.where(rank_GC < size_G[:, None], slot_GC, count)
   x_GCD = _rows(x_TD, slot_GC // scale_TA.shape[1])
   return x_GCD, _rows(scale_TA.reshape(-1), slot_GC), slot_GC
 
 
-def _to_tokens(blocks: _Blocks, group: _Group, y_GCF):
+def _to_tokens(group: _Group, y_GCF):
   """The group's results where each choice looks for them; 0 if elsewhere."""
-  num_blocks, rows = y_GCF.shape[:2]
-  place_TA = group.place_TA * rows + blocks.slots.rank_TA % rows
-  place_TA = jnp.where(group.inside_TA, place_TA, num_blocks * rows)
-  return _rows(y_GCF.reshape(num_blocks * rows, -1), place_TA)
+  num_rows = y_GCF.shape[0] * y_GCF.shape[1]
+  place_TA = jnp.where(group.inside_TA, group.place_TA, num_rows)
+  return _rows(y_GCF.reshape(num_rows, -1), place_TA)
 
 
 def _rows(x, index):

@@ -5,13 +5,13 @@ of one expert in one block, D input width, F hidden or output width.
 
 Backends, all exact and dropless for every pattern of group sizes:
 
-* `blocked` (default): every expert's rows are cut into blocks of C. The first
-  block of every expert is one batched product [E, C, D] x [E, D, F]; when the
-  loads are near balance that is all. What is left over follows in groups of
-  E/4 blocks, with their experts' weights gathered, until nothing is left.
-  Memory is that of one group; the gradient goes group by group too, from the
-  inputs alone. With fewer slots than experts (decoding) the chosen experts'
-  weights are gathered instead, so that the others are never read.
+* `blocked` (default): the first C rows of every expert are one batched product
+  [E, C, D] x [E, D, F]; when the loads are near balance that is all. What is
+  left over follows in blocks of C/8 rows, E/2 blocks at a time, with their
+  experts' weights gathered, until nothing is left. The gradient goes the same
+  way; of the first product the two up-projections are kept for it. With fewer
+  slots than experts (decoding) the chosen experts' weights are gathered
+  instead, so that the others are never read.
 * `ragged`: `jax.lax.ragged_dot`, which lowers to every row times every expert
   on CPU.
 * `dense`: every row times every expert, plainly. A reference for tests.
