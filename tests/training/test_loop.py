@@ -10,7 +10,7 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.open import open_checkpoint
-from seekax.training import journal, launch
+from seekax.training import journal, launch, step
 from seekax.training.state import abstract_state, to_parts
 
 
@@ -42,7 +42,16 @@ class LoopTest(absltest.TestCase):
     cls.config = runs.small_config(cls.source)
     cls.unbroken = root / 'unbroken'
     cls.unbroken.mkdir()
+    before = cls.compiled()
     cls.finished = launch.start(cls.config, {}, cls.unbroken)
+    cls.compilations = [
+      after - start for after, start in zip(cls.compiled(), before, strict=True)
+    ]
+
+  @staticmethod
+  def compiled() -> tuple[int, int]:
+    """Programs so far of the two halves of the step."""
+    return step.accumulate._cache_size(), step.apply._cache_size()
 
   def new_workdir(self) -> pathlib.Path:
     return pathlib.Path(self.create_tempdir().full_path)
@@ -50,6 +59,10 @@ class LoopTest(absltest.TestCase):
   def rows(self, workdir: pathlib.Path, kind: str):
     lines = (workdir / workdir_lib.METRICS).read_text().splitlines()
     return [row for row in map(json.loads, lines) if row['kind'] == kind]
+
+  def test_step_is_compiled_once_beside_evaluations_and_checkpoints(self):
+    self.assertNotEmpty(self.rows(self.unbroken, 'eval'))
+    self.assertEqual(self.compilations, [1, 1])
 
   def test_resume_is_uninterrupted_bit_for_bit(self):
     workdir = self.new_workdir()
