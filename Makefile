@@ -14,7 +14,7 @@ ORACLE := .venv-parity
 ORACLE_LOCK := third_party/transformers/requirements.txt
 ORACLE_STAMP := $(ORACLE)/installed
 
-.PHONY: demo test test-all lint parity lock clean
+.PHONY: demo test test-all lint parity bench lock clean
 
 demo: $(STAMP)
 	$(RUN)/seekax train --config=demo --workdir=$(DEMO)
@@ -37,6 +37,15 @@ lint: $(STAMP)
 parity: $(STAMP) $(ORACLE_STAMP)
 	$(RUN)/python third_party/transformers/parity.py \
 	  --oracle=$(ORACLE)/bin/python $(PARITY)
+
+# Times and memory, beside the peers; takes 15 to 20 minutes and 26 GB of disk.
+# The last one prints the table and writes experiments/benchmarks/results.json.
+bench: $(STAMP) $(ORACLE_STAMP)
+	$(RUN)/python experiments/benchmarks/conversion.py
+	$(RUN)/python experiments/benchmarks/cached_decode.py
+	$(RUN)/python experiments/benchmarks/kernels.py
+	$(RUN)/python experiments/benchmarks/against_transformers.py \
+	  --oracle=$(ORACLE)/bin/python
 
 # The lock files hold hashes and no index addresses. They are made again from
 # setup.py with uv (pip install uv), which reads any Python's versions.

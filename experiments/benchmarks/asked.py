@@ -1,0 +1,56 @@
+"""A child process that answers JSON lines: one framework each."""
+
+from collections.abc import Sequence
+import json
+import os
+import subprocess
+from typing import Any
+
+# The same allocator for everybody: glibc's, which keeps what is freed, as
+# `seekax train` sets it too. Both frameworks free their temporaries every step,
+# and giving them back to the kernel costs page faults.
+ALLOCATOR = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647'
+
+
+class Child:
+  """Started with a command; ends with the `with` block."""
+
+  def __init__(self, command: Sequence[str]):
+    self._name = command[1]
+    self._process = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {'GLIBC_TUNABLES': ALLOCATOR, 'JAX_PLATFORMS': 'cpu'},
+    )
+
+  @property
+  def process(self) -> int:
+    """Its id."""
+    return self._process.pid
+
+  def __enter__(self) -> 'Child':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._process.stdin.close()
+    self._process.stdout.close()
+    self._process.wait()
+
+  def ask(self, command: str, **arguments) -> dict[str, Any]:
+    """The answer to a command.
+
+    Raises:
+      RuntimeError: the child ended instead; its stderr says why.
+    """
+    try:
+      line = json.dumps({'do': command, **arguments})
+      self._process.stdin.write(line + '\n')
+      self._process.stdin.flush()
+      answer = self._process.stdout.readline()
+    except BrokenPipeError:
+      answer = ''
+    if not answer:
+      raise RuntimeError(f'{self._name} ended when asked to {command}')
+    return json.loads(answer)

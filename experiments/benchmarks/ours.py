@@ -1,0 +1,227 @@
+"""A DeepSeek-V3 folder under seekax, timed on request.
+
+The counterpart of `third_party/transformers/peer.py`: JSON lines on stdin and
+stdout, the same commands, and `make` and `load` before them. Compilation is the
+first call's; callers warm up.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from seekax.config import (
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+  to_dict,
+  TrainConfig,
+  v3_671b,
+)
+from seekax.data.pipeline import Batch
+from seekax.inference import engine
+from seekax.inference.cache import init_cache
+from seekax.storage import checkpoint
+from seekax.storage import workdir as workdir_lib
+from seekax.storage.convert import convert, Options
+from seekax.storage.open import open_checkpoint
+from seekax.training.state import init_state, start_from, to_parts
+from seekax.training.step import train_step
+
+FOREVER = 1_000_000
+
+
+def run_config(
+  model: ModelConfig,
+  batch_size: int,
+  sequence_length: int,
+  optim: OptimConfig,
+) -> Config:
+  """Cross-entropy alone, float32: no MTP, no balance loss, no moving bias."""
+  return Config(
+    model=model,
+    data=DataConfig(
+      sequence_length=sequence_length, batch_size=batch_size, num_shards=1
+    ),
+    optim=optim,
+    train=TrainConfig(
+      steps=FOREVER,
+      precision='float32',
+      mtp_weight=0.0,
+      balance_weight=0.0,
+      bias_update_rate=0.0,
+    ),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def continue_greedily(config, params, router_bias, tokens_B, cache, count):
+  """`count` decode steps in one program: int [count, B]."""
+
+  def step(carry, _):
+    tokens_B, cache = carry
+    logits_BV, cache = engine.decode(
+      config, params, router_bias, tokens_B, cache
+    )
+    tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return (tokens_B, cache), tokens_B
+
+  return jax.lax.scan(step, (tokens_B, cache), None, length=count)[1]
+
+
+class Ours:
+  """The model, its training state, the commands."""
+
+  def __init__(self):
+    self.model, self.weights = None, None
+    self.optim, self.config, self.state = None, None, None
+
+  def make(
+    self, model: dict[str, Any], workdir: str, published: str
+  ) -> dict[str, Any]:
+    """Writes random weights, as a run that has just begun, and exports them."""
+    length = model['context_length']
+    config = run_config(ModelConfig(**model), 1, length, OptimConfig())
+    folder = pathlib.Path(workdir)
+    workdir_lib.prepare(folder)
+    workdir_lib.write_run(folder, {'config': to_dict(config)})
+    parts = to_parts(init_state(config))
+    checkpoint.save(folder / workdir_lib.CHECKPOINTS, 0, parts, {})
+    convert(workdir, published, Options('huggingface', 'float32'))
+    return {}
+
+  def load(self, folder: str) -> dict[str, Any]:
+    """Loads what the other commands are about."""
+    opened = open_checkpoint(folder)
+    self.model = opened.config.model
+    self.weights = opened.params, opened.router_bias
+    return {}
+
+  def about(self) -> dict[str, Any]:
+    """Versions and what is used by default."""
+    return {
+      'versions': {'jax': jax.__version__, 'jaxlib': jaxlib.__version__},
+      'experts': self.model.grouped_matmul,
+      'parameters': sum(x.size for x in jax.tree.leaves(self.weights[0])),
+    }
+
+  def start_training(
+    self,
+    learning_rate: float,
+    betas: list[float],
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+  ) -> dict[str, Any]:
+    """A fresh AdamW at a constant rate; from now on this child only trains."""
+    self.optim = OptimConfig(
+      learning_rate=learning_rate,
+      warmup_steps=0,
+      constant_steps=FOREVER,
+      beta1=betas[0],
+      beta2=betas[1],
+      eps=eps,
+      weight_decay=weight_decay,
+      clip_norm=clip_norm,
+    )
+    return {}
+
+  def train_step(self, tokens: list[list[int]]) -> dict[str, Any]:
+    """One step: seconds, and the mean loss before it.
+
+    Args:
+      tokens: one more per row than are read; each predicts the next.
+    """
+    tokens_BL = np.array(tokens, np.int32)
+    batch = batch_of(tokens_BL)
+    if self.state is None:
+      self.config = run_config(self.model, *batch.tokens_BL.shape, self.optim)
+      # The step donates the state, and with it the weights.
+      self.state = start_from(self.config, *self.weights)
+      self.weights = None
+    began = time.perf_counter()
+    self.state, metrics = train_step(self.config, self.state, batch)
+    loss = float(metrics.loss)
+    jax.block_until_ready(self.state)
+    seconds = time.perf_counter() - began
+    loads = float(metrics.max_violation['layers'].max())
+    return {'seconds': seconds, 'loss': loss, 'max_violation': loads}
+
+  def prefill(self, tokens: list[list[int]]) -> dict[str, Any]:
+    """Reads prompts into a cache: seconds, the last positions' logits."""
+    tokens_BL = np.array(tokens, np.int32)
+    began = time.perf_counter()
+    logits_BV, cache = self._prefill(tokens_BL, tokens_BL.shape[1])
+    jax.block_until_ready((logits_BV, cache))
+    seconds = time.perf_counter() - began
+    return {'seconds': seconds, 'logits': np.asarray(logits_BV).tolist()}
+
+  def _prefill(self, tokens_BL: np.ndarray, room: int):
+    batch, length = tokens_BL.shape
+    lengths_B = np.full((batch,), length, np.int32)
+    return engine.prefill(self.model, *self.weights, tokens_BL, lengths_B, room)
+
+  def decode(self, tokens: list[list[int]], count: int) -> dict[str, Any]:
+    """Greedy tokens after prompts: seconds of `count` steps, the tokens.
+
+    The prompt and the token that follows it are not timed.
+    """
+    tokens_BL = np.array(tokens, np.int32)
+    logits_BV, cache = self._prefill(tokens_BL, tokens_BL.shape[1] + count)
+    first_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    jax.block_until_ready((first_B, cache))
+    began = time.perf_counter()
+    more = continue_greedily(self.model, *self.weights, first_B, cache, count)
+    more = np.asarray(more)
+    seconds = time.perf_counter() - began
+    produced = np.concatenate([np.asarray(first_B)[None], more]).T
+    return {'seconds': seconds, 'tokens': produced.tolist()}
+
+  def cache_bytes(self) -> dict[str, Any]:
+    """Per token at V3's full size in bfloat16, counted on the shapes."""
+    cache = jax.eval_shape(lambda: init_cache(v3_671b(), 1, 1, jnp.bfloat16))
+    arrays = jax.tree.leaves(cache.layers)
+    return {'bytes': sum(x.size * x.dtype.itemsize for x in arrays)}
+
+  def peak(self) -> dict[str, Any]:
+    """The largest resident set so far, in bytes."""
+    status = pathlib.Path('/proc/self/status').read_text()
+    return {'bytes': int(status.split('VmHWM:')[1].split()[0]) * 1024}
+
+
+def batch_of(tokens_BL: np.ndarray) -> Batch:
+  """Next-token prediction within these tokens, each row one document."""
+  inputs_BL = tokens_BL[:, :-1]
+  ones_BL = np.ones_like(inputs_BL)
+  return Batch(
+    tokens_BL=inputs_BL,
+    targets_BL=tokens_BL[:, 1:],
+    positions_BL=np.cumsum(ones_BL, axis=1, dtype=np.int32) - 1,
+    segments_BL=ones_BL,
+    target_segments_BL=ones_BL,
+  )
+
+
+def serve() -> None:
+  """Answers until stdin ends."""
+  # Whatever else prints goes to stderr.
+  answers = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)
+  ours = Ours()
+  for line in sys.stdin:
+    command = json.loads(line)
+    answer = getattr(ours, command.pop('do'))(**command)
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == '__main__':
+  serve()
