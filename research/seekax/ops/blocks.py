@@ -20,8 +20,7 @@ import jax.numpy as jnp
 BLOCK_SLACK = 1.1
 BLOCK_MULTIPLE = 8
 # Leftover blocks have this share of the rows, and are computed in groups of
-# this share of the experts. Measured on a CPU with a router that isn't balanced
-# yet: whole blocks in groups of E / 4 cost four times as much.
+# this share of the experts: an expert rarely has a whole block too many.
 LEFTOVER_ROWS_SHARE = 8
 LEFTOVER_GROUP_SHARE = 2
 

@@ -316,10 +316,7 @@ class Entry:
 
 
 def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
-  """The bytes before the data; padded so that the data starts on a page.
-
-  The kernel copies from page to page twice as fast as across pages.
-  """
+  """The bytes before the data; padded so that the data starts on a page."""
   fields: dict[str, Any] = {_METADATA: metadata}
   position = 0
   for entry in entries:
