@@ -14,10 +14,11 @@ and xz -9e 2.1491; 5,546 tokens/s, 274 s of training, 9.3 s of compilation,
 1.84 GiB at the peak; largest max violation in the last batch 0.51.
 
 How the shape was chosen, with an earlier version of the code: a sweep on the
-same cores, each run on the same order of documents,
-judged by bits per byte on the same 507,026 held-out bytes (gzip 2.2162). Tokens per second are those of the fastest tenth of the steps; other
-work disturbed the runs marked *. Latents and the dense FFN go with the width;
-what a row doesn't name is as in this file. The first row would take 324 s.
+same cores, each run on the same order of documents, judged by bits per byte on
+the same 507,026 held-out bytes (gzip 2.2162). Tokens per second are those of
+the fastest tenth of the steps; other work disturbed the runs marked *. Latents
+and the dense FFN go with the width; what a row doesn't name is as in this file.
+The first row would take 324 s.
 
   shape, peak learning rate                      M tokens  tokens/s  bits/byte
   width 128, 5 layers, 32 experts of 64, 4e-3        1.84     5,690     1.7694
