@@ -1,9 +1,15 @@
 import dataclasses
 
 from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
 
 from seekax import config
+from seekax.data.pipeline import Batch
+from seekax.parallel import mesh as mesh_lib
 from seekax.planning import flops, parameters
+from seekax.training import step
+from seekax.training.state import abstract_state
 
 
 class PublishedTest(parameterized.TestCase):
@@ -90,6 +96,95 @@ class LawsTest(parameterized.TestCase):
 
   def test_unknown_peak_gives_no_utilization(self):
     self.assertEqual(flops.model_flops_utilization(1e9, 1e6, 0.0), 0.0)
+
+
+# Wide enough for element-wise work, which the compiler counts too, to stay
+# under a percent; layers unrolled, since it counts the body of a loop once.
+_WIDE = dataclasses.replace(
+  config.tiny(),
+  vocab_size=1024,
+  embed_dim=1024,
+  num_layers=2,
+  query_latent_dim=256,
+  kv_latent_dim=256,
+  nope_head_dim=128,
+  rope_head_dim=64,
+  value_head_dim=128,
+  mlp_dim=2048,
+  expert_dim=512,
+  num_experts=2,
+  experts_per_token=2,
+  num_expert_groups=1,
+  num_kept_groups=1,
+  grouped_matmul='dense',
+  unroll_layers=True,
+)
+
+
+class CompilerTest(parameterized.TestCase):
+  """The compiler's own count of a training step, float32, nothing recomputed.
+
+  1,024 tokens are one chunk of the cross-entropy, and 128 positions take the
+  plain form of attention, which multiplies the whole square.
+  """
+
+  BATCH, LENGTH = 8, 128
+
+  def compiled_flops(self, model: config.ModelConfig) -> float:
+    run = config.Config(
+      model=model,
+      data=config.DataConfig(
+        sequence_length=self.LENGTH, batch_size=self.BATCH
+      ),
+      train=config.TrainConfig(precision='float32'),
+    )
+    ids = jax.ShapeDtypeStruct((self.BATCH, self.LENGTH), jnp.int32)
+    batch, state = Batch(ids, ids, ids, ids, ids), abstract_state(run)
+    with jax.set_mesh(mesh_lib.make_mesh('data:1')):
+      accumulate = step.accumulate.lower(run, state, batch)
+      apply = step.apply.lower(run, state, accumulate.out_info)
+    # These leave the program's operations as they are, and compile faster.
+    options = {
+      'xla_backend_optimization_level': 0,
+      'xla_llvm_disable_expensive_passes': True,
+    }
+    programs = [
+      x.compile(compiler_options=options) for x in (accumulate, apply)
+    ]
+    return sum(program.cost_analysis()['flops'] for program in programs)
+
+  def counted_flops(self, model: config.ModelConfig) -> float:
+    per_token = flops.training_flops_per_token(
+      model, self.LENGTH, with_mtp=True, causal=False
+    )
+    return self.BATCH * self.LENGTH * per_token
+
+  @parameterized.named_parameters(
+    ('mla', dict(mtp_depth=0)),
+    ('mla_without_query_latent_and_mtp', dict(query_latent_dim=0)),
+    ('gqa', dict(attention='gqa', num_kv_heads=2, mtp_depth=0)),
+  )
+  def test_dense_model(self, changes):
+    model = dataclasses.replace(_WIDE, ffn='dense', **changes)
+    ratio = self.compiled_flops(model) / self.counted_flops(model)
+    self.assertAlmostEqual(ratio, 1, delta=0.01)
+
+  def test_experts_with_mtp(self):
+    """The dense backend sends each of a token's A choices to all E experts.
+
+    So A choices cost A * E experts, of which A are the model's; each of the
+    three products then picks its own expert's row, with another multiply-add
+    per output and expert.
+    """
+    model = _WIDE
+    choices, experts = model.experts_per_token, model.num_experts
+    layers = model.num_expert_layers + model.mtp_depth
+    counts = parameters.count_parameters(model)
+    others = 2 * choices * (experts - 1) * counts.routed_expert
+    picks = 2 * choices * experts * (2 * model.expert_dim + model.embed_dim)
+    extra = self.BATCH * self.LENGTH * layers * (3 * others + 2 * picks)
+    ratio = (self.compiled_flops(model) - extra) / self.counted_flops(model)
+    self.assertAlmostEqual(ratio, 1, delta=0.01)
 
 
 if __name__ == '__main__':
