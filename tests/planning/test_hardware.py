@@ -10,6 +10,19 @@ class PeakTest(parameterized.TestCase):
     ('NVIDIA H800', 989.4e12),
     ('NVIDIA H200', 989.4e12),
     ('NVIDIA B200', 2250e12),
+    ('NVIDIA GH200 480GB', 989.4e12),
+    ('NVIDIA A10', 125e12),
+    ('NVIDIA A10G', 70e12),
+    ('NVIDIA L4', 121e12),
+    ('NVIDIA L40S', 362.05e12),
+    ('NVIDIA GeForce RTX 3090', 71e12),
+    ('NVIDIA GeForce RTX 4090', 165.2e12),
+    ('NVIDIA GeForce RTX 5090', 209.5e12),
+    ('TPU v4', 275e12),
+    ('TPU v5 lite', 197e12),
+    ('TPU v5', 459e12),
+    ('TPU v5p', 459e12),
+    ('TPU v6 lite', 918e12),
   )
   def test_known_device(self, kind, peak):
     self.assertEqual(hardware.peak_flops(kind), peak)
@@ -17,11 +30,16 @@ class PeakTest(parameterized.TestCase):
   @parameterized.parameters(
     'cpu',
     '',
-    'TPU v5 lite',
+    'TPU v4 lite',
+    'TPU v7',
     'NVIDIA H100 PCIe',
     'NVIDIA H100 NVL',
-    'NVIDIA GH200 480GB',
     'NVIDIA GB200',
+    'NVIDIA L40',
+    'NVIDIA A40',
+    'NVIDIA GeForce RTX 4090 D',
+    'NVIDIA GeForce RTX 4090 Laptop GPU',
+    'NVIDIA GeForce RTX 3090 Ti',
   )
   def test_unknown_device_has_no_peak(self, kind):
     self.assertEqual(hardware.peak_flops(kind), 0.0)
@@ -33,7 +51,7 @@ class PeakTest(parameterized.TestCase):
 
   def test_names_are_found_by_their_lower_case(self):
     for key, device in hardware.DEVICES.items():
-      self.assertEqual(key, device.name.lower())
+      self.assertEqual(key, device.name.lower().replace(' ', '-'))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,14 @@
 """Accelerators: what a data sheet says about them.
 
-Figures are the vendor's for the SXM form, in decimal units. Peaks are those of
-dense bfloat16 products with float32 accumulation; the data sheets of Hopper and
-Blackwell print twice as much, for matrices that are half zeros.
+Figures are the vendor's, for the SXM form where there are several, in decimal
+units. Peaks are those of dense bfloat16 products with float32 accumulation; the
+data sheets from Ampere to Blackwell print twice as much beside them or instead,
+for matrices that are half zeros. A device that isn't here gets no MFU, rather
+than one from a guessed peak.
 """
 
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Device:
   peak_flops: float  # FLOP/s, bfloat16, dense
   memory_bytes: float
   memory_bandwidth: float  # bytes/s
-  device_kinds: tuple[str, ...]  # parts of jax.Device.device_kind
+  device_kinds: tuple[str, ...]  # how jax.Device.device_kind begins
 
 
 DEVICES: dict[str, Device] = {
@@ -29,13 +32,41 @@ DEVICES: dict[str, Device] = {
   'h800': Device('H800', 989.4e12, 80e9, 3.35e12, ('NVIDIA H800',)),
   # NVIDIA H200 data sheet, SXM column: H100's processor with other memory.
   'h200': Device('H200', 989.4e12, 141e9, 4.8e12, ('NVIDIA H200',)),
+  # NVIDIA GH200 data sheet: H100's processor; the form with 96 GB of HBM3.
+  'gh200': Device('GH200', 989.4e12, 96e9, 4e12, ('NVIDIA GH200',)),
   # NVIDIA DGX B200 data sheet over 8: 36 PFLOP/s with sparsity, 1,440 GB,
   # 64 TB/s.
   'b200': Device('B200', 2250e12, 180e9, 8e12, ('NVIDIA B200',)),
+  # NVIDIA A10 and A10G (the form that AWS rents) data sheets.
+  'a10': Device('A10', 125e12, 24e9, 600e9, ('NVIDIA A10',)),
+  'a10g': Device('A10G', 70e12, 24e9, 600e9, ('NVIDIA A10G',)),
+  # NVIDIA L4 and L40S data sheets; L4's prints 242 TFLOP/s, with sparsity.
+  'l4': Device('L4', 121e12, 24e9, 300e9, ('NVIDIA L4',)),
+  'l40s': Device('L40S', 362.05e12, 48e9, 864e9, ('NVIDIA L40S',)),
+  # NVIDIA GA102, Ada and RTX Blackwell whitepapers; half of their rates with
+  # float16 accumulation.
+  'rtx-3090': Device(
+    'RTX 3090', 71e12, 24e9, 936e9, ('NVIDIA GeForce RTX 3090',)
+  ),
+  'rtx-4090': Device(
+    'RTX 4090', 165.2e12, 24e9, 1.008e12, ('NVIDIA GeForce RTX 4090',)
+  ),
+  'rtx-5090': Device(
+    'RTX 5090', 209.5e12, 32e9, 1.792e12, ('NVIDIA GeForce RTX 5090',)
+  ),
+  # Google Cloud's pages on TPU versions, per chip, which is one JAX device.
+  'tpu-v4': Device('TPU v4', 275e12, 32e9, 1.2e12, ('TPU v4',)),
+  'tpu-v5e': Device('TPU v5e', 197e12, 16e9, 800e9, ('TPU v5 lite', 'TPU v5e')),
+  'tpu-v5p': Device('TPU v5p', 459e12, 95e9, 2.765e12, ('TPU v5', 'TPU v5p')),
+  'tpu-v6e': Device(
+    'TPU v6e', 918e12, 32e9, 1.6e12, ('TPU v6 lite', 'TPU v6e')
+  ),
 }
 
-# These share a name with a faster SXM form, so that its peak would be wrong.
-_SLOWER_FORMS = ('H100 PCIe', 'H100 NVL', 'H800 PCIe', 'H200 NVL')
+# These begin like another form, whose peak would be wrong.
+_OTHER_FORMS = ('H100 PCIe', 'H100 NVL', 'H800 PCIe', 'H200 NVL')
+_OTHER_FORMS += ('Laptop', 'RTX 3090 Ti', 'RTX 4090 D', 'RTX 5090 D')
+_OTHER_FORMS += ('TPU v4 lite',)
 
 
 def peak_flops(device_kind: str) -> float:
@@ -47,9 +78,13 @@ def peak_flops(device_kind: str) -> float:
   Returns:
     FLOP/s; 0.0 where it is unknown, as for any CPU.
   """
-  if any(form in device_kind for form in _SLOWER_FORMS):
+  if any(form in device_kind for form in _OTHER_FORMS):
     return 0.0
-  for device in DEVICES.values():
-    if any(kind in device_kind for kind in device.device_kinds):
-      return device.peak_flops
-  return 0.0
+  peaks = {
+    kind: device.peak_flops
+    for device in DEVICES.values()
+    for kind in device.device_kinds
+    # Whole words: an A10G or A100 is no A10.
+    if re.match(rf'{re.escape(kind)}\b', device_kind)
+  }
+  return peaks[max(peaks, key=len)] if peaks else 0.0
