@@ -35,6 +35,25 @@ class ValidationTest(parameterized.TestCase):
         train=dataclasses.replace(config_lib.TrainConfig(), micro_batches=7)
       )
 
+  @parameterized.parameters(
+    ('x', "write a step or two, '10' or '10:13'"),
+    ('3:', 'write a step or two'),
+    ('3:4:5', 'write a step or two'),
+    ('-3', 'write a step or two'),
+    ('\u0663', 'write a step or two'),
+    ('1:3', 'the first compiles the program; begin at 2 or later'),
+    ('0', 'begin at 2 or later'),
+    ('5:4', 'ends before it begins'),
+    ('5:30', 'past the last of train.steps=20'),
+  )
+  def test_steps_that_can_not_be_profiled_are_refused(self, steps, message):
+    with self.assertRaisesRegex(ConfigError, message):
+      config_lib.TrainConfig(steps=20, profile_steps=steps)
+
+  @parameterized.parameters(('', (0, -1)), ('7', (7, 7)), ('2:20', (2, 20)))
+  def test_profiled_steps(self, steps, expected):
+    self.assertEqual(config_lib.profiled_steps(steps), expected)
+
   def test_messages_are_one_line(self):
     with self.assertRaises(ConfigError) as caught:
       dataclasses.replace(ModelConfig(), num_experts=250)

@@ -136,7 +136,7 @@ class ModelConfig:
   # How it is computed; the tree of parameters doesn't depend on these.
   grouped_matmul: str = _key('blocked', 'product: blocked, dense, ragged')
   remat: str = _key('none', 'recompute layers in the backward pass: none, full')
-  unroll_layers: bool = _key(False, 'unroll the scans over layers')
+  unroll_layers: int = _key(8, 'stacks of more layers than this are a scan')
 
   @property
   def num_expert_layers(self) -> int:
@@ -386,9 +386,18 @@ class TrainConfig:
   checkpoint_every: int = _key(1000, 'steps between checkpoints')
   keep_checkpoints: int = _key(2, 'newest checkpoints kept')
   price_per_device_hour: float = _key(0.0, 'dollars; 0: no price')
+  profile_steps: str = _key(
+    '', "steps to trace into <workdir>/profile, '10' or '10:13'; '': none"
+  )
 
   def __post_init__(self):
     _require_choice('train.precision', self.precision, PRECISIONS)
+    _, last_profiled = profiled_steps(self.profile_steps)
+    _require(
+      last_profiled <= self.steps,
+      f'train.profile_steps={self.profile_steps!r} is past the last of '
+      f'train.steps={self.steps}',
+    )
     _require(
       0 <= self.seed <= MAX_SEED,
       f'train.seed={self.seed} is not in 0 to {MAX_SEED}',
@@ -405,6 +414,36 @@ class TrainConfig:
       ('mtp_weight', 'balance_weight', 'bias_update_rate')
       + ('price_per_device_hour',),
     )
+
+
+def profiled_steps(description: str) -> tuple[int, int]:
+  """Reads '10:13' into (10, 13), '10' into (10, 10), '' into (0, -1).
+
+  Returns:
+    First and last step, counted from 1 and both included; none for ''.
+
+  Raises:
+    ConfigError: it isn't of that form, or the steps can't be profiled.
+  """
+  if not description:
+    return 0, -1
+  words = description.split(':')
+  _require(
+    len(words) <= 2 and all(w.isascii() and w.isdecimal() for w in words),
+    f"train.profile_steps={description!r}: write a step or two, '10' or "
+    "'10:13', both ends included",
+  )
+  first, last = int(words[0]), int(words[-1])
+  _require(
+    first >= 2,
+    f'train.profile_steps={description!r}: steps count from 1, and the first '
+    'compiles the program; begin at 2 or later',
+  )
+  _require(
+    first <= last,
+    f'train.profile_steps={description!r} ends before it begins',
+  )
+  return first, last
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,6 +101,15 @@ class RefusalTest(parameterized.TestCase):
       ),
       'data.batch_size=8 is not divisible by',
     ),
+    (
+      (
+        'train',
+        '--config=tiny',
+        '--workdir=x',
+        '--config.train.profile_steps=1:3',
+      ),
+      'begin at 2 or later',
+    ),
     (('inspect', '/not/there'), 'does not exist'),
   )
   def test_bad_input_is_one_line_that_helps(self, args, message):
@@ -212,6 +221,10 @@ class RunTest(parameterized.TestCase):
     run = runs.seekax(*self.args, '--config.model.num_layers=4')
     self.assertEqual(run.returncode, 2)
     self.assertIn('model.num_layers: 3 there, 4 here', run.stderr)
+
+  def test_keys_that_touch_no_state_may_change(self):
+    run = runs.seekax(*self.args, '--config.train.profile_steps=5:6')
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
 
   def test_generate_prints_the_continuation_alone(self):
     args = ('--prompt=def f', '--max_new_tokens=8', '--seed=1')

@@ -17,6 +17,7 @@ from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
 from seekax.training.metrics import MetricsWriter
 from seekax.training.origin import find_origin
+from seekax.training.profile import StepProfiler
 from seekax.training.state import (
   abstract_state,
   from_parts,
@@ -56,14 +57,18 @@ def train(
     step, start = int(state.step), int(state.step)
     writer = MetricsWriter(workdir, step, config.train.steps)
     journal = Journal(config, corpus, writer, progress)
+    profiler = StepProfiler(
+      config.train.profile_steps, workdir, start, writer.say
+    )
     pending = None
     try:
       while step < config.train.steps and not should_stop():
         batch = jax.device_put(
           next(corpus.batches), rules.sharding(mesh, ('batch', 'length'))
         )
-        state, metrics = train_step(config, state, batch)
         step += 1
+        with jax.profiler.StepTraceAnnotation('train', step_num=step):
+          state, metrics = train_step(config, state, batch)
         # A step's metrics are fetched while the next one runs.
         if pending is not None:
           journal.step(step - 1, pending, first=step - 1 == start + 1)
@@ -72,22 +77,29 @@ def train(
         evaluating = last or step % config.eval.every == 0
         sampling = last or step % config.eval.sample_every == 0
         saving = last or step % config.train.checkpoint_every == 0
-        if not (evaluating or sampling or saving):
+        traced = profiler.ends_after(step)
+        tracing = profiler.begins_after(step) and not last
+        if not (evaluating or sampling or saving or traced or tracing):
           continue
         journal.step(step, pending, first=step == start + 1)
         pending = None
+        if traced:
+          profiler.end(state)
         if evaluating:
           journal.evaluate(step, state, last)
         if sampling:
           journal.sample(step, state)
         if saving:
           _save(config, workdir, state, corpus, progress)
+        if tracing:
+          profiler.begin(state)
         journal.restart_clock()
       if pending is not None:
         journal.step(step, pending, first=step == start + 1)
       if step < config.train.steps and step > start:
         _save(config, workdir, state, corpus, progress)
     finally:
+      profiler.end()
       writer.close()
   if step:
     report.write(workdir)
