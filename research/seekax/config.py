@@ -386,6 +386,11 @@ class TrainConfig:
   checkpoint_every: int = _key(1000, 'steps between checkpoints')
   keep_checkpoints: int = _key(2, 'newest checkpoints kept')
   price_per_device_hour: float = _key(0.0, 'dollars; 0: no price')
+  compilation_cache: str = _key(
+    'auto',
+    "folder of compiled programs; 'auto': seekax/xla in $XDG_CACHE_HOME or "
+    "~/.cache; '': none",
+  )
   profile_steps: str = _key(
     '', "steps to trace into <workdir>/profile, '10' or '10:13'; '': none"
   )

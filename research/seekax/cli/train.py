@@ -26,6 +26,7 @@ _FREE_KEYS = (
   'train.checkpoint_every',
   'train.keep_checkpoints',
   'train.price_per_device_hour',
+  'train.compilation_cache',
   'train.profile_steps',
 )
 

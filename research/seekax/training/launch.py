@@ -23,8 +23,8 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.open import Found
+from seekax.training import compilation_cache, loop
 from seekax.training import corpus as corpus_lib
-from seekax.training import loop
 from seekax.training import origin as origin_lib
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
@@ -55,6 +55,12 @@ def start(
     NonFiniteError: see loop.train.
   """
   mesh_lib.make_mesh(config.parallel.mesh)
+  console = rich.console.Console(stderr=True, highlight=False)
+
+  def say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
+
+  compilation_cache.switch_on(config.train.compilation_cache, say)
   goes_on = workdir_lib.has_checkpoint(workdir)
   origin = None if goes_on else origin_lib.find_origin(config, workdir)
   tokenizer = origin_lib.find_tokenizer(config, workdir, origin)
@@ -67,7 +73,6 @@ def start(
   run = describe(config, overrides, corpus)
   run['started_from'] = _started_from(workdir, origin)
   workdir_lib.write_run(workdir, {'command': command, **run})
-  console = rich.console.Console(stderr=True, highlight=False)
   _print_run(console, config, overrides, corpus)
   return loop.train(config, workdir, corpus, should_stop)
 
