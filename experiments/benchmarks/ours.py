@@ -30,6 +30,7 @@ from seekax.config import (
 from seekax.data.pipeline import Batch
 from seekax.inference import engine
 from seekax.inference.cache import init_cache
+from seekax.ops import compiling
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options
@@ -63,13 +64,13 @@ def run_config(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(compiling.jit, static_argnums=(0, 5))
 def continue_greedily(config, params, router_bias, tokens_B, cache, count):
   """`count` decode steps in one program: int [count, B]."""
 
   def step(carry, _):
     tokens_B, cache = carry
-    logits_BV, cache = engine.decode(
+    logits_BV, cache = engine.decode_step(
       config, params, router_bias, tokens_B, cache
     )
     tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

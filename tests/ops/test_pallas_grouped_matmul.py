@@ -379,7 +379,7 @@ class KernelsTest(parameterized.TestCase):
       return jax.ShapeDtypeStruct(sizes, dtype)
 
     into = shape(experts, width, hidden)
-    text = cuda.lowered(
+    found = cuda.kernels(
       step,
       shape(rows, width),
       into,
@@ -390,7 +390,12 @@ class KernelsTest(parameterized.TestCase):
       shape(rows, width),
     )
     # Hidden, output, its gradient, the rows' gradient, three weights'.
-    self.assertEqual(text.count('triton'), 7)
+    self.assertLen(found, 7)
+    for text in found:
+      self.assertIn('scf.for', text)
+      self.assertNotIn('inputPrecision = tf32', text)
+    # Their weights have more than 2**31 entries.
+    self.assertTrue(all('i64' in text for text in found))
 
 
 if __name__ == '__main__':

@@ -164,7 +164,9 @@ class DonationTest(absltest.TestCase):
     """A step needs no room for a second state or a second gradient."""
     batch = cases.batch(_MODEL, True)
     state = jax.eval_shape(_state)
-    so_far = jax.eval_shape(lambda s: step.accumulate(_CONFIG, s, batch), state)
+    so_far = jax.eval_shape(
+      lambda s: step.accumulate.__wrapped__(_CONFIG, s, batch), state
+    )
     (_, batch_info, sums_info), _ = step.accumulate.lower(
       _CONFIG, state, batch, so_far
     ).args_info

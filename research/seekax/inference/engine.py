@@ -15,6 +15,7 @@ from seekax.config import InputError, ModelConfig
 from seekax.inference.cache import Cache, fill, init_cache
 from seekax.inference.sampling import sample
 from seekax.model.transformer import Transformer
+from seekax.ops import compiling
 
 
 class PromptError(InputError):
@@ -31,7 +32,7 @@ def _padded(length: int, multiple: int, limit: int) -> int:
   return min(-(-length // multiple) * multiple, limit)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(compiling.jit, static_argnums=(0, 5))
 def prefill(
   config: ModelConfig,
   params: Any,
@@ -66,8 +67,7 @@ def prefill(
   return logits_BV, fill(empty, trunk.cache, lengths_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(4,))
-def decode(
+def decode_step(
   config: ModelConfig,
   params: Any,
   router_bias: dict[str, jax.Array],
@@ -88,11 +88,14 @@ def decode(
   return logits_BV, Cache(layers, cache.lengths_B + 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(4,))
+decode = compiling.jit(decode_step, static_argnums=(0,), donate_argnums=(4,))
+
+
+@functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(4,))
 def _next_token(
   config, params, router_bias, tokens_B, cache, key, temperature, top_p
 ):
-  logits_BV, cache = decode(config, params, router_bias, tokens_B, cache)
+  logits_BV, cache = decode_step(config, params, router_bias, tokens_B, cache)
   key, used = jax.random.split(key)
   return sample(used, logits_BV, temperature, top_p), cache, key
 

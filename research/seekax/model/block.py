@@ -1,6 +1,6 @@
-"""One layer, and a stack of equal layers as one scan.
+"""One layer.
 
-Letters: B batch, L positions, D model width, E experts, N stacked layers.
+Letters: B batch, L positions, D model width, E experts.
 """
 
 from flax import linen as nn
@@ -55,25 +55,3 @@ class Block(nn.Module):
     )
     x_BLD, _ = self._ffn(x_BD[:, None], y_BD[:, None], bias_E)
     return x_BLD[:, 0], entry
-
-
-def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
-  """A scan over `length` blocks with stacked parameters."""
-  block = Block
-  if config.remat == 'full':
-    block = nn.remat(block, methods=['__call__'], prevent_cse=False)
-  shared = dict(
-    variable_axes={'params': 0},
-    split_rngs={'params': True},
-    length=length,
-    unroll=length if config.unroll_layers else 1,
-    metadata_params={nn.PARTITION_NAME: 'layers'},
-  )
-  scanned = nn.scan(
-    block,
-    methods={
-      '__call__': dict(in_axes=(0, nn.broadcast, nn.broadcast), **shared),
-      'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
-    },
-  )
-  return scanned(config, use_experts)

@@ -7,8 +7,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
-from seekax.model.block import Block
 from seekax.model.layers import matrix, RmsNorm
+from seekax.model.stack import block_class
 
 
 class MtpModule(nn.Module):
@@ -24,10 +24,7 @@ class MtpModule(nn.Module):
     self.project = matrix(
       self, 'project', (2 * width, width), ('mlp', 'embed'), config
     )
-    block = Block
-    if config.remat == 'full':
-      block = nn.remat(block, methods=['__call__'], prevent_cse=False)
-    self.block = block(config, config.uses_experts)
+    self.block = block_class(config)(config, config.uses_experts)
     self.final_norm = RmsNorm(width, 'embed', eps)
 
   def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):

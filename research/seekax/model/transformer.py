@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
-from seekax.model.block import stacked
+from seekax.model import stack
 from seekax.model.experts import Load
 from seekax.model.layers import Embedding, matrix, RmsNorm
 from seekax.model.mtp import MtpModule
@@ -49,9 +49,9 @@ class Transformer(nn.Module):
     config = self.config
     self.embedding = Embedding(config)
     if config.num_plain_layers:
-      self.dense_layers = stacked(config, False, config.num_plain_layers)
+      self.dense_layers = stack.stacked(config, False, config.num_plain_layers)
     if config.num_expert_layers:
-      self.expert_layers = stacked(config, True, config.num_expert_layers)
+      self.expert_layers = stack.stacked(config, True, config.num_expert_layers)
     self.final_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
     head_shape = (config.embed_dim, config.vocab_size)
     self.head = matrix(self, 'head', head_shape, ('embed', 'vocab'), config)
@@ -78,13 +78,15 @@ class Transformer(nn.Module):
     x_BLD = self._embed(tokens_BL)
     x_BLD = constrain(x_BLD, 'batch', 'length', 'embed')
     cache, load = {}, None
+    shared = positions_BL, segments_BL
     if self.config.num_plain_layers:
-      x_BLD, (_, cache['dense']) = self.dense_layers(
-        x_BLD, None, positions_BL, segments_BL
+      x_BLD, (_, cache['dense']) = stack.run(
+        self.dense_layers, '__call__', x_BLD, (None,), shared
       )
     if self.config.num_expert_layers:
-      x_BLD, (load, cache['experts']) = self.expert_layers(
-        x_BLD, self._bias(router_bias, LAYERS), positions_BL, segments_BL
+      bias_NE = self._bias(router_bias, LAYERS)
+      x_BLD, (load, cache['experts']) = stack.run(
+        self.expert_layers, '__call__', x_BLD, (bias_NE,), shared
       )
     return Trunk(self.final_norm(x_BLD), load, cache)
 
@@ -108,13 +110,14 @@ class Transformer(nn.Module):
     """
     x_BD, new = self._embed(tokens_B), {}
     if self.config.num_plain_layers:
-      x_BD, new['dense'] = self.dense_layers.decode(
-        x_BD, None, cache['dense'], lengths_B
+      x_BD, new['dense'] = stack.run(
+        self.dense_layers, 'decode', x_BD, (None, cache['dense']), (lengths_B,)
       )
     if self.config.num_expert_layers:
       bias_NE = self._bias(router_bias, LAYERS)
-      x_BD, new['experts'] = self.expert_layers.decode(
-        x_BD, bias_NE, cache['experts'], lengths_B
+      own = bias_NE, cache['experts']
+      x_BD, new['experts'] = stack.run(
+        self.expert_layers, 'decode', x_BD, own, (lengths_B,)
       )
     return self.final_norm(x_BD), new
 

@@ -667,7 +667,7 @@ class _Tile(NamedTuple):
   def steps(self, depth: int, tiling: Tiling):
     """Parts of the contracted axis; none where nothing is to be multiplied."""
     busy = self.is_expert & (self.first < self.end)
-    return jnp.where(busy, pl.cdiv(depth, tiling.depth), 0)
+    return busy.astype(jnp.int32) * pl.cdiv(depth, tiling.depth)
 
   def load(self, ref, at, tiling: Tiling):
     return _load(
@@ -736,9 +736,13 @@ def _window(ref, lead, *axes):
 
 
 def _dot(a, b, a_axis: int, b_axis: int):
-  """Contracts an axis of each, in float32."""
+  """Contracts an axis of each; the sum is float32."""
   return jax.lax.dot_general(
-    a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32
+    a,
+    b,
+    (((a_axis,), (b_axis,)), ((), ())),
+    precision=jax.lax.Precision.HIGHEST,  # float32 would become TF32.
+    preferred_element_type=jnp.float32,
   )
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from seekax.config import ModelConfig
 from seekax.model.transformer import shift_left, Transformer
+from seekax.ops import compiling
 from seekax.ops.cross_entropy import log_probabilities
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
+@functools.partial(compiling.jit, static_argnums=(0,))
 def _target_log_probabilities(
   config: ModelConfig,
   params: Any,
@@ -111,7 +112,7 @@ def bits_per_byte(log_likelihood: float, num_bytes: int) -> float:
   return -log_likelihood / math.log(2) / num_bytes
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
+@functools.partial(compiling.jit, static_argnums=(0,))
 def all_logits(
   config: ModelConfig,
   params: Any,

@@ -13,6 +13,7 @@ import optax
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
+from seekax.ops import compiling
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.losses import loss_sums, LossSums
 from seekax.training.optimizer import make_optimizer
@@ -52,7 +53,7 @@ class Metrics:
   max_violation: dict[str, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(3,))
+@functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(3,))
 def accumulate(
   config: Config,
   state: TrainState,
@@ -69,7 +70,7 @@ def accumulate(
   return jax.tree.map(jnp.add, so_far, new)
 
 
-@functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(1,))
+@functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(1,))
 def apply(
   config: Config, state: TrainState, accumulated: Accumulated
 ) -> tuple[TrainState, Metrics]:
