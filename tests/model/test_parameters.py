@@ -51,9 +51,9 @@ class CountTest(parameterized.TestCase):
 
 class TreeTest(parameterized.TestCase):
   @parameterized.parameters(
-    {'unroll_layers': True},
+    {'unroll_layers': 0},
     {'remat': 'full'},
-    {'remat': 'full', 'unroll_layers': True},
+    {'remat': 'full', 'unroll_layers': 0},
     {'grouped_matmul': 'dense'},
     {'grouped_matmul': 'ragged'},
   )

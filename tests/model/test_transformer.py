@@ -88,7 +88,7 @@ class ForwardTest(parameterized.TestCase):
 
 class SwitchesTest(parameterized.TestCase):
   @parameterized.parameters(
-    {'unroll_layers': True},
+    {'unroll_layers': 0},
     {'remat': 'full'},
     {'grouped_matmul': 'dense'},
     {'grouped_matmul': 'ragged'},

@@ -107,7 +107,7 @@ class SwitchesTest(absltest.TestCase):
     params, bias = cases.weights(model, 1)
     batch = cases.batch(model)
     plain, _ = _gradient(_config(model), params, bias, batch)
-    other = dataclasses.replace(model, remat='full', unroll_layers=True)
+    other = dataclasses.replace(model, remat='full', unroll_layers=0)
     other, _ = _gradient(_config(other), params, bias, batch)
     pairs = zip(
       jax.tree_util.tree_leaves_with_path(other),
