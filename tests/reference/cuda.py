@@ -1,6 +1,7 @@
 """Lowering for an NVIDIA GPU on a machine that has none."""
 
 from collections.abc import Callable
+import warnings
 
 import jax
 from jax._src.pallas.triton import lowering
@@ -26,7 +27,9 @@ def kernels(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[str]:
     axis_types=(jax.sharding.AxisType.Auto,),
     abstract_device=device,
   )
-  with jax.sharding.use_abstract_mesh(mesh):
+  with jax.sharding.use_abstract_mesh(mesh), warnings.catch_warnings():
+    # jax 0.12 says that it will drop Pallas for Triton one day.
+    warnings.filterwarnings('ignore', '.*Triton', DeprecationWarning)
     traced = jax.jit(function).trace(*shapes)
     lowered = traced.lower(lowering_platforms=('cuda',))
   found = []

@@ -10,7 +10,8 @@ programs each run over the rows of one expert.
 
 All products add up in float32; float32 inputs are multiplied in full float32,
 not in TF32. Offsets become 64 bits wide where an array is larger than 4 GiB, as
-the expert weights of the 671B model are; Pallas does that by itself.
+the expert weights of the 671B model are; Pallas does that by itself. jax 0.12
+warns that a later version will drop Pallas for Triton; setup.py stops below.
 
 Letters: S rows, E experts, G groups (the experts, and the rows past them),
 N row tiles, D width of a row, F width of a result.

@@ -1,0 +1,337 @@
+"""Which implementation of a costly operation runs where, and why.
+
+A name that is asked for is taken or refused in words: never replaced by another
+in silence, and never run where it is known to give wrong results. 'auto' takes
+the first of a ladder that can do what is needed, and says what it passed by.
+
+No rung was compared with another on a GPU yet. Of grouped products, our own
+kernels stand first because they fuse both up-projections, copy no weights and
+need no further package; of attention, cuDNN's because it is the one with a
+backward pass for unequal widths that JAX carries.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ConfigError, did_you_mean
+from seekax.ops import cudnn_attention, tokamax_backends
+
+AUTO = 'auto'
+GROUPED_MATMUL = 'grouped matmul'
+ATTENTION = 'attention'
+# Whatever a platform can't do, the last rung can.
+GROUPED_MATMULS = ('pallas', 'mosaic', 'triton', 'blocked', 'ragged', 'dense')
+ATTENTIONS = ('cudnn', 'tokamax', 'chunked', 'plain')
+OLDEST_TOKAMAX = (0, 0, 17)
+OLDEST_CUDNN = 90000
+# The first that takes values of another width than the keys'.
+OLDEST_CUDNN_UNEQUAL = 91000
+
+_AMPERE, _HOPPER, _BLACKWELL = (8, 0), (9, 0), (10, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What a choice depends on.
+
+  Attributes:
+    platform: cpu, cuda, rocm or tpu.
+    compute_capability: of an NVIDIA GPU, e.g. (9, 0); () elsewhere.
+    tokamax: its version, e.g. (0, 0, 17); () if it isn't installed.
+    tokamax_triton: whether its Triton kernels have what they want.
+    cudnn: its version, e.g. 91002; 0 if there is none.
+  """
+
+  platform: str = 'cpu'
+  compute_capability: tuple[int, ...] = ()
+  tokamax: tuple[int, ...] = ()
+  tokamax_triton: bool = False
+  cudnn: int = 0
+
+  def __str__(self) -> str:
+    if not self.compute_capability:
+      return self.platform
+    capability = '.'.join(map(str, self.compute_capability))
+    return f'{self.platform} with compute capability {capability}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """An implementation, why it was taken, and of what it is one."""
+
+  name: str
+  reason: str
+  subject: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Need:
+  """What an implementation must be able to do."""
+
+  device: Device
+  dtype: str
+  interpret: bool = False
+  heads_width: int = 0
+  value_width: int = 0
+  segments: bool = False
+
+
+def present() -> Device:
+  """The default device of this process."""
+  first = jax.devices()[0]
+  platform = first.platform
+  if platform == 'gpu':
+    name = first.client.platform_version
+    platform = 'rocm' if 'rocm' in name else 'cuda'
+  if platform != 'cuda':
+    return Device(platform, tokamax=tokamax_backends.version())
+  return Device(
+    platform,
+    tuple(int(x) for x in first.compute_capability.split('.')),
+    tokamax_backends.version(),
+    tokamax_backends.has_triton(),
+    cudnn_attention.version(),
+  )
+
+
+def choose_grouped_matmul(
+  requested: str,
+  device: Device,
+  dtype: Any,
+  *,
+  interpret: bool = False,
+  key: str = 'model.grouped_matmul',
+) -> Choice:
+  """Which grouped product runs.
+
+  Args:
+    requested: one of GROUPED_MATMULS, or auto.
+    device: where.
+    dtype: of rows and weights.
+    interpret: the Pallas kernels may run step by step, as in tests.
+    key: the config's name for it, for messages.
+
+  Raises:
+    ConfigError: what was asked for can't run there.
+  """
+  need = _Need(device, jnp.dtype(dtype).name, interpret=interpret)
+  ladder = ('pallas', 'mosaic', 'triton', 'blocked')
+  return _choose(
+    GROUPED_MATMUL, key, requested, need, _GROUPED_MATMUL_PROBLEMS, ladder
+  )
+
+
+def choose_attention(
+  requested: str,
+  device: Device,
+  dtype: Any,
+  *,
+  qk_width: int,
+  value_width: int,
+  segments: bool,
+  key: str = 'model.attention_backend',
+) -> Choice:
+  """Which attention over whole sequences runs.
+
+  Args:
+    requested: one of ATTENTIONS, or auto.
+    device: where.
+    dtype: of queries, keys and values.
+    qk_width: of a head's queries and keys, with their rotary part.
+    value_width: of a head's values.
+    segments: whether documents are kept apart.
+    key: the config's name for it, for messages.
+
+  Raises:
+    ConfigError: what was asked for can't run there, or would let documents see
+      each other.
+  """
+  need = _Need(
+    device,
+    jnp.dtype(dtype).name,
+    heads_width=qk_width,
+    value_width=value_width,
+    segments=segments,
+  )
+  ladder = ('cudnn', 'tokamax', 'chunked')
+  return _choose(ATTENTION, key, requested, need, _ATTENTION_PROBLEMS, ladder)
+
+
+_announced: set[Choice] = set()
+
+
+def announce(choice: Choice) -> None:
+  """Prints a choice on stderr, once per process."""
+  if choice not in _announced:
+    _announced.add(choice)
+    print(
+      f'{choice.subject}: {choice.name} ({choice.reason})',
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def _choose(
+  subject: str,
+  key: str,
+  requested: str,
+  need: _Need,
+  problems: dict[str, Callable[[_Need], str]],
+  ladder: Sequence[str],
+) -> Choice:
+  if requested != AUTO:
+    if requested not in problems:
+      known = (AUTO, *problems)
+      raise ConfigError(
+        f'{key}={requested!r} is not one of {", ".join(known)}'
+        + did_you_mean(requested, known)
+      )
+    if problem := problems[requested](need):
+      raise ConfigError(f'{key}={requested}: {problem}; or set {key}={AUTO}')
+    return Choice(requested, 'asked for', subject)
+  passed = []
+  for name in ladder:
+    problem = problems[name](need)
+    if not problem:
+      break
+    passed.append(f'{name}: {problem.partition(";")[0]}')
+  if need.device.platform != 'cuda':
+    reason = f'the portable one, on {need.device.platform}'
+  else:
+    reason = '; '.join([f'on {need.device}', *passed])
+  return Choice(name, reason, subject)
+
+
+# Each says why not, or ''. Up to the first semicolon what is wrong, then the
+# fix.
+
+
+def _nothing(need: _Need) -> str:
+  del need
+  return ''
+
+
+def _gpu(need: _Need, least: tuple[int, int]) -> str:
+  if need.device.platform != 'cuda':
+    return (
+      f'needs an NVIDIA GPU, this is {need.device.platform}; run it on a GPU'
+    )
+  if need.device.compute_capability < least:
+    return (
+      f'needs compute capability {least[0]}.{least[1]}, this is {need.device}; '
+      'run it on a newer GPU'
+    )
+  return ''
+
+
+def _dtype(need: _Need, *known: str) -> str:
+  if need.dtype not in known:
+    return f'takes {" or ".join(known)}, not {need.dtype}; set train.precision'
+  return ''
+
+
+def _tokamax(need: _Need) -> str:
+  oldest = '.'.join(map(str, OLDEST_TOKAMAX))
+  install = f"; pip install 'tokamax>={oldest}', on Python 3.12 or later"
+  if not need.device.tokamax:
+    return f'tokamax is not installed{install}'
+  if need.device.tokamax < OLDEST_TOKAMAX:
+    found = '.'.join(map(str, need.device.tokamax))
+    return f'tokamax {found} is older than {oldest}{install}'
+  return ''
+
+
+def _pallas(need: _Need) -> str:
+  problem = '' if need.interpret else _gpu(need, _AMPERE)
+  return problem or _dtype(need, 'float32', 'bfloat16')
+
+
+def _mosaic(need: _Need) -> str:
+  problem = _gpu(need, _HOPPER)
+  if not problem and need.device.compute_capability >= _BLACKWELL:
+    problem = (
+      f'has no gradient of the weights beyond Hopper, this is {need.device}; '
+      'take pallas or triton'
+    )
+  return problem or _tokamax(need) or _dtype(need, 'bfloat16')
+
+
+def _triton(need: _Need) -> str:
+  problem = _gpu(need, _AMPERE) or _tokamax(need)
+  if not problem and not need.device.tokamax_triton:
+    problem = (
+      'triton or jax-triton is not installed; pip install triton jax-triton'
+    )
+  return problem or _dtype(need, 'bfloat16')
+
+
+def _cudnn(need: _Need) -> str:
+  problem = _gpu(need, _AMPERE) or _dtype(need, 'bfloat16', 'float16')
+  if problem:
+    return problem
+  device = need.device
+  is_hopper = device.compute_capability >= _HOPPER
+  widest = 256 if is_hopper else 128
+  unequal = need.heads_width != need.value_width
+  if need.segments:
+    return (
+      'would let documents see each other, it takes no document numbers; set '
+      'data.isolate_documents=False or take tokamax or chunked'
+    )
+  if device.cudnn < OLDEST_CUDNN:
+    return f'needs cuDNN 9, found {_cudnn_name(device)}; install a newer one'
+  if unequal and (not is_hopper or device.cudnn < OLDEST_CUDNN_UNEQUAL):
+    return (
+      f'query/key width {need.heads_width} beside value width '
+      f'{need.value_width} needs cuDNN 9.10 on Hopper or later, this is cuDNN '
+      f'{_cudnn_name(device)} on {device}; install a newer one or take tokamax'
+    )
+  if max(need.heads_width, need.value_width) > widest or any(
+    width % 8 for width in (need.heads_width, need.value_width)
+  ):
+    return (
+      f'widths {need.heads_width} and {need.value_width} are not multiples of '
+      f'8 up to {widest}; take chunked'
+    )
+  blackwell = device.compute_capability >= _BLACKWELL
+  if blackwell and not unequal and need.heads_width > 128:
+    return (
+      f'has no backward pass of equal widths {need.heads_width} on Blackwell; '
+      'take tokamax or chunked'
+    )
+  return ''
+
+
+def _cudnn_name(device: Device) -> str:
+  if not device.cudnn:
+    return 'none'
+  major, rest = divmod(device.cudnn, 10000)
+  return f'{major}.{rest // 100}.{rest % 100}'
+
+
+def _tokamax_attention(need: _Need) -> str:
+  # Forward kernels reach back to Ampere, backward kernels to Hopper.
+  return (
+    _gpu(need, _HOPPER) or _tokamax(need) or _dtype(need, 'bfloat16', 'float16')
+  )
+
+
+_GROUPED_MATMUL_PROBLEMS = {
+  'pallas': _pallas,
+  'mosaic': _mosaic,
+  'triton': _triton,
+  'blocked': _nothing,
+  'ragged': _nothing,
+  'dense': _nothing,
+}
+_ATTENTION_PROBLEMS = {
+  'cudnn': _cudnn,
+  'tokamax': _tokamax_attention,
+  'chunked': _nothing,
+  'plain': _nothing,
+}

@@ -1,0 +1,126 @@
+"""Grouped products and attention by tokamax, where it is installed.
+
+tokamax is no dependency of ours: it wants Python 3.12 and jax 0.11.1, and is
+imported on first use. What its kernels can do was read in version 0.0.17; none
+of them was run here on a GPU.
+
+* Its Mosaic kernels have a gradient of the weights on Hopper (compute
+  capability 9.0) alone. For the gradient of the rows they copy all weights,
+  transposed.
+* Its Triton kernels want the packages triton and jax-triton besides.
+* Where the sizes don't add up to the rows, what it leaves in the others isn't
+  said, so they are masked here.
+
+Letters: S rows, E experts, D width of a row, F width of a result, B batch,
+L positions, H query heads, N key/value heads, K query/key width, U value width.
+"""
+
+import importlib.metadata
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+
+
+def version() -> tuple[int, ...]:
+  """Of the installed tokamax, e.g. (0, 0, 17); () if there is none."""
+  try:
+    text = importlib.metadata.version('tokamax')
+  except importlib.metadata.PackageNotFoundError:
+    return ()
+  numbers = []
+  for part in text.split('.'):
+    if not part.isdecimal():
+      break
+    numbers.append(int(part))
+  return tuple(numbers)
+
+
+def has_triton() -> bool:
+  """Whether the packages that its Triton kernels want are installed."""
+  return all(importlib.util.find_spec(x) for x in ('triton', 'jax_triton'))
+
+
+def grouped_matmul(
+  rows_SD: jax.Array,
+  weights_EDF: jax.Array,
+  sizes_E: jax.Array,
+  implementation: str,
+  *,
+  complete: bool = False,
+) -> jax.Array:
+  """Multiplies consecutive groups of rows by one matrix each.
+
+  Args:
+    rows_SD: rows sorted by expert.
+    weights_EDF: one matrix per expert, of the rows' dtype.
+    sizes_E: rows of each expert; rows past their sum give 0 and get no
+      gradient.
+    implementation: mosaic, triton, or xla, which is slow and runs anywhere.
+    complete: the sizes are known to add up to S; nothing is masked, which
+      saves reading and writing rows and results once more.
+
+  Returns:
+    [S, F] in the rows' dtype.
+
+  Raises:
+    ImportError: tokamax is not installed.
+    NotImplementedError: tokamax's kernel doesn't do this on this device.
+  """
+  import tokamax
+
+  def product(rows_SD):
+    return tokamax.ragged_dot(
+      rows_SD,
+      weights_EDF,
+      sizes_E.astype(jnp.int32),
+      preferred_element_type=rows_SD.dtype,
+      implementation=implementation,
+    )
+
+  if complete:
+    return product(rows_SD)
+  inside_S1 = (jnp.arange(rows_SD.shape[0]) < jnp.sum(sizes_E))[:, None]
+  out_SF = product(jnp.where(inside_S1, rows_SD, 0))
+  return jnp.where(inside_S1, out_SF, 0)
+
+
+def causal_attention(
+  q_BLHK: jax.Array,
+  k_BLNK: jax.Array,
+  v_BLNU: jax.Array,
+  scale: float,
+  segments_BL: jax.Array | None = None,
+  implementation: str = 'mosaic',
+) -> jax.Array:
+  """Softmax attention over the positions at or before each query.
+
+  Args:
+    q_BLHK: queries.
+    k_BLNK: keys; N divides H.
+    v_BLNU: values, of any width.
+    scale: factor on the logits.
+    segments_BL: document numbers; they become a mask of B * L * L bytes.
+    implementation: mosaic, triton, or xla_chunked, which runs anywhere.
+
+  Returns:
+    [B, L, H, U] in the values' dtype.
+
+  Raises:
+    ImportError: tokamax is not installed.
+    NotImplementedError: tokamax's kernel doesn't do this on this device.
+  """
+  import tokamax
+
+  mask_B1LL = None
+  if segments_BL is not None:
+    mask_B1LL = segments_BL[:, None, :, None] == segments_BL[:, None, None, :]
+  return tokamax.dot_product_attention(
+    q_BLHK,
+    k_BLNK,
+    v_BLNU,
+    mask=mask_B1LL,
+    scale=scale,
+    is_causal=True,
+    implementation=implementation,
+  )
