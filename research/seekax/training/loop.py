@@ -17,6 +17,7 @@ from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
 from seekax.training.metrics import MetricsWriter
 from seekax.training.origin import find_origin
+from seekax.training.prefetch import Prefetcher
 from seekax.training.profile import StepProfiler
 from seekax.training.state import (
   abstract_state,
@@ -60,12 +61,16 @@ def train(
     profiler = StepProfiler(
       config.train.profile_steps, workdir, start, writer.say
     )
+    sharding = rules.sharding(mesh, ('batch', 'length'))
+    batches = Prefetcher(
+      corpus.batches,
+      lambda batch: jax.device_put(batch, sharding),
+      count=config.train.steps - step,
+    )
     pending = None
     try:
       while step < config.train.steps and not should_stop():
-        batch = jax.device_put(
-          next(corpus.batches), rules.sharding(mesh, ('batch', 'length'))
-        )
+        batch = next(batches)
         step += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           state, metrics = train_step(config, state, batch)
@@ -90,15 +95,16 @@ def train(
         if sampling:
           journal.sample(step, state)
         if saving:
-          _save(config, workdir, state, corpus, progress)
+          _save(config, workdir, state, batches, progress)
         if tracing:
           profiler.begin(state)
         journal.restart_clock()
       if pending is not None:
         journal.step(step, pending, first=step == start + 1)
       if step < config.train.steps and step > start:
-        _save(config, workdir, state, corpus, progress)
+        _save(config, workdir, state, batches, progress)
     finally:
+      batches.close()
       profiler.end()
       writer.close()
   if step:
@@ -134,8 +140,8 @@ def _restore_or_start(
   return state, Progress(corpus.batches.get_state(), corpus.fingerprint)
 
 
-def _save(config, workdir, state, corpus, progress) -> None:
-  progress.data = corpus.batches.get_state()
+def _save(config, workdir, state, batches, progress) -> None:
+  progress.data = batches.get_state()
   folder = workdir / workdir_lib.CHECKPOINTS
   step = int(state.step)
   if step in checkpoint.proven_steps(folder):

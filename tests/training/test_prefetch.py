@@ -1,0 +1,134 @@
+import pathlib
+import threading
+from unittest import mock
+
+from absl.testing import absltest
+import numpy as np
+
+import runs
+from seekax.config import DataConfig
+from seekax.data import pipeline
+from seekax.data.sources import DataError
+from seekax.training import launch
+from seekax.training.prefetch import Prefetcher
+
+
+class Numbers:
+  """A source of 1, 2, 3, ... that says how far it was read."""
+
+  def __init__(self, fails_at: int = 0, waits_at: int = 0):
+    self.read = 0
+    self.made = threading.Semaphore(0)
+    self.go_on = threading.Event()
+    self._fails_at, self._waits_at = fails_at, waits_at
+
+  def __next__(self) -> int:
+    if self.read + 1 == self._fails_at:
+      raise DataError('the file is gone')
+    if self.read + 1 == self._waits_at:
+      self.go_on.wait()
+    self.read += 1
+    self.made.release()
+    return self.read
+
+  def get_state(self):
+    return {'read': self.read}
+
+
+def own_threads() -> list[str]:
+  return [
+    thread.name
+    for thread in threading.enumerate()
+    if thread.name.startswith('prefetch')
+  ]
+
+
+class PrefetcherTest(absltest.TestCase):
+  def prefetcher(self, source, count: int = 100) -> Prefetcher:
+    prefetcher = Prefetcher(source, lambda batch: batch, count)
+    self.addCleanup(prefetcher.close)
+    return prefetcher
+
+  def test_it_gives_what_the_source_gives_placed(self):
+    prefetcher = Prefetcher(Numbers(), lambda batch: -batch, 5)
+    self.assertEqual(list(prefetcher), [-1, -2, -3, -4, -5])
+    prefetcher.close()
+
+  def test_it_reads_one_ahead_without_being_asked(self):
+    source = Numbers()
+    prefetcher = self.prefetcher(source)
+    for ahead in (1, 2, 3):
+      self.assertTrue(source.made.acquire(timeout=10))
+      self.assertEqual(source.read, ahead)
+      self.assertEqual(next(prefetcher), ahead)
+
+  def test_its_position_is_that_of_the_last_batch_handed_out(self):
+    source = Numbers()
+    prefetcher = self.prefetcher(source)
+    for read in range(4):
+      source.made.acquire(timeout=10)
+      self.assertEqual(source.read, read + 1)
+      self.assertEqual(prefetcher.get_state(), {'read': read})
+      next(prefetcher)
+
+  def test_nothing_is_read_beyond_the_last_batch(self):
+    source = Numbers()
+    self.assertEqual(list(self.prefetcher(source, 3)), [1, 2, 3])
+    self.assertEqual(source.read, 3)
+    self.assertEmpty(list(self.prefetcher(Numbers(), 0)))
+
+  def test_an_error_comes_with_its_batch_and_again(self):
+    prefetcher = self.prefetcher(Numbers(fails_at=3))
+    self.assertEqual([next(prefetcher), next(prefetcher)], [1, 2])
+    for _ in range(2):
+      with self.assertRaisesRegex(DataError, 'the file is gone'):
+        next(prefetcher)
+    self.assertEqual(prefetcher.get_state(), {'read': 2})
+
+  def test_closing_leaves_no_thread(self):
+    for source in (Numbers(), Numbers(fails_at=1), Numbers(waits_at=1)):
+      prefetcher = self.prefetcher(source)
+      self.assertLen(own_threads(), 1)
+      source.go_on.set()
+      prefetcher.close()
+      self.assertEmpty(own_threads())
+      prefetcher.close()
+
+  def test_going_on_from_its_position_misses_no_batch(self):
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(3, 99, 40, np.int32) for _ in range(50)]
+    config = DataConfig(sequence_length=16, batch_size=4, num_shards=2)
+
+    def start():
+      return pipeline.batches(documents, config)
+
+    plain = start()
+    expected = [next(plain).tokens_BL for _ in range(12)]
+    first = self.prefetcher(start())
+    for batch in expected[:5]:
+      np.testing.assert_array_equal(next(first).tokens_BL, batch)
+    state = first.get_state()
+    next(first)
+    second = start()
+    second.set_state(state)
+    prefetcher = self.prefetcher(second)
+    for batch in expected[5:]:
+      np.testing.assert_array_equal(next(prefetcher).tokens_BL, batch)
+
+
+class LoopTest(absltest.TestCase):
+  def test_an_error_in_the_data_ends_a_run_without_a_thread(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    config = runs.small_config(runs.write_corpus(workdir / 'corpus'))
+    with (
+      mock.patch.object(
+        pipeline.BatchIterator, '__next__', side_effect=DataError('unreadable')
+      ),
+      self.assertRaisesRegex(DataError, 'unreadable'),
+    ):
+      launch.start(config, {}, workdir)
+    self.assertEmpty(own_threads())
+
+
+if __name__ == '__main__':
+  absltest.main()
