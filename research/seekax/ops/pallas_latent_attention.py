@@ -1,0 +1,247 @@
+"""Absorbed MLA decoding as a GPU kernel: one pass over the latent cache.
+
+A program takes a block of heads of one request through a part of its cache,
+block by block, with a running softmax (arXiv 2205.14135); a block of latents is
+read once and serves as keys and as values of all those heads. Blocks past a
+request's length are not read. Where requests and head blocks are too few to
+keep a GPU busy, every request's cache is split in parts of equal length, whose
+results are put together by their log-sum-exps.
+
+The kernel is written in Pallas and compiled by Triton; see
+`pallas_grouped_matmul`. Forward only: decoding has no gradient.
+
+Letters: B batch, H heads, M cache positions, C latent width, R rope width,
+J parts of a cache.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+import jax.numpy as jnp
+
+from seekax.ops.chunked_attention import MASKED
+
+# Multiprocessors of an H100 or H200; of a program's size, one fits each.
+PROGRAMS_AT_ONCE = 132
+# Parts of a cache shorter than this are not worth their putting together.
+SHORTEST_PART = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """How the work is cut.
+
+  Attributes:
+    heads: of one program; a power of two, 16 or more.
+    positions: cache positions at once; a power of two, 16 or more.
+    parts: of every request's cache (J).
+    warps: of 32 threads, per program.
+    stages: cache blocks in flight, the one that is used included.
+  """
+
+  heads: int
+  positions: int
+  parts: int
+  warps: int
+  stages: int
+
+
+def choose_tiling(
+  batch: int, num_heads: int, positions: int, dtype: Any
+) -> Tiling:
+  """Chosen by arithmetic and not yet measured.
+
+  64 heads x 512 latents of float32 sums are 128 registers a thread with 8
+  warps; their queries and two blocks of 32 latents in bfloat16 are 144 KiB of
+  the 227 KiB that Hopper has.
+
+  Args:
+    batch: requests.
+    num_heads: H.
+    positions: M, the room in the cache.
+    dtype: of the products.
+  """
+  wide = jnp.dtype(dtype).itemsize > 2
+  heads = min(max(pl.next_power_of_2(num_heads), 16), 16 if wide else 64)
+  programs = batch * pl.cdiv(num_heads, heads)
+  parts = max(PROGRAMS_AT_ONCE // programs, 1)
+  return Tiling(
+    heads=heads,
+    positions=32,
+    parts=min(parts, max(positions // SHORTEST_PART, 1)),
+    warps=8 if heads == 64 else 4,
+    stages=2,
+  )
+
+
+def latent_attention(
+  q_latent_BHC: jax.Array,
+  q_rope_BHR: jax.Array,
+  latent_BMC: jax.Array,
+  k_rope_BMR: jax.Array,
+  lengths_B: jax.Array,
+  scale: float,
+  *,
+  interpret: bool = False,
+  tiling: Tiling | None = None,
+) -> jax.Array:
+  """Absorbed MLA: one new query per request against the latent cache.
+
+  Args:
+    q_latent_BHC: queries without position, carried into the latent space.
+    q_rope_BHR: rotated queries.
+    latent_BMC: cached latents, after their norm, float32 or bfloat16.
+    k_rope_BMR: cached rotated keys, of the latents' dtype.
+    lengths_B: valid cache positions per request, the new token's included; what
+      lies past them is not read. A request of length 0 gives 0.
+    scale: factor on the logits, a Python number.
+    interpret: runs the kernel's steps in plain JAX, on any device, slowly.
+    tiling: None chooses.
+
+  Returns:
+    [B, H, C] in the latents' dtype; logits, softmax and sums are float32.
+  """
+  batch, num_heads, width = q_latent_BHC.shape
+  positions, dtype = latent_BMC.shape[1], latent_BMC.dtype
+  common = jnp.promote_types(q_latent_BHC.dtype, dtype)
+  tiling = tiling or choose_tiling(batch, num_heads, positions, common)
+  out_BJHC, log_sum_BJH = _partial_attention(
+    q_latent_BHC.astype(common),
+    q_rope_BHR.astype(common),
+    latent_BMC,
+    k_rope_BMR,
+    jnp.minimum(lengths_B, positions).astype(jnp.int32),
+    float(scale),
+    dtype if tiling.parts == 1 else jnp.float32,
+    interpret,
+    tiling,
+  )
+  if tiling.parts == 1:
+    return out_BJHC[:, 0]
+  # A part without positions has the weight 0; its output is 0 besides.
+  weights_BJH = jax.nn.softmax(log_sum_BJH, axis=1)
+  # Not an einsum: on a GPU that would be a TF32 product.
+  return jnp.sum(out_BJHC * weights_BJH[..., None], axis=1).astype(dtype)
+
+
+def _partial_attention(
+  q_latent_BHC,
+  q_rope_BHR,
+  latent_BMC,
+  k_rope_BMR,
+  lengths_B,
+  scale,
+  out_dtype,
+  interpret,
+  tiling,
+):
+  """Every part's attention on its own, [B, J, H, C], and log-sum-exp."""
+  batch, num_heads, width = q_latent_BHC.shape
+  args = q_latent_BHC, q_rope_BHR, latent_BMC, k_rope_BMR, lengths_B
+  # Inside shard_map, results differ wherever an argument does.
+  kinds = (jax.typeof(x).manual_axis_type for x in args)
+  varying = frozenset().union(*(kind.varying for kind in kinds))
+  kind = jax.sharding.ManualAxisType(varying=varying)
+  shape = (batch, tiling.parts, num_heads)
+  return pl.pallas_call(
+    functools.partial(_kernel, scale=scale, tiling=tiling),
+    out_shape=[
+      jax.ShapeDtypeStruct((*shape, width), out_dtype, manual_axis_type=kind),
+      jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=kind),
+    ],
+    # Head blocks first: programs that run together read the same latents.
+    grid=(pl.cdiv(num_heads, tiling.heads), tiling.parts, batch),
+    compiler_params=triton.CompilerParams(
+      num_warps=tiling.warps, num_stages=tiling.stages
+    ),
+    interpret=interpret,
+    name='latent_attention',
+  )(*args)
+
+
+def _kernel(
+  q_latent_ref,
+  q_rope_ref,
+  latent_ref,
+  k_rope_ref,
+  lengths_ref,
+  out_ref,
+  log_sum_ref,
+  *,
+  scale: float,
+  tiling: Tiling,
+):
+  head = pl.program_id(0) * tiling.heads
+  part, request = pl.program_id(1), pl.program_id(2)
+  block, num_heads = tiling.positions, q_latent_ref.shape[1]
+  length = lengths_ref[request]
+  # Equal parts of this request's own length, in whole blocks.
+  blocks = (length + block - 1) // block
+  span = (blocks + tiling.parts - 1) // tiling.parts * block
+  start = part * span
+  stop = jnp.minimum(start + span, length)
+  q_latent = _rows(q_latent_ref, request, head, tiling.heads, num_heads)
+  q_rope = _rows(q_rope_ref, request, head, tiling.heads, num_heads)
+
+  def step(i, carry):
+    total, top, out = carry
+    first = start + i * block
+    latent = _rows(latent_ref, request, first, block, stop)
+    latent = latent.astype(q_latent.dtype)
+    k_rope = _rows(k_rope_ref, request, first, block, stop)
+    logits = _dot(q_latent, latent, 1)
+    logits += _dot(q_rope, k_rope.astype(q_rope.dtype), 1)
+    visible = (first + jnp.arange(block) < stop)[None, :]
+    logits = jnp.where(visible, logits * scale, MASKED)
+    new_top = jnp.maximum(top, jnp.max(logits, axis=1))
+    weights = jnp.exp(logits - new_top[:, None])
+    kept = jnp.exp(top - new_top)
+    total = total * kept + jnp.sum(weights, axis=1)
+    out *= kept[:, None]
+    out += _dot(weights.astype(latent.dtype), latent, 0)
+    return total, new_top, out
+
+  carry = (
+    jnp.zeros((tiling.heads,), jnp.float32),
+    jnp.full((tiling.heads,), MASKED, jnp.float32),
+    jnp.zeros(q_latent.shape, jnp.float32),
+  )
+  # Zero or less for a part that lies past the length.
+  steps = (stop - start + block - 1) // block
+  total, top, out = jax.lax.fori_loop(0, steps, step, carry)
+  seen = total > 0
+  total = jnp.where(seen, total, 1.0)
+  inside = head + jnp.arange(tiling.heads) < num_heads
+  log_sum = jnp.where(seen, top + jnp.log(total), MASKED)
+  heads = pl.ds(head, tiling.heads)
+  triton.store(log_sum_ref.at[request, part, heads], log_sum, mask=inside)
+  width = out_ref.shape[-1]
+  mask = inside[:, None] & (jnp.arange(out.shape[1]) < width)[None, :]
+  window = out_ref.at[request, part, heads, pl.ds(0, out.shape[1])]
+  out = (out / total[:, None]).astype(out_ref.dtype)
+  triton.store(window, out, mask=mask)
+
+
+def _rows(ref, request, first, count: int, limit):
+  """Rows of a request, [count, width to a power of two]; 0 past the limits."""
+  width = ref.shape[-1]
+  columns = max(pl.next_power_of_2(width), 16)
+  inside = ((first + jnp.arange(count)) < limit)[:, None]
+  inside &= (jnp.arange(columns) < width)[None, :]
+  window = ref.at[request, pl.ds(first, count), pl.ds(0, columns)]
+  return triton.load(window, mask=inside, other=0.0)
+
+
+def _dot(a, b, axis: int):
+  """Rows of a times an axis of b; the sum is float32."""
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((1,), (axis,)), ((), ())),
+    precision=jax.lax.Precision.HIGHEST,  # float32 would become TF32.
+    preferred_element_type=jnp.float32,
+  )
