@@ -380,6 +380,9 @@ class TrainConfig:
   precision: str = _key('bfloat16', 'compute dtype: float32 or bfloat16')
   mtp_weight: float = _key(0.3, 'weight of the MTP loss (lambda)')
   balance_weight: float = _key(1e-4, 'sequence-wise balance loss (alpha)')
+  z_loss_weight: float = _key(
+    0.0, "weight of the squared log Z of each target's softmax; PaLM: 1e-4"
+  )
   bias_update_rate: float = _key(1e-3, 'router bias speed per step (gamma)')
   init_from: str = _key('', 'checkpoint whose weights the run starts from')
   log_every: int = _key(10, 'steps between log lines')
@@ -416,7 +419,7 @@ class TrainConfig:
     _check_not_negative(
       'train',
       self,
-      ('mtp_weight', 'balance_weight', 'bias_update_rate')
+      ('mtp_weight', 'balance_weight', 'z_loss_weight', 'bias_update_rate')
       + ('price_per_device_hour',),
     )
 

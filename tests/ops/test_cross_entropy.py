@@ -51,6 +51,56 @@ class CrossEntropyTest(parameterized.TestCase):
     ):
       self.assertLess(cases.difference(a, e), 1e-5, name)
 
+  @parameterized.product(chunk=(8, 1024), z_weight=(0.0, 1e-4, 0.3))
+  def test_z_loss_and_its_gradients_match_the_plain_formula(
+    self, chunk, z_weight
+  ):
+    def chunked(*inputs):
+      return cross_entropy.loss_sums(*inputs, z_weight).objective
+
+    def plain(hidden, head, targets, weights):
+      log_z = jax.nn.logsumexp(hidden @ head, axis=1)
+      z_loss = z_weight * jnp.sum(log_z**2 * weights)
+      return _plain(hidden, head, targets, weights) + z_loss
+
+    value, gradients = _value_and_gradients(chunked, chunk)
+    expected, expected_gradients = _value_and_gradients(plain, chunk)
+    self.assertLess(cases.difference(value, expected), 1e-6)
+    for a, e in zip(gradients, expected_gradients, strict=True):
+      self.assertLess(cases.difference(a, e), 1e-5)
+
+  @parameterized.parameters(False, True)
+  def test_the_parts_of_the_z_loss_match_the_oracle(self, with_gradient):
+    """In float64, by the forward pass alone and by the sweep for gradients."""
+    inputs, z_weight = _inputs(), 0.3
+
+    def run(*inputs):
+      sums = cross_entropy.loss_sums(*inputs, z_weight)
+      return sums.objective, sums
+
+    if with_gradient:
+      (_, sums), _ = cases.jit(jax.value_and_grad(run, has_aux=True))(*inputs)
+    else:
+      _, sums = cases.jit(run)(*inputs)
+    hidden, head, targets, weights = (np.asarray(x, np.float64) for x in inputs)
+    plain, z = 0.0, 0.0
+    for i, weight in enumerate(weights):
+      logits = hidden[i] @ head
+      plain -= weight * log_softmax(logits)[int(targets[i])]
+      z += weight * np.log(np.exp(logits).sum()) ** 2
+    self.assertLess(cases.difference(sums.cross_entropy, plain), 1e-6)
+    self.assertLess(cases.difference(sums.squared_log_z, z), 1e-6)
+    self.assertLess(cases.difference(sums.objective, plain + 0.3 * z), 1e-6)
+
+  def test_parts_are_reported_and_not_trained_on(self):
+    def parts(*inputs):
+      sums = cross_entropy.loss_sums(*inputs, 0.3)
+      return sums.cross_entropy + sums.squared_log_z
+
+    gradients = cases.jit(jax.grad(parts, argnums=(0, 1)))(*_inputs())
+    for gradient in gradients:
+      self.assertEqual(np.abs(gradient).max(), 0)
+
   def test_value_without_gradient_is_the_same(self):
     inputs = _inputs()
     with mock.patch.object(cross_entropy, 'LARGEST_CHUNK', 8):

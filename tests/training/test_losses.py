@@ -14,7 +14,7 @@ from seekax.config import Config, DataConfig, TrainConfig
 from seekax.training.losses import loss_sums, main_weights, mtp_weights
 
 
-def _config(model, isolate_documents=False) -> Config:
+def _config(model, isolate_documents=False, z_loss_weight=0.0) -> Config:
   return Config(
     model=model,
     data=DataConfig(
@@ -23,7 +23,12 @@ def _config(model, isolate_documents=False) -> Config:
       isolate_documents=isolate_documents,
     ),
     # A balance weight large enough for a wrong loss to show.
-    train=TrainConfig(precision='float32', mtp_weight=0.3, balance_weight=0.05),
+    train=TrainConfig(
+      precision='float32',
+      mtp_weight=0.3,
+      balance_weight=0.05,
+      z_loss_weight=z_loss_weight,
+    ),
   )
 
 
@@ -39,10 +44,14 @@ def _gradient(config, params, bias, batch):
 
 class OracleTest(parameterized.TestCase):
   @parameterized.parameters(
-    (cases.V3, False), (cases.V3, True), (cases.V2, False), (cases.LLAMA, True)
+    (cases.V3, False, 0.0),
+    (cases.V3, True, 0.02),
+    (cases.V2, False, 0.0),
+    (cases.V2, False, 0.02),
+    (cases.LLAMA, True, 0.0),
   )
-  def test_losses_match_oracle(self, model, isolate):
-    config = _config(model, isolate)
+  def test_losses_match_oracle(self, model, isolate, z_loss_weight):
+    config = _config(model, isolate, z_loss_weight)
     params, bias = cases.weights(model, 1)
     batch = cases.batch(model, isolate)
     objective, sums = _value(config, params, bias, batch)
@@ -51,6 +60,8 @@ class OracleTest(parameterized.TestCase):
     self.assertLess(cases.difference(sums.main, expected.main), 1e-5)
     self.assertLess(cases.difference(sums.mtp, expected.mtp_J), 1e-5)
     self.assertLess(cases.difference(sums.balance, expected.balance), 1e-5)
+    expected_z = expected.z if z_loss_weight else 0.0
+    self.assertLess(cases.difference(sums.squared_log_z, expected_z), 1e-5)
     self.assertEqual(float(sums.tokens), expected.tokens)
     self.assertEqual(int(sums.sequences), expected.sequences)
     self.assertEqual(sums.load.keys(), expected.load.keys())
@@ -68,8 +79,12 @@ class OracleTest(parameterized.TestCase):
       )
 
   def test_gradient_is_the_slope_of_the_oracle(self):
-    """Along a random direction in every leaf, by forward differences."""
-    config = _config(cases.V3_ONE_MTP)
+    """Along a random direction in every leaf, by forward differences.
+
+    Main and MTP losses with their z-losses, whose weight is large enough for
+    a wrong gradient to show.
+    """
+    config = _config(cases.V3_ONE_MTP, z_loss_weight=0.02)
     params, bias = cases.weights(config.model, 1)
     batch = cases.batch(config.model)
     gradients, sums = _gradient(config, params, bias, batch)

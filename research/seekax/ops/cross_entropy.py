@@ -3,6 +3,9 @@
 Letters: T tokens, D model width, V vocabulary.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -25,18 +28,9 @@ def log_probabilities(
   Returns:
     float32 [T].
   """
-
-  def chunk(pair):
-    hidden, targets = pair
-    logits = _logits(hidden, head_DV)
-    chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    return chosen - jax.nn.logsumexp(logits, axis=1)
-
-  chunks = _chunked((hidden_TD, targets_T), head_DV.shape[1])
-  return jax.lax.map(chunk, chunks).reshape(-1)[: targets_T.shape[0]]
+  return _target_scores(hidden_TD, head_DV, targets_T)[0]
 
 
-@jax.custom_vjp
 def cross_entropy_sum(
   hidden_TD: jax.Array,
   head_DV: jax.Array,
@@ -57,41 +51,120 @@ def cross_entropy_sum(
   Returns:
     float32 scalar.
   """
-  return -jnp.sum(log_probabilities(hidden_TD, head_DV, targets_T) * weights_T)
+  return loss_sums(hidden_TD, head_DV, targets_T, weights_T, 0.0).objective
 
 
-def _forward(hidden_TD, head_DV, targets_T, weights_T):
+class Sums(NamedTuple):
+  """Weighted sums over targets, float32 scalars.
+
+  Attributes:
+    objective: cross_entropy + z_weight * squared_log_z, with a gradient.
+    cross_entropy: in nats; no gradient flows through it.
+    squared_log_z: the softmax's log-normaliser, squared; no gradient flows
+      through it. 0 where the weight is 0.
+  """
+
+  objective: jax.Array
+  cross_entropy: jax.Array
+  squared_log_z: jax.Array
+
+
+def loss_sums(
+  hidden_TD: jax.Array,
+  head_DV: jax.Array,
+  targets_T: jax.Array,
+  weights_T: jax.Array,
+  z_weight: float,
+) -> Sums:
+  """`cross_entropy_sum` with the z-loss, in the same sweep.
+
+  The z-loss draws log Z, which softmax leaves free, to 0: the logits stay small
+  (PaLM, arXiv 2204.02311, section 5, with a weight of 1e-4).
+
+  Args:
+    hidden_TD: hidden states after the final norm.
+    head_DV: output head.
+    targets_T: target ids.
+    weights_T: weight of each target, of both losses; no gradient flows to it.
+    z_weight: weight of the z-loss, 0.0 for none.
+
+  Returns:
+    The objective and its two parts.
+  """
+  sums = _sums(z_weight, hidden_TD, head_DV, targets_T, weights_T)
+  return Sums(sums[0], *map(jax.lax.stop_gradient, sums[1:]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(z_weight, hidden_TD, head_DV, targets_T, weights_T):
+  chosen_T, log_z_T = _target_scores(hidden_TD, head_DV, targets_T)
+  return _weighted(z_weight, -chosen_T, log_z_T, weights_T)
+
+
+def _weighted(z_weight, cross_entropy_T, log_z_T, weights_T):
+  """(objective, cross-entropy, squared log Z), summed."""
+  loss = jnp.sum(cross_entropy_T * weights_T)
+  if not z_weight:
+    return loss, loss, jnp.zeros((), jnp.float32)
+  z = jnp.sum(jnp.square(log_z_T) * weights_T)
+  return loss + z_weight * z, loss, z
+
+
+def _forward(z_weight, hidden_TD, head_DV, targets_T, weights_T):
   def chunk(carry, inputs):
-    loss, d_head = carry
+    so_far, d_head = carry
     hidden, targets, weights = inputs
     logits = _logits(hidden, head_DV)
     log_z = jax.nn.logsumexp(logits, axis=1)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    loss += jnp.sum((log_z - chosen) * weights)
+    sums = _weighted(z_weight, log_z - chosen, log_z, weights)
     hit = targets[:, None] == jnp.arange(logits.shape[1])[None, :]
-    d_logits = (jnp.exp(logits - log_z[:, None]) - hit) * weights[:, None]
-    d_logits = d_logits.astype(hidden.dtype)
+    softmax = jnp.exp(logits - log_z[:, None])
+    if z_weight:
+      # The gradient of log Z is the softmax.
+      softmax *= (1 + 2 * z_weight * log_z)[:, None]
+    d_logits = ((softmax - hit) * weights[:, None]).astype(hidden.dtype)
     d_hidden = jnp.einsum('TV,DV->TD', d_logits, head_DV)
     d_head += jnp.einsum(
       'TD,TV->DV', hidden, d_logits, preferred_element_type=jnp.float32
     )
-    return (loss, d_head), d_hidden
+    return (jax.tree.map(jnp.add, so_far, sums), d_head), d_hidden
 
-  start = (jnp.zeros((), jnp.float32), jnp.zeros(head_DV.shape, jnp.float32))
+  zero = jnp.zeros((), jnp.float32)
+  start = ((zero,) * 3, jnp.zeros(head_DV.shape, jnp.float32))
   chunks = _chunked((hidden_TD, targets_T, weights_T), head_DV.shape[1])
-  (loss, d_head), d_hidden = jax.lax.scan(chunk, start, chunks)
+  (sums, d_head), d_hidden = jax.lax.scan(chunk, start, chunks)
   d_hidden = d_hidden.reshape(-1, hidden_TD.shape[1])[: hidden_TD.shape[0]]
-  return loss, (d_hidden, d_head.astype(head_DV.dtype))
+  return sums, (d_hidden, d_head.astype(head_DV.dtype))
 
 
-def _backward(residuals, cotangent):
+def _backward(z_weight, residuals, cotangents):
+  del z_weight  # Part of the gradient already.
   d_hidden, d_head = residuals
+  cotangent = cotangents[0]  # The other two are reported, not trained on.
   d_hidden = (d_hidden * cotangent).astype(d_hidden.dtype)
   d_head = (d_head * cotangent).astype(d_head.dtype)
   return d_hidden, d_head, None, None
 
 
-cross_entropy_sum.defvjp(_forward, _backward)
+_sums.defvjp(_forward, _backward)
+
+
+def _target_scores(
+  hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(log-probability of each target, log Z), float32 [T] each."""
+
+  def chunk(pair):
+    hidden, targets = pair
+    logits = _logits(hidden, head_DV)
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    log_z = jax.nn.logsumexp(logits, axis=1)
+    return chosen - log_z, log_z
+
+  chunks = _chunked((hidden_TD, targets_T), head_DV.shape[1])
+  scores = jax.lax.map(chunk, chunks)
+  return jax.tree.map(lambda x: x.reshape(-1)[: targets_T.shape[0]], scores)
 
 
 def _logits(hidden_TD: jax.Array, head_DV: jax.Array) -> jax.Array:

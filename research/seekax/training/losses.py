@@ -1,5 +1,8 @@
 """The training loss: main + lambda * MTP + alpha * sequence-wise balance.
 
+With `train.z_loss_weight` every target's cross-entropy, main or MTP, has the
+z-loss added to it in the objective; the sums that are reported leave it out.
+
 Letters: B batch, L positions, D model width, V vocabulary.
 """
 
@@ -14,7 +17,7 @@ from seekax.data.pipeline import Batch
 from seekax.model.experts import Load
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import shift_left, Transformer
-from seekax.ops.cross_entropy import cross_entropy_sum
+from seekax.ops import cross_entropy
 
 
 @struct.dataclass
@@ -25,6 +28,8 @@ class LossSums:
     main: nats, sum over main targets.
     mtp: nats [J], sum over each depth's valid targets.
     balance: sum over sequences and routers of the sequence-wise loss.
+    squared_log_z: sum over main targets of the softmax's squared
+      log-normaliser; 0 unless train.z_loss_weight is on.
     tokens: main targets.
     sequences: sequences.
     load: {'layers': int32 [N, E], 'mtp': int32 [J, E]}; {} without experts.
@@ -33,6 +38,7 @@ class LossSums:
   main: jax.Array
   mtp: jax.Array
   balance: jax.Array
+  squared_log_z: jax.Array
   tokens: jax.Array
   sequences: jax.Array
   load: dict[str, jax.Array]
@@ -75,11 +81,12 @@ def loss_sums(
 
     main + lambda / J * sum over depths of MTP + alpha * balance,
 
-  where the MTP sums too are divided by the number of main targets
-  (DeepSeek-V3, equation 24), and the balance loss is the mean over sequences,
-  summed over layers and MTP modules. (With isolated documents, whose ends are
-  no targets, that mean is weighted by positions over targets, slightly above
-  1: the divisor is one for the whole objective, whatever the micro-batches.)
+  where main and MTP have their z-losses, the MTP sums too are divided by the
+  number of main targets (DeepSeek-V3, equation 24), and the balance loss is the
+  mean over sequences, summed over layers and MTP modules. (With isolated
+  documents, whose ends are no targets, that mean is weighted by positions over
+  targets, slightly above 1: the divisor is one for the whole objective,
+  whatever the micro-batches.)
 
   Args:
     params: float32 masters.
@@ -108,31 +115,41 @@ def loss_sums(
   )
   head_DV = variables['params']['head']
 
-  def cross_entropy(hidden_BLD, targets_BL, weights_BL):
-    return cross_entropy_sum(
+  def target_losses(hidden_BLD, targets_BL, weights_BL):
+    return cross_entropy.loss_sums(
       hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),
       head_DV,
       targets_BL.reshape(-1),
       weights_BL.reshape(-1),
+      config.train.z_loss_weight,
     )
 
   weights_BL = main_weights(batch, isolate)
-  main = cross_entropy(trunk.hidden_BLD, batch.targets_BL, weights_BL)
+  main = target_losses(trunk.hidden_BLD, batch.targets_BL, weights_BL)
   mtp = [
-    cross_entropy(
+    target_losses(
       hidden_BLD, shift_left(batch.targets_BL, k), mtp_weights(batch, k)
     )
     for k, hidden_BLD in enumerate(further, start=1)
   ]
-  mtp_J = jnp.stack(mtp) if mtp else jnp.zeros((0,), jnp.float32)
   load, balance = _collect(trunk.load, mtp_load)
-  objective = main + config.train.balance_weight * (
+  objective = main.objective + config.train.balance_weight * (
     balance * batch.tokens_BL.shape[1]
   )
+  mtp_J = jnp.zeros((0,), jnp.float32)
   if mtp:
-    objective += config.train.mtp_weight * mtp_J.mean()
-  sequences = jnp.asarray(batch.tokens_BL.shape[0], jnp.int32)
-  sums = LossSums(main, mtp_J, balance, weights_BL.sum(), sequences, load)
+    mtp_J = jnp.stack([depth.cross_entropy for depth in mtp])
+    mtp_objective_J = jnp.stack([depth.objective for depth in mtp])
+    objective += config.train.mtp_weight * mtp_objective_J.mean()
+  sums = LossSums(
+    main=main.cross_entropy,
+    mtp=mtp_J,
+    balance=balance,
+    squared_log_z=main.squared_log_z,
+    tokens=weights_BL.sum(),
+    sequences=jnp.asarray(batch.tokens_BL.shape[0], jnp.int32),
+    load=load,
+  )
   return objective, sums
 
 
