@@ -147,11 +147,31 @@ def _partial_attention(
   varying = frozenset().union(*(kind.varying for kind in kinds))
   kind = jax.sharding.ManualAxisType(varying=varying)
   shape = (batch, tiling.parts, num_heads)
+  # Triton's arrays have powers of two of entries; what is too much is masked.
+  heads, positions = tiling.heads, latent_BMC.shape[1]
+  columns, rope_columns = map(_columns, (width, q_rope_BHR.shape[2]))
   return pl.pallas_call(
-    functools.partial(_kernel, scale=scale, tiling=tiling),
+    functools.partial(
+      _kernel,
+      num_heads=num_heads,
+      widths=(width, q_rope_BHR.shape[2]),
+      scale=scale,
+      tiling=tiling,
+    ),
     out_shape=[
       jax.ShapeDtypeStruct((*shape, width), out_dtype, manual_axis_type=kind),
       jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=kind),
+    ],
+    in_specs=[
+      pl.BlockSpec((None, heads, columns), lambda i, j, b: (b, i, 0)),
+      pl.BlockSpec((None, heads, rope_columns), lambda i, j, b: (b, i, 0)),
+      pl.BlockSpec((None, positions, columns), lambda i, j, b: (b, 0, 0)),
+      pl.BlockSpec((None, positions, rope_columns), lambda i, j, b: (b, 0, 0)),
+      pl.BlockSpec(),
+    ],
+    out_specs=[
+      pl.BlockSpec((None, None, heads, columns), lambda i, j, b: (b, j, i, 0)),
+      pl.BlockSpec((None, None, heads), lambda i, j, b: (b, j, i)),
     ],
     # Head blocks first: programs that run together read the same latents.
     grid=(pl.cdiv(num_heads, tiling.heads), tiling.parts, batch),
@@ -172,27 +192,30 @@ def _kernel(
   out_ref,
   log_sum_ref,
   *,
+  num_heads: int,
+  widths: tuple[int, int],
   scale: float,
   tiling: Tiling,
 ):
-  head = pl.program_id(0) * tiling.heads
   part, request = pl.program_id(1), pl.program_id(2)
-  block, num_heads = tiling.positions, q_latent_ref.shape[1]
+  heads_left = num_heads - pl.program_id(0) * tiling.heads
+  width, rope_width = widths
+  block = tiling.positions
   length = lengths_ref[request]
   # Equal parts of this request's own length, in whole blocks.
   blocks = (length + block - 1) // block
   span = (blocks + tiling.parts - 1) // tiling.parts * block
   start = part * span
   stop = jnp.minimum(start + span, length)
-  q_latent = _rows(q_latent_ref, request, head, tiling.heads, num_heads)
-  q_rope = _rows(q_rope_ref, request, head, tiling.heads, num_heads)
+  q_latent = _rows(q_latent_ref, 0, tiling.heads, heads_left, width)
+  q_rope = _rows(q_rope_ref, 0, tiling.heads, heads_left, rope_width)
 
   def step(i, carry):
     total, top, out = carry
     first = start + i * block
-    latent = _rows(latent_ref, request, first, block, stop)
+    latent = _rows(latent_ref, first, block, stop, width)
     latent = latent.astype(q_latent.dtype)
-    k_rope = _rows(k_rope_ref, request, first, block, stop)
+    k_rope = _rows(k_rope_ref, first, block, stop, rope_width)
     logits = _dot(q_latent, latent, 1)
     logits += _dot(q_rope, k_rope.astype(q_rope.dtype), 1)
     visible = (first + jnp.arange(block) < stop)[None, :]
@@ -215,25 +238,33 @@ def _kernel(
   total, top, out = jax.lax.fori_loop(0, steps, step, carry)
   seen = total > 0
   total = jnp.where(seen, total, 1.0)
-  inside = head + jnp.arange(tiling.heads) < num_heads
   log_sum = jnp.where(seen, top + jnp.log(total), MASKED)
-  heads = pl.ds(head, tiling.heads)
-  triton.store(log_sum_ref.at[request, part, heads], log_sum, mask=inside)
-  width = out_ref.shape[-1]
-  mask = inside[:, None] & (jnp.arange(out.shape[1]) < width)[None, :]
-  window = out_ref.at[request, part, heads, pl.ds(0, out.shape[1])]
+  inside = jnp.arange(tiling.heads) < heads_left
+  triton.store(log_sum_ref.at[:], log_sum, mask=inside)
   out = (out / total[:, None]).astype(out_ref.dtype)
-  triton.store(window, out, mask=mask)
+  mask = _mask(inside, out.shape[1], width)
+  triton.store(out_ref.at[:, :], out, mask=mask)
 
 
-def _rows(ref, request, first, count: int, limit):
-  """Rows of a request, [count, width to a power of two]; 0 past the limits."""
-  width = ref.shape[-1]
-  columns = max(pl.next_power_of_2(width), 16)
-  inside = ((first + jnp.arange(count)) < limit)[:, None]
-  inside &= (jnp.arange(columns) < width)[None, :]
-  window = ref.at[request, pl.ds(first, count), pl.ds(0, columns)]
-  return triton.load(window, mask=inside, other=0.0)
+def _columns(width: int) -> int:
+  """The power of two that holds a width."""
+  return max(pl.next_power_of_2(width), 16)
+
+
+def _rows(ref, first, count: int, limit, width: int):
+  """Rows [count, width to a power of two]; 0 past the limit and the width."""
+  columns = ref.shape[-1]
+  inside = (first + jnp.arange(count)) < limit
+  window = ref.at[pl.ds(first, count), pl.ds(0, columns)]
+  return triton.load(window, mask=_mask(inside, columns, width), other=0.0)
+
+
+def _mask(inside, columns: int, width: int):
+  """Of the rows that are inside, the entries up to the width."""
+  mask = jnp.broadcast_to(inside[:, None], (inside.shape[0], columns))
+  if columns == width:
+    return mask
+  return mask & (jnp.arange(columns) < width)[None, :]
 
 
 def _dot(a, b, axis: int):
