@@ -34,12 +34,12 @@ The first row would take 324 s.
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.v3_671b())
+  config = presets.run_of(presets.v3_671b())
   model = config.model
   model.vocab_size = 2048
   model.embed_dim = 192
@@ -82,4 +82,4 @@ def get_config(arg: str = '') -> ConfigDict:
   evaluation.every = 185
   evaluation.max_bytes = 100_000
   evaluation.sample_every = 370
-  return seekax_config.variant(config, arg)
+  return presets.variant(config, arg)

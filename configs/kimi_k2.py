@@ -6,13 +6,13 @@ At laptop size: seekax train --config=kimi_k2:tiny --workdir=runs/kimi_k2
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.kimi_k2())
+  config = presets.run_of(presets.kimi_k2())
   config.model.rope_scaling = 'none'  # YaRN comes with the extension.
   config.model.context_length = 4096
   config.train.balance_weight = 0.001
-  return seekax_config.variant(config, arg)
+  return presets.variant(config, arg)

@@ -6,15 +6,15 @@ At laptop size: seekax train --config=llama3_405b:tiny --workdir=runs/llama3
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.llama3_405b())
+  config = presets.run_of(presets.llama3_405b())
   config.model.rope_scaling = 'none'  # Scaled with the long-context stage.
   config.model.context_length = 8192
   config.data.batch_size = 2048
   config.data.sequence_length = 8192
   config.optim.learning_rate = 8e-5
-  return seekax_config.variant(config, arg)
+  return presets.variant(config, arg)

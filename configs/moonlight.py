@@ -6,14 +6,14 @@ At laptop size: seekax train --config=moonlight:tiny --workdir=runs/moonlight
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.moonlight())
+  config = presets.run_of(presets.moonlight())
   config.data.batch_size = 2048
   config.data.sequence_length = 8192
   config.optim.learning_rate = 4.2e-4
   config.train.balance_weight = 0.001
-  return seekax_config.variant(config, arg)
+  return presets.variant(config, arg)

@@ -5,10 +5,10 @@ seekax train --config=tiny --workdir=runs/tiny
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; it is its own 'tiny'."""
-  config = seekax_config.run_of(seekax_config.tiny())
-  return seekax_config.variant(config, arg or 'tiny')
+  config = presets.run_of(presets.tiny())
+  return presets.variant(config, arg or 'tiny')

@@ -7,15 +7,15 @@ At laptop size: seekax train --config=v2:tiny --workdir=runs/v2
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.v2())
+  config = presets.run_of(presets.v2())
   config.model.rope_scaling = 'none'  # YaRN comes with the extension (3.1.4).
   config.model.context_length = 4096
   config.data.batch_size = 9216  # After its ramp from 2,304.
   config.optim.learning_rate = 2.4e-4
   config.train.balance_weight = 0.003  # Expert-level balance, alpha 1.
-  return seekax_config.variant(config, arg)
+  return presets.variant(config, arg)

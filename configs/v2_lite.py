@@ -6,15 +6,15 @@ At laptop size: seekax train --config=v2_lite:tiny --workdir=runs/v2_lite
 
 from ml_collections import ConfigDict
 
-from seekax import config as seekax_config
+from seekax import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = seekax_config.run_of(seekax_config.v2_lite())
+  config = presets.run_of(presets.v2_lite())
   config.model.rope_scaling = 'none'  # YaRN comes with the extension.
   config.model.context_length = 4096
   config.data.batch_size = 4608
   config.optim.learning_rate = 4.2e-4
   config.train.balance_weight = 0.001
-  return seekax_config.variant(config, arg)
+  return presets.variant(config, arg)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from seekax import config as config_lib
+from seekax import presets
 from seekax.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def write_corpus(folder: pathlib.Path, documents: int = 24) -> pathlib.Path:
 
 def small_config(source: pathlib.Path, **train) -> Config:
   """`tiny` with MTP and balancing on, on a small corpus."""
-  run = config_lib.shrink_run(config_lib.run_of(config_lib.tiny()))
+  run = presets.shrink_run(presets.run_of(presets.tiny()))
   config = config_lib.from_config_dict(run)
   return dataclasses.replace(
     config,

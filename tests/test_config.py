@@ -3,6 +3,7 @@ import dataclasses
 from absl.testing import absltest, parameterized
 
 from seekax import config as config_lib
+from seekax import presets
 from seekax.config import Config, ConfigError, ModelConfig
 
 
@@ -29,7 +30,7 @@ class ValidationTest(parameterized.TestCase):
 
   def test_groups_are_checked_against_each_other(self):
     with self.assertRaisesRegex(ConfigError, 'above model.context_length'):
-      Config(model=config_lib.tiny())
+      Config(model=presets.tiny())
     with self.assertRaisesRegex(ConfigError, 'train.micro_batches=7'):
       Config(
         train=dataclasses.replace(config_lib.TrainConfig(), micro_batches=7)
@@ -92,30 +93,6 @@ class DictTest(parameterized.TestCase):
   def test_an_integer_serves_as_a_float(self):
     config = config_lib.from_dict({'optim': {'learning_rate': 1}})
     self.assertIsInstance(config.optim.learning_rate, float)
-
-
-class PresetTest(parameterized.TestCase):
-  @parameterized.parameters(*config_lib.PRESETS)
-  def test_shrinking_keeps_the_kinds_of_parts(self, name):
-    model = config_lib.PRESETS[name]()
-    small = config_lib.shrink(model)
-    for key in ('attention', 'ffn', 'router', 'group_score', 'rope_layout'):
-      self.assertEqual(getattr(small, key), getattr(model, key))
-    for key in ('query_latent_dim', 'mtp_depth', 'num_shared_experts'):
-      self.assertEqual(bool(getattr(small, key)), bool(getattr(model, key)))
-    self.assertEqual(small.num_expert_groups > 1, model.num_expert_groups > 1)
-
-  def test_attention_and_ffn_are_independent(self):
-    for attention in config_lib.ATTENTION_KINDS:
-      for ffn in config_lib.FFN_KINDS:
-        model = dataclasses.replace(
-          config_lib.tiny(), attention=attention, ffn=ffn, num_kv_heads=2
-        )
-        self.assertEqual(model.num_expert_layers, 2 if ffn == 'experts' else 0)
-
-  def test_an_unknown_variant_is_refused(self):
-    with self.assertRaisesRegex(ConfigError, "did you mean 'tiny'"):
-      config_lib.variant(config_lib.to_config_dict(Config()), 'tinny')
 
 
 if __name__ == '__main__':

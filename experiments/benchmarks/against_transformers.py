@@ -43,7 +43,8 @@ from absl import app, flags
 import asked
 import scoreboard
 
-from seekax.config import ModelConfig, tiny, v3_671b
+from seekax.config import ModelConfig
+from seekax.presets import tiny, v3_671b
 from seekax.storage.published_config import published_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -25,12 +25,12 @@ from seekax.config import (
   OptimConfig,
   to_dict,
   TrainConfig,
-  v3_671b,
 )
 from seekax.data.pipeline import Batch
 from seekax.inference import engine
 from seekax.inference.cache import init_cache
 from seekax.ops import compiling
+from seekax.presets import v3_671b
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options

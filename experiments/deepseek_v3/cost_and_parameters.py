@@ -31,6 +31,7 @@ from matplotlib import axes as axes_lib
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
 from seekax import config as config_lib
+from seekax import presets
 from seekax.planning import flops, hardware, parameters, price
 import verdicts
 
@@ -102,7 +103,7 @@ _THROUGHPUTS = (
 def qwen2_5_72b() -> config_lib.ModelConfig:
   """Qwen2.5-72B by its public shapes (its query, key and value biases left)."""
   return dataclasses.replace(
-    config_lib.llama3_70b(), vocab_size=152064, mlp_dim=29568
+    presets.llama3_70b(), vocab_size=152064, mlp_dim=29568
   )
 
 
@@ -136,9 +137,9 @@ def _within(
 
 def parameter_claims() -> list[verdicts.Claim]:
   """Counts in units of 1e9."""
-  v3 = parameters.count_parameters(config_lib.v3_671b())
-  v2 = parameters.count_parameters(config_lib.v2())
-  lite = parameters.count_parameters(config_lib.v2_lite())
+  v3 = parameters.count_parameters(presets.v3_671b())
+  v2 = parameters.count_parameters(presets.v2())
+  lite = parameters.count_parameters(presets.v2_lite())
   mtp_both_tables = v3.mtp_activated + v3.embedding
   projection = 2 * v3.model.embed_dim**2
   return [
@@ -256,10 +257,10 @@ def cost_claims() -> list[verdicts.Claim]:
 def flops_claims() -> list[verdicts.Claim]:
   """Table 2 of arXiv 2505.09343."""
   models = {
-    'V2': ('155', config_lib.v2()),
-    'V3': ('250', config_lib.v3_671b()),
+    'V2': ('155', presets.v2()),
+    'V3': ('250', presets.v3_671b()),
     'Qwen2.5-72B': ('394', qwen2_5_72b()),
-    'Llama 3.1 405B': ('2448', config_lib.llama3_405b()),
+    'Llama 3.1 405B': ('2448', presets.llama3_405b()),
   }
   claims = [
     _within(
@@ -302,7 +303,7 @@ def _attention_gflop(model: config_lib.ModelConfig) -> float:
 
 def throughput_claims(table: Throughput) -> list[verdicts.Claim]:
   """Identities within one column of table 4 of arXiv 2505.09343."""
-  model = config_lib.v3_671b()
+  model = presets.v3_671b()
   peak = hardware.DEVICES['h800'].peak_flops
 
   def tflops(causal: bool) -> float:

@@ -33,6 +33,7 @@ from matplotlib import axes as axes_lib
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
 from seekax import config as config_lib
+from seekax import presets
 from seekax.inference import cache as cache_lib
 from seekax.planning import memory
 import verdicts
@@ -58,11 +59,11 @@ _TABLE = {
 def table_models() -> dict[str, config_lib.ModelConfig]:
   """The models of `_TABLE`; Qwen only as far as its cache depends on it."""
   return {
-    'DeepSeek-V3': config_lib.v3_671b(),
+    'DeepSeek-V3': presets.v3_671b(),
     'Qwen2.5-72B': dataclasses.replace(
-      config_lib.llama3_70b(), vocab_size=152064, mlp_dim=29568
+      presets.llama3_70b(), vocab_size=152064, mlp_dim=29568
     ),
-    'Llama 3.1 405B': config_lib.llama3_405b(),
+    'Llama 3.1 405B': presets.llama3_405b(),
   }
 
 
@@ -84,7 +85,7 @@ def plain_heads(
 
 def deepseek_67b() -> config_lib.ModelConfig:
   """The cache of DeepSeek 67B: 95 layers, 8 key/value heads of 128."""
-  return dataclasses.replace(config_lib.llama3_70b(), num_layers=95)
+  return dataclasses.replace(presets.llama3_70b(), num_layers=95)
 
 
 def measured_cache_bytes(model: config_lib.ModelConfig) -> float:
@@ -147,8 +148,8 @@ def table_claims() -> list[verdicts.Claim]:
 def ablation_claims() -> list[verdicts.Claim]:
   """MLA against MHA in V2's two ablations, measured on cache arrays."""
   # (MHA elements, MLA elements, percent) as printed, layers as V2-Lite and V2.
-  small = config_lib.v2_lite()
-  large = config_lib.v2()
+  small = presets.v2_lite()
+  large = presets.v2()
   sizes = {
     'small': (plain_heads(small, 16), small, '110.6', '15.6', '14'),
     'large': (plain_heads(large, 56), large, '860.2', '34.6', '4'),
@@ -192,7 +193,7 @@ def equivalent_groups(model: config_lib.ModelConfig) -> float:
 
 def saving(bytes_per_element: float) -> float:
   """Percent that V2 saves against DeepSeek 67B in bfloat16."""
-  v2 = memory.cache_bytes_per_token(config_lib.v2(), bytes_per_element)
+  v2 = memory.cache_bytes_per_token(presets.v2(), bytes_per_element)
   return 100 * (1 - v2 / memory.cache_bytes_per_token(deepseek_67b()))
 
 
@@ -203,7 +204,7 @@ def headline_claims() -> list[verdicts.Claim]:
       'MLA as groups of GQA',
       '',
       '2.25',
-      lambda: equivalent_groups(config_lib.v3_671b()),
+      lambda: equivalent_groups(presets.v3_671b()),
       tolerance=0.0,
     ),
     verdicts.printed(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference import cases
-from seekax import config as config_lib
+from seekax import presets
 from seekax.inference import engine
 from seekax.inference.cache import Cache, fill, init_cache
 from seekax.planning.memory import cache_bytes_per_token
@@ -24,11 +24,11 @@ def _bytes(config, batch_size, length) -> int:
 
 class SizeTest(parameterized.TestCase):
   def test_v3_keeps_70272_bytes_per_token(self):
-    self.assertEqual(_bytes(config_lib.v3_671b(), 1, 1), 70_272)
+    self.assertEqual(_bytes(presets.v3_671b(), 1, 1), 70_272)
 
-  @parameterized.parameters(*config_lib.PRESETS)
+  @parameterized.parameters(*presets.PRESETS)
   def test_cache_is_as_large_as_planned(self, name):
-    config = config_lib.PRESETS[name]()
+    config = presets.PRESETS[name]()
     self.assertEqual(_bytes(config, 3, 7), 21 * cache_bytes_per_token(config))
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference import cases
-from seekax import config as config_lib
-from seekax.config import PRESETS
+from seekax import presets
 from seekax.model import parameters
 from seekax.planning.parameters import count_parameters
+from seekax.presets import PRESETS
 
 
 def _size(tree) -> int:
@@ -45,7 +45,7 @@ class CountTest(parameterized.TestCase):
 
   def test_v3_has_the_published_size(self):
     self.assertEqual(
-      _main_and_mtp(config_lib.v3_671b()), (671_026_419_200, 11_610_068_224)
+      _main_and_mtp(presets.v3_671b()), (671_026_419_200, 11_610_068_224)
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from reference import cases
 from reference import rotary as oracle
-from seekax import config as config_lib
+from seekax import presets
 from seekax.ops import rotary
 
 _rotate = cases.jit(rotary.rotate, static_argnums=2)
@@ -26,11 +26,11 @@ class YarnValuesTest(parameterized.TestCase):
     (31, 3.33380358e-6),
   )
   def test_v3_frequencies(self, pair, value):
-    frequencies = rotary.inverse_frequencies(config_lib.v3_671b())
+    frequencies = rotary.inverse_frequencies(presets.v3_671b())
     self.assertAlmostEqual(frequencies[pair] / value, 1, delta=2e-9)
 
   def test_v3_ramp_begins_at_pair_10_and_ends_at_pair_23(self):
-    v3 = config_lib.v3_671b()
+    v3 = presets.v3_671b()
     plain = v3.rope_theta ** (-np.arange(32) / 32)
     ratio = rotary.inverse_frequencies(v3) / plain
     np.testing.assert_allclose(ratio[:11], 1, rtol=1e-12)
@@ -40,7 +40,7 @@ class YarnValuesTest(parameterized.TestCase):
     np.testing.assert_allclose(ratio[23:], 1 / 40, rtol=1e-12)
 
   def test_equal_betas_make_a_step(self):
-    k2 = config_lib.kimi_k2()
+    k2 = presets.kimi_k2()
     plain = k2.rope_theta ** (-np.arange(32) / 32)
     ratio = rotary.inverse_frequencies(k2) / plain
     np.testing.assert_allclose(ratio[:20], 1, rtol=1e-12)
@@ -67,7 +67,7 @@ class YarnValuesTest(parameterized.TestCase):
     ('v2_lite', 1.5896261651, None),
   )
   def test_softmax_scale_has_m_squared(self, preset, m_squared, scale):
-    config = config_lib.PRESETS[preset]()
+    config = presets.PRESETS[preset]()
     plain = 192**-0.5
     self.assertAlmostEqual(plain, 0.0721687836, delta=1e-10)
     value = rotary.softmax_scale(config)
@@ -77,26 +77,26 @@ class YarnValuesTest(parameterized.TestCase):
 
   def test_m_of_v3_and_v2_lite(self):
     for config, m in (
-      (config_lib.v3_671b(), 1.3688879454),
-      (config_lib.v2_lite(), 1.2608037774),
+      (presets.v3_671b(), 1.3688879454),
+      (presets.v2_lite(), 1.2608037774),
     ):
       ratio = rotary.softmax_scale(config) * 192**0.5
       self.assertAlmostEqual(ratio**0.5, m, delta=1e-9)
 
   @parameterized.parameters('v3_671b', 'v2', 'v2_lite', 'kimi_k2')
   def test_tables_of_the_released_models_are_not_scaled(self, preset):
-    self.assertEqual(rotary.table_scale(config_lib.PRESETS[preset]()), 1.0)
+    self.assertEqual(rotary.table_scale(presets.PRESETS[preset]()), 1.0)
 
   @parameterized.parameters('moonlight', 'llama3_8b')
   def test_no_yarn_no_m_squared(self, preset):
-    config = config_lib.PRESETS[preset]()
+    config = presets.PRESETS[preset]()
     width = config.nope_head_dim + config.rope_head_dim
     self.assertEqual(rotary.softmax_scale(config), width**-0.5)
     self.assertEqual(rotary.table_scale(config), 1.0)
 
   @parameterized.parameters({'rope_factor': 1.0}, {'yarn_mscale_all_dim': 0.0})
   def test_m_is_one(self, **change):
-    config = dataclasses.replace(config_lib.v3_671b(), **change)
+    config = dataclasses.replace(presets.v3_671b(), **change)
     self.assertAlmostEqual(rotary.softmax_scale(config), 192**-0.5)
 
 
@@ -117,10 +117,10 @@ class LawsTest(parameterized.TestCase):
     )
 
   @parameterized.product(
-    preset=tuple(config_lib.PRESETS),
+    preset=tuple(presets.PRESETS),
   )
   def test_frequencies_of_presets_match_oracle(self, preset):
-    config = config_lib.PRESETS[preset]()
+    config = presets.PRESETS[preset]()
     np.testing.assert_allclose(
       rotary.inverse_frequencies(config),
       oracle.frequencies(config),

@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
-from seekax import config
+from seekax import config, presets
 from seekax.data.pipeline import Batch
 from seekax.parallel import mesh as mesh_lib
 from seekax.planning import flops, parameters
@@ -19,11 +19,11 @@ class PublishedTest(parameterized.TestCase):
     ('v2', 155.3), ('v3_671b', 250.5), ('llama3_405b', 2473.2)
   )
   def test_training(self, name, gflop):
-    ours = flops.training_flops_per_token(config.PRESETS[name](), 4096)
+    ours = flops.training_flops_per_token(presets.PRESETS[name](), 4096)
     self.assertAlmostEqual(ours / 1e9, gflop, delta=0.05)
 
   def test_mtp_adds_10_gflop_to_v3(self):
-    v3 = config.v3_671b()
+    v3 = presets.v3_671b()
     added = flops.training_flops_per_token(
       v3, 4096, with_mtp=True
     ) - flops.training_flops_per_token(v3, 4096)
@@ -31,7 +31,7 @@ class PublishedTest(parameterized.TestCase):
 
   @parameterized.parameters(('v2', 30.2), ('v3_671b', 30.7))
   def test_lower_triangle(self, name, gflop):
-    model = config.PRESETS[name]()
+    model = presets.PRESETS[name]()
     layer = flops.attention_flops_per_token(model, 4096)
     ours = 3 * model.num_layers * layer
     self.assertAlmostEqual(ours / 1e9, gflop, delta=0.05)
@@ -39,7 +39,7 @@ class PublishedTest(parameterized.TestCase):
   @parameterized.parameters((True, 38.94), (False, 43.73))
   def test_utilization_of_the_full_run(self, causal, percent):
     per_token = flops.training_flops_per_token(
-      config.v3_671b(), 4096, causal=causal
+      presets.v3_671b(), 4096, causal=causal
     )
     mfu = flops.model_flops_utilization(
       per_token, 272.80e9 / 86400, 2048 * 989.4e12
@@ -49,40 +49,40 @@ class PublishedTest(parameterized.TestCase):
 
 class LawsTest(parameterized.TestCase):
   def test_training_is_three_forward_passes(self):
-    model = config.v2_lite()
+    model = presets.v2_lite()
     self.assertEqual(
       flops.training_flops_per_token(model, 128),
       3 * flops.forward_flops_per_token(model, 128),
     )
 
   def test_short_sequence_leaves_two_flop_per_parameter(self):
-    model = config.v2_lite()
+    model = presets.v2_lite()
     active = parameters.count_parameters(model).activated_without_embedding
     self.assertEqual(flops.forward_flops_per_token(model, 0), 2 * active)
 
   def test_whole_square_is_twice_the_triangle(self):
-    model = config.tiny()
+    model = presets.tiny()
     self.assertEqual(
       flops.attention_flops_per_token(model, 256, causal=False),
       2 * flops.attention_flops_per_token(model, 256),
     )
 
   def test_attention_grows_with_length(self):
-    model = config.tiny()
+    model = presets.tiny()
     self.assertEqual(
       flops.attention_flops_per_token(model, 512),
       2 * flops.attention_flops_per_token(model, 256),
     )
 
   def test_mtp_adds_nothing_where_there_is_none(self):
-    model = config.v2()
+    model = presets.v2()
     self.assertEqual(
       flops.training_flops_per_token(model, 4096, with_mtp=True),
       flops.training_flops_per_token(model, 4096),
     )
 
   def test_unused_experts_cost_nothing(self):
-    model = config.tiny()
+    model = presets.tiny()
     wider = dataclasses.replace(
       model, num_experts=2 * model.num_experts, router='softmax'
     )
@@ -101,7 +101,7 @@ class LawsTest(parameterized.TestCase):
 # Wide enough for element-wise work, which the compiler counts too, to stay
 # under a percent; layers unrolled, since it counts the body of a loop once.
 _WIDE = dataclasses.replace(
-  config.tiny(),
+  presets.tiny(),
   vocab_size=1024,
   embed_dim=1024,
   num_layers=2,

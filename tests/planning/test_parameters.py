@@ -4,12 +4,12 @@ import sys
 
 from absl.testing import absltest, parameterized
 
-from seekax import config
+from seekax import presets
 from seekax.planning import parameters
 
 
 def _count(name: str) -> parameters.ParameterCounts:
-  return parameters.count_parameters(config.PRESETS[name]())
+  return parameters.count_parameters(presets.PRESETS[name]())
 
 
 class ReleasedV3Test(absltest.TestCase):
@@ -88,7 +88,7 @@ class PublishedTotalsTest(parameterized.TestCase):
 
 
 class LawsTest(parameterized.TestCase):
-  @parameterized.parameters(*config.PRESETS)
+  @parameterized.parameters(*presets.PRESETS)
   def test_dense_model_activates_all_and_experts_fewer(self, name):
     counts = _count(name)
     if counts.model.uses_experts:
@@ -98,13 +98,13 @@ class LawsTest(parameterized.TestCase):
 
   def test_choosing_all_experts_activates_all(self):
     model = dataclasses.replace(
-      config.tiny(), experts_per_token=16, num_kept_groups=4
+      presets.tiny(), experts_per_token=16, num_kept_groups=4
     )
     counts = parameters.count_parameters(model)
     self.assertEqual(counts.activated, counts.total)
 
   def test_softmax_router_has_no_bias(self):
-    sigmoid = config.tiny()
+    sigmoid = presets.tiny()
     softmax = dataclasses.replace(sigmoid, router='softmax')
     bias = (
       parameters.count_parameters(sigmoid).router
@@ -113,16 +113,16 @@ class LawsTest(parameterized.TestCase):
     self.assertEqual(bias, sigmoid.num_experts)
 
   def test_shared_experts_count_as_one_of_their_summed_width(self):
-    two = dataclasses.replace(config.tiny(), num_shared_experts=2)
+    two = dataclasses.replace(presets.tiny(), num_shared_experts=2)
     counts = parameters.count_parameters(two)
     self.assertEqual(counts.shared_expert, 2 * counts.routed_expert)
 
   def test_no_shared_expert_counts_nothing(self):
-    model = dataclasses.replace(config.tiny(), num_shared_experts=0)
+    model = dataclasses.replace(presets.tiny(), num_shared_experts=0)
     self.assertEqual(parameters.count_parameters(model).shared_expert, 0)
 
   def test_gqa_between_mqa_and_mha(self):
-    gqa = config.llama3_tiny()
+    gqa = presets.llama3_tiny()
 
     def attention(**changes):
       model = dataclasses.replace(gqa, **changes)
@@ -137,7 +137,7 @@ class LawsTest(parameterized.TestCase):
 
   @parameterized.parameters('mla', 'mha')
   def test_one_more_layer_adds_one_block(self, attention):
-    model = dataclasses.replace(config.tiny(), attention=attention)
+    model = dataclasses.replace(presets.tiny(), attention=attention)
     counts = parameters.count_parameters(model)
     deeper = parameters.count_parameters(
       dataclasses.replace(model, num_layers=model.num_layers + 1)
@@ -147,13 +147,13 @@ class LawsTest(parameterized.TestCase):
   def test_mtp_modules_add_up_and_leave_total(self):
     one = _count('tiny')
     two = parameters.count_parameters(
-      dataclasses.replace(config.tiny(), mtp_depth=2)
+      dataclasses.replace(presets.tiny(), mtp_depth=2)
     )
     self.assertEqual(two.mtp, 2 * one.mtp)
     self.assertEqual(two.total, one.total)
 
   def test_mtp_of_a_dense_model_has_a_dense_block(self):
-    model = dataclasses.replace(config.llama3_tiny(), mtp_depth=1)
+    model = dataclasses.replace(presets.llama3_tiny(), mtp_depth=1)
     counts = parameters.count_parameters(model)
     width = model.embed_dim
     self.assertEqual(
@@ -161,7 +161,7 @@ class LawsTest(parameterized.TestCase):
     )
 
   def test_without_query_latent(self):
-    model = dataclasses.replace(config.tiny(), query_latent_dim=0)
+    model = dataclasses.replace(presets.tiny(), query_latent_dim=0)
     # Query, down with its norm, up and output of 4 heads.
     self.assertEqual(
       parameters.count_parameters(model).attention,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seekax import config as config_lib
+from seekax import presets
 from seekax.data.pipeline import Batch
 from seekax.training.state import init_state, TrainState
 from seekax.training.step import train_step
@@ -20,7 +21,7 @@ STEPS, BATCH, LENGTH, VOCABULARY = 50, 8, 32, 64
 def run_config(backend: str) -> config_lib.Config:
   """Of the parts of `tiny` those that the experts meet, to compile quickly."""
   model = dataclasses.replace(
-    config_lib.tiny(),
+    presets.tiny(),
     vocab_size=VOCABULARY,
     embed_dim=32,
     num_layers=1,

@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 
-from seekax import config as config_lib
+from seekax import presets
 from seekax.model.parameters import init_params, init_router_bias
 from seekax.training import evaluate
 
@@ -30,7 +30,7 @@ class LogLikelihoodTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.config = config_lib.tiny()
+    cls.config = presets.tiny()
     cls.params = jax.jit(init_params, static_argnums=(0, 1))(cls.config, 0)
     cls.bias = init_router_bias(cls.config)
     draw = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import tempfile
 from absl.testing import absltest
 
 from seekax import config as config_lib
+from seekax import presets
 from seekax.planning.parameters import count_parameters
 from seekax.storage.manifest import StorageError
 from seekax.training import plots, report
@@ -113,7 +114,7 @@ class ReportTest(absltest.TestCase):
 
   def _write(self, model=None, dollars=None, info=None, rows=None):
     """Makes a run, reports on it, returns its summary and its page."""
-    model = model or config_lib.tiny()
+    model = model or presets.tiny()
     workdir = self._folder()
     info = _run_info(model) if info is None else info
     rows = _rows(model, dollars) if rows is None else rows
@@ -125,7 +126,7 @@ class ReportTest(absltest.TestCase):
     return summary, (workdir / 'report.html').read_text(encoding='utf-8')
 
   def test_summary_has_the_documented_fields_and_values(self):
-    model = config_lib.tiny()
+    model = presets.tiny()
     summary, _ = self._write(model, dollars=0.25)
     counts = count_parameters(model)
     self.assertEqual(list(summary), _FIELDS)
@@ -148,10 +149,10 @@ class ReportTest(absltest.TestCase):
     )
 
   def test_what_a_run_has_not_is_null(self):
-    info = _run_info(config_lib.llama3_tiny())
+    info = _run_info(presets.llama3_tiny())
     for key in ('data', 'platform', 'versions', 'overrides', 'commit'):
       del info[key]
-    model = config_lib.llama3_tiny()
+    model = presets.llama3_tiny()
     summary, html = self._write(model, info=info, rows=[_train_row(1, model)])
     self.assertEqual(list(summary), _FIELDS)
     nulls = {key for key, value in summary.items() if value is None}
@@ -172,7 +173,7 @@ class ReportTest(absltest.TestCase):
     )
 
   def test_part_of_the_heldout_text_is_not_sold_as_all(self):
-    model = config_lib.tiny()
+    model = presets.tiny()
     rows = [row for row in _rows(model) if row['step'] < 4]
     _, html = self._write(rows=rows)
     self.assertIn('on part of the held-out text, 4 documents', html)
@@ -213,7 +214,7 @@ class ReportTest(absltest.TestCase):
     )
 
   def test_hostile_bytes_still_make_a_page(self):
-    model = config_lib.tiny()
+    model = presets.tiny()
     text = 'a\x00b\ud800c</pre><img src=x onerror=y>'
     sample = {'kind': 'sample', 'step': 1, 'prompt': '', 'text': text}
     _, html = self._write(rows=[_train_row(1, model), sample])
@@ -221,7 +222,7 @@ class ReportTest(absltest.TestCase):
     self.assertNotIn('<img', html)
 
   def test_dense_run_has_no_expert_parts(self):
-    _, html = self._write(config_lib.llama3_tiny())
+    _, html = self._write(presets.llama3_tiny())
     self.assertIn('dense transformer', html)
     self.assertNotIn('Expert load', html)
     self.assertNotIn('max violation', html)
@@ -234,7 +235,7 @@ class ReportTest(absltest.TestCase):
     self.assertNotIn('Cost', html)
 
   def test_a_row_that_is_being_written_is_left_out(self):
-    model = config_lib.tiny()
+    model = presets.tiny()
     workdir = self._folder()
     (workdir / 'run.json').write_text(json.dumps(_run_info(model)))
     row = json.dumps(_train_row(2, model))
@@ -252,7 +253,7 @@ class ReportTest(absltest.TestCase):
     with self.assertRaisesRegex(StorageError, 'no run.json') as caught:
       report.write(workdir)
     self.assertNotIn('\n', str(caught.exception))
-    info = _run_info(config_lib.tiny())
+    info = _run_info(presets.tiny())
     (workdir / 'run.json').write_text(json.dumps(info))
     with self.assertRaisesRegex(StorageError, 'no train row') as caught:
       report.write(workdir)

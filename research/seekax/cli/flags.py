@@ -18,10 +18,8 @@ from seekax.config import (
   from_config_dict,
   GROUPS,
   InputError,
-  PRESETS,
-  run_of,
-  variant,
 )
+from seekax.presets import PRESETS, run_of, variant
 
 # The configs of a source checkout, for any working directory.
 _CONFIGS = pathlib.Path(__file__).resolve().parents[3] / 'configs'
