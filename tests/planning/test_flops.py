@@ -117,7 +117,7 @@ _WIDE = dataclasses.replace(
   num_expert_groups=1,
   num_kept_groups=1,
   grouped_matmul='dense',
-  unroll_layers=True,
+  unroll_layers=8,
 )
 
 
