@@ -5,6 +5,7 @@ Used by `h200.py`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import gzip
 import json
 import pathlib
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 
 NOT_MEASURED = 'not measured'
+# Of the largest entry, of bfloat16 results beside float32.
+BOUND = 2e-2
 
 # {labels: {column: cell}}
 Found = dict[tuple[str, ...], Mapping[str, str]]
@@ -119,6 +122,11 @@ def median_of(action: Callable[[], None], repeats: int) -> float:
     action()
     times.append(time.perf_counter() - began)
   return statistics.median(times)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def normal(seed: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
 def milliseconds(spent: float) -> str:

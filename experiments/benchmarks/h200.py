@@ -7,13 +7,14 @@ there. Of the kernels nothing is claimed: the tables tell which implementation
 `seekax.ops.backends` should prefer, beside a dense product of as many
 operations.
 
-Every row is checked before it is timed (a product against the same in float32,
-attention and decoding against their plain forms in float32), and survives the
-failure of any other. Times are medians of 9 after a warm-up; a time is that of
-calls that fill about 20 ms together.
+Every implementation is checked before it is timed (a product against the same
+in float32, attention and decoding against their plain forms in float32), and a
+row survives the failure of any other. Times are medians of 9 after a warm-up; a
+time is that of calls that fill about 20 ms together.
 
 - grouped: rows sorted by expert, one matrix each; forward, the rows' gradient
   and the weights' gradient, each on its own.
+- tiles: our grouped product at other tiles than the chosen ones.
 - swiglu: the three products of an expert layer with SwiGLU and the routing
   weight, on sorted rows.
 - attention: causal, whole sequences.
@@ -24,8 +25,8 @@ calls that fill about 20 ms together.
 - time: where a step's time goes, by the profiler, of the first row of step.
 - peer: the same model in transformers, which trains in pure bfloat16.
 
-Command: python experiments/benchmarks/h200.py --oracle=PYTHON  (about 15
-minutes on a GPU with 80 GB or more; PYTHON has torch and transformers for the
+Command: python experiments/benchmarks/h200.py --oracle=PYTHON  (about half an
+hour on a GPU with 80 GB or more; PYTHON has torch and transformers for the
 GPU, without it the peer's rows are not measured). --plan writes the tables
 without measuring.
 """
@@ -39,7 +40,8 @@ import sys
 import tempfile
 
 from absl import app, flags
-import gpu_kernels
+import gpu_attention
+import gpu_grouped
 import gpu_step
 import gpu_table
 from gpu_table import Section
@@ -50,6 +52,7 @@ from seekax.ops import cudnn_attention
 TABLE = pathlib.Path(__file__).with_suffix('.md')
 NAMES = (
   'grouped',
+  'tiles',
   'swiglu',
   'attention',
   'decode',
@@ -69,14 +72,16 @@ _REPEATS = flags.DEFINE_integer('repeats', 9, 'medians are over these', 5)
 def full() -> list[Section]:
   size, repeats = gpu_step.Size(gpu_step.step_model()), _REPEATS.value
   return [
-    *gpu_kernels.Kernels(gpu_kernels.Size(), False, repeats).sections(),
+    *gpu_grouped.Grouped(gpu_grouped.Size(), False, repeats).sections(),
+    *gpu_attention.Attention(gpu_attention.Size(), False, repeats).sections(),
     *gpu_step.Step(size, _ORACLE.value, False, repeats).sections(),
   ]
 
 
 def smoke() -> list[Section]:
   return [
-    *gpu_kernels.Kernels(gpu_kernels.smallest(), True, 1).sections(),
+    *gpu_grouped.Grouped(gpu_grouped.smallest(), True, 1).sections(),
+    *gpu_attention.Attention(gpu_attention.smallest(), True, 1).sections(),
     *gpu_step.Step(gpu_step.smallest(), '', True, 1).sections(),
   ]
 
