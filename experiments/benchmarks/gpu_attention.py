@@ -123,6 +123,7 @@ class Attention:
       ('shape of', 'sequences', 'implementation'),
       ('forward', 'with gradients', 'with gradients, ms'),
       cases,
+      clear=not self.smoke,
     )
 
   def _attention(self, heads: Heads, form: Function):
@@ -192,6 +193,7 @@ class Attention:
       ('requests', 'longest', 'lengths', 'implementation'),
       ('us', 'GB/s'),
       cases,
+      clear=not self.smoke,
     )
 
   def _decode(self, requests: int, longest: int, lengths: str, form: Function):
@@ -238,6 +240,7 @@ class Attention:
       ('hidden states', 'vocabulary', 'implementation'),
       ('ms', 'TFLOP/s', 'temporaries, MB'),
       cases,
+      clear=not self.smoke,
     )
 
   def _loss(self, tokens: int, width: int, vocabulary: int, form: Function):

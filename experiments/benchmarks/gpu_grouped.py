@@ -144,6 +144,7 @@ class Grouped:
       ('shape of', 'rows by experts', 'loads', 'implementation'),
       ('forward', 'rows', 'weights'),
       cases,
+      clear=not self.smoke,
     )
 
   def _grouped(self, layer: Layer, loads: str, product: Function):
@@ -221,6 +222,7 @@ class Grouped:
       ('shape of', 'tile', 'warps', 'stages'),
       ('forward', 'rows', 'weights'),
       cases,
+      clear=not self.smoke,
     )
 
   def _tiles(self, layer: Layer, tiling: pallas_grouped_matmul.Tiling):
@@ -264,6 +266,7 @@ class Grouped:
       ('shape of', 'implementation'),
       ('forward, ms', 'with gradients, ms', 'with gradients, TFLOP/s'),
       cases,
+      clear=not self.smoke,
     )
 
   def _swiglu(self, layer: Layer, form: Function):

@@ -28,6 +28,7 @@ from seekax.planning.flops import (
   training_flops_per_token,
 )
 from seekax.planning.hardware import peak_flops
+from seekax.planning.parameters import count_parameters
 from seekax.storage.published_config import published_config
 from seekax.training.state import init_state
 from seekax.training.step import train_step
@@ -49,7 +50,7 @@ class Size:
 
 
 def step_model() -> ModelConfig:
-  """V3's layer at 2.9 billion parameters: 0.5 billion of them per token."""
+  """V3's layers at 3.1 billion parameters: 0.5 billion of them per token."""
   return ModelConfig(
     vocab_size=32768,
     embed_dim=2048,
@@ -125,6 +126,7 @@ class Step:
       ('grouped matmul', 'rematerialised'),
       ('tokens/s', 'ms', 'MFU', 'peak memory, GB'),
       cases,
+      clear=not self.smoke,
     )
 
   def _step(self, matmul: str, remat: str, profiled: bool):
@@ -212,6 +214,13 @@ class Step:
       path.write_text(json.dumps(published))
       with asked.Child([self.oracle, str(PEER), name]) as child:
         about = child.ask('about')
+        expected = count_parameters(model).total
+        # The router's bias is no parameter there.
+        expected -= model.num_expert_layers * model.num_experts
+        if about['parameters'] != expected:
+          raise AssertionError(
+            f'{about["parameters"]} parameters beside {expected}'
+          )
         child.ask('use', experts=experts)
         child.ask('use_attention', attention=attention)
         child.ask(

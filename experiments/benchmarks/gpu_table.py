@@ -43,6 +43,7 @@ class Section:
     labels: headers of the labels.
     columns: headers of what is measured.
     cases: the rows.
+    clear: whether compiled programs are dropped after each case.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Section:
   labels: tuple[str, ...]
   columns: tuple[str, ...]
   cases: Sequence[Case]
+  clear: bool = False
 
 
 def measure(section: Section, say: Callable[[str], None]) -> Found:
@@ -63,7 +65,7 @@ def measure(section: Section, say: Callable[[str], None]) -> Found:
       cells = {section.columns[0]: f'failed: {_reason(error)}'}
     found[case.labels] = cells
     say(f'{section.name}: {", ".join(case.labels)}: {dict(cells)}')
-    if jax.default_backend() != 'cpu':
+    if section.clear:
       # Programs and what they hold: the next case may need all the memory.
       jax.clear_caches()
   return found

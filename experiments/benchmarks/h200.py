@@ -22,22 +22,27 @@ time is that of calls that fill about 20 ms together.
 - loss: cross-entropy with its gradients, from hidden states.
 - step: the whole training step (gradients, clipping, AdamW with float32
   masters, router bias), random tokens, no token dropped.
-- time: where a step's time goes, by the profiler, of the first row of step.
+- time: where a step's time goes, by the profiler, of the first row of step,
+  which has to be measured in the same run.
 - peer: the same model in transformers, which trains in pure bfloat16.
 
 Command: python experiments/benchmarks/h200.py --oracle=PYTHON  (about half an
 hour on a GPU with 80 GB or more; PYTHON has torch and transformers for the
-GPU, without it the peer's rows are not measured). --plan writes the tables
-without measuring.
+GPU, without it the peer's rows are not measured). Sections may be measured in
+runs of their own, --sections=grouped,tiles and so on: results/h200.json keeps
+the newest of each, h200.md shows them all. --plan writes h200.md without
+measuring.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import sys
 import tempfile
+from typing import Any
 
 from absl import app, flags
 import gpu_attention
@@ -49,7 +54,9 @@ import jax
 
 from seekax.ops import cudnn_attention
 
-TABLE = pathlib.Path(__file__).with_suffix('.md')
+FOLDER = pathlib.Path(__file__).parent
+TABLE = 'h200.md'
+FOUND = 'results/h200.json'
 NAMES = (
   'grouped',
   'tiles',
@@ -86,24 +93,10 @@ def smoke() -> list[Section]:
   ]
 
 
-def _circumstances(measured: bool) -> str:
-  """The head of the file: what it is, when, where, how."""
-  lines = ['# One Hopper GPU', '']
-  lines += [
-    'Written by `experiments/benchmarks/h200.py`, whose docstring says what is '
-    'measured and how.',
-    '',
-  ]
-  date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-  if not measured:
-    lines += [
-      '- date: nothing was measured yet; `--plan` laid the tables out',
-      '- GPU: none',
-    ]
-    return '\n'.join(lines) + '\n'
-  names = ('jax', 'jaxlib', 'flax', 'tokamax', 'jax-triton')
+def _circumstances() -> dict[str, str]:
+  """When, where and how a section was measured."""
   versions = [f'Python {sys.version.split()[0]}']
-  for name in names:
+  for name in ('jax', 'jaxlib', 'flax', 'tokamax', 'jax-triton'):
     try:
       versions.append(f'{name} {importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:
@@ -111,49 +104,92 @@ def _circumstances(measured: bool) -> str:
   versions.append(f'cuDNN {cudnn_attention.version()}')
   device = jax.devices()[0]
   versions.append(' '.join(device.client.platform_version.split()))
-  lines += [
-    f'- date: {date}',
-    f'- GPU: {device.device_kind}, {jax.device_count()} in sight, one used',
-    f'- versions: {", ".join(versions)}',
-    f'- command: `python experiments/benchmarks/h200.py '
-    f'--sections={",".join(_SECTIONS.value)} --repeats={_REPEATS.value}'
-    f'{" --oracle=PYTHON" if _ORACLE.value else ""}`',
+  date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+  command = f'python experiments/benchmarks/h200.py --repeats={_REPEATS.value}'
+  command += f' --sections={",".join(_SECTIONS.value)}'
+  if _ORACLE.value:
+    command += ' --oracle=PYTHON'
+  return {
+    'date': date,
+    'gpu': f'{device.device_kind}, one of {jax.device_count()}',
+    'versions': ', '.join(versions),
+    'command': command,
+  }
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _keep(path: pathlib.Path, section: Section, found: gpu_table.Found) -> None:
+  """Adds a section to what earlier runs found, or replaces it."""
+  rows = [[list(labels), dict(cells)] for labels, cells in found.items()]
+  known = _read(path)
+  known[section.name] = {'run': _circumstances(), 'rows': rows}
+  path.write_text(json.dumps(known, indent=1) + '\n')
+
+
+def write(folder: pathlib.Path, sections: Sequence[Section]) -> None:
+  """The tables of every section's newest run."""
+  known = _read(folder / FOUND)
+  parts = [
+    '# One Hopper GPU\n',
+    'Written by `experiments/benchmarks/h200.py`, whose docstring says what is '
+    'measured and how.\n',
   ]
-  return '\n'.join(lines) + '\n'
+  if not known:
+    parts.append(
+      'Nothing was measured yet: no GPU was at hand. `--plan` laid the tables '
+      'out.\n'
+    )
+  for section in sections:
+    newest = known.get(section.name, {'rows': []})
+    found = {tuple(labels): cells for labels, cells in newest['rows']}
+    parts.append(gpu_table.markdown(section, found))
+    if found:
+      about = newest['run']
+      parts.append(
+        f'{about["date"]}, {about["gpu"]}; {about["versions"]}; '
+        f'`{about["command"]}`\n'
+      )
+  (folder / TABLE).write_text('\n'.join(parts))
 
 
-def _write(
-  path: pathlib.Path,
-  head: str,
-  sections: Sequence[Section],
-  found: Mapping[str, gpu_table.Found],
-) -> None:
-  """After every section, so that a killed run leaves what it has."""
-  parts = [head]
-  parts += [gpu_table.markdown(x, found.get(x.name, {})) for x in sections]
-  path.write_text('\n'.join(parts))
+def run(
+  folder: pathlib.Path, sections: Sequence[Section], chosen: Sequence[str]
+) -> list[str]:
+  """Measures the chosen sections, writes all; returns the rows that failed.
+
+  The peer goes first: once JAX has a GPU, it keeps most of its memory.
+  """
+  failed = []
+  for section in sorted(sections, key=lambda x: x.name != 'peer'):
+    if section.name not in chosen:
+      continue
+    if section.name != 'peer':
+      _check_device()
+    found = gpu_table.measure(section, _say)
+    _keep(folder / FOUND, section, found)
+    # After every section: a killed run leaves what it has.
+    write(folder, sections)
+    failed += [
+      f'{section.name}, {", ".join(labels)}'
+      for labels, cells in found.items()
+      if any(cell.startswith('failed') for cell in cells.values())
+    ]
+  return failed
+
+
+def _check_device() -> None:
+  if not _SMOKE.value and jax.default_backend() != 'gpu':
+    raise app.UsageError(
+      f'this needs an NVIDIA GPU and JAX for it, found {jax.devices()[0]}; pip '
+      'install "jax[cuda13]", or try --smoke'
+    )
 
 
 def _say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
-
-
-def run(
-  path: pathlib.Path, sections: Sequence[Section], chosen: Sequence[str]
-) -> list[str]:
-  """Measures the chosen sections, writes all; returns the rows that failed."""
-  head, found = _circumstances(bool(chosen)), {}
-  _write(path, head, sections, found)
-  for section in sections:
-    if section.name in chosen:
-      found[section.name] = gpu_table.measure(section, _say)
-      _write(path, head, sections, found)
-  return [
-    f'{name}, {", ".join(labels)}'
-    for name, rows in found.items()
-    for labels, cells in rows.items()
-    if any(cell.startswith('failed') for cell in cells.values())
-  ]
 
 
 def main(argv):
@@ -164,20 +200,16 @@ def main(argv):
       f'--sections={",".join(sorted(unknown))}: known are {", ".join(NAMES)}'
     )
   if _PLAN.value:
-    run(TABLE, full(), ())
+    write(FOLDER, full())
   elif _SMOKE.value:
     with tempfile.TemporaryDirectory() as name:
-      path = pathlib.Path(name) / TABLE.name
-      failed = run(path, smoke(), _SECTIONS.value)
+      folder = pathlib.Path(name)
+      (folder / FOUND).parent.mkdir()
+      failed = run(folder, smoke(), _SECTIONS.value)
     if failed:
       raise AssertionError(f'failed: {"; ".join(failed)}')
-  elif jax.default_backend() != 'gpu':
-    raise app.UsageError(
-      'this needs an NVIDIA GPU and JAX for it, and found '
-      f'{jax.default_backend()}; pip install "jax[cuda13]", or try --smoke'
-    )
   else:
-    for row in run(TABLE, full(), _SECTIONS.value):
+    for row in run(FOLDER, full(), _SECTIONS.value):
       _say(f'failed: {row}')
 
 
