@@ -169,7 +169,8 @@ def run(
     if section.name != 'peer':
       _check_device()
     found = gpu_table.measure(section, _say)
-    _keep(folder / FOUND, section, found)
+    if any(found.values()):
+      _keep(folder / FOUND, section, found)
     # After every section: a killed run leaves what it has.
     write(folder, sections)
     failed += [
