@@ -37,12 +37,11 @@ def _whole(q, k, v, segments):
 def _chunked(q, k, v, segments, block, stripes):
   batch, length, heads, width = q.shape
   kv_heads = k.shape[2]
-  if segments is None:
-    segments = jnp.zeros((batch, length), jnp.int32)
-  q = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  q = q.reshape(batch, kv_heads, heads // kv_heads, length, width)
   chunking = Chunking(block, stripes)
   out = chunked_attention(q, k, v, segments, _SCALE, chunking)
-  return out.reshape(batch, length, heads, -1)
+  return jnp.swapaxes(out.reshape(batch, heads, length, -1), 1, 2)
 
 
 def _with_gradients(function, q, k, v):

@@ -11,7 +11,7 @@ from reference import cases
 from reference import training as oracle
 from seekax.config import Config, OptimConfig, TrainConfig
 from seekax.model.parameters import abstract_weights
-from seekax.training.optimizer import decays, make_optimizer
+from seekax.training.optimizer import decays, make_optimizer, mean_and_clip
 
 _CONFIG = Config(
   optim=OptimConfig(
@@ -49,19 +49,22 @@ class AdamWTest(parameterized.TestCase):
 
     @cases.jit
     def step(params, state, gradients):
-      updates, state = optimizer.update(gradients, state, params)
-      return optax.apply_updates(params, updates), state
+      sums = jax.tree.map(lambda g: 7 * g, gradients)
+      mean, norm = mean_and_clip(sums, 7, _CONFIG.optim.clip_norm)
+      updates, state = optimizer.update(mean, state, params)
+      return optax.apply_updates(params, updates), state, norm
 
     state, norms = optimizer.init(params), []
     for number, size in enumerate(sizes):
       gradients = _trees(1 + number, size)
-      params, state = step(params, state, gradients)
+      params, state, norm = step(params, state, gradients)
       norms.append(
         expected.step(
           {k: g.astype(np.float64) for k, g in gradients.items()},
           {'matrix', 'router'},
         )
       )
+      self.assertAlmostEqual(float(norm) / norms[-1], 1, delta=1e-6)
       for name, value in params.items():
         self.assertLess(
           cases.difference(value, expected.params[name]), 1e-6, name

@@ -14,6 +14,7 @@ from seekax.config import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.ops import attention as ops
 from seekax.ops import rotary
+from seekax.ops.linear import contract, linear
 
 
 @struct.dataclass
@@ -75,7 +76,7 @@ def mla_full(
   References:
     DeepSeek-V3, equations 1 to 11.
   """
-  kv_BLHX = jnp.einsum('BLC,CHX->BLHX', latent_BLC, kv_up_CHX)
+  kv_BLHX = linear(latent_BLC, kv_up_CHX)
   k_nope_BLHK, v_BLHU = jnp.split(kv_BLHX, [config.nope_head_dim], axis=-1)
   k_rope_BLHR = jnp.broadcast_to(
     k_rope_BLR[:, :, None], q_rope_BLHR.shape[:3] + k_rope_BLR.shape[-1:]
@@ -155,14 +156,13 @@ class LatentAttention(nn.Module):
     """Queries, the latent after its norm, and the shared rotated key."""
     c = self.config
     if c.query_latent_dim:
-      q_in = jnp.einsum('BLD,DP->BLP', x_BLD, self.query_down)
-      q_in = self.query_norm(q_in)
+      q_in = self.query_norm(linear(x_BLD, self.query_down))
     else:
       q_in = x_BLD
-    q_BLHX = jnp.einsum('BLP,PHX->BLHX', q_in, self.query_up)
+    q_BLHX = linear(q_in, self.query_up)
     q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
     q_rope_BLHR = rotary.rotate(q_rope_BLHR, positions_BL, c)
-    down_BLX = jnp.einsum('BLD,DX->BLX', x_BLD, self.kv_down)
+    down_BLX = linear(x_BLD, self.kv_down)
     latent_BLC, k_rope_BLR = jnp.split(down_BLX, [c.kv_latent_dim], axis=-1)
     latent_BLC = self.kv_norm(latent_BLC)
     k_rope_BLR = rotary.rotate(k_rope_BLR, positions_BL, c)
@@ -180,7 +180,7 @@ class LatentAttention(nn.Module):
       segments_BL,
       self.config,
     )
-    y_BLD = jnp.einsum('BLHU,HUD->BLD', out_BLHU, self.out)
+    y_BLD = contract(out_BLHU, self.out, 2)
     return y_BLD, LatentCache(latent_BLC, k_rope_BLR)
 
   def decode(self, x_BD, lengths_B, cache):
@@ -200,7 +200,7 @@ class LatentAttention(nn.Module):
       lengths_B + 1,
       self.config,
     )
-    return jnp.einsum('BHU,HUD->BD', out_BHU, self.out), cache
+    return contract(out_BHU, self.out, 2), cache
 
 
 class GroupedAttention(nn.Module):
@@ -229,16 +229,16 @@ class GroupedAttention(nn.Module):
         [nope, rotary.rotate(rope, positions_BL, c)], axis=-1
       )
 
-    q_BLHX = with_rope(jnp.einsum('BLD,DHX->BLHX', x_BLD, self.query))
-    k_BLNX = with_rope(jnp.einsum('BLD,DNX->BLNX', x_BLD, self.key))
-    return q_BLHX, k_BLNX, jnp.einsum('BLD,DNU->BLNU', x_BLD, self.value)
+    q_BLHX = with_rope(linear(x_BLD, self.query))
+    k_BLNX = with_rope(linear(x_BLD, self.key))
+    return q_BLHX, k_BLNX, linear(x_BLD, self.value)
 
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Whole sequences; also returns what the cache keeps of them."""
     q, k, v = self._project(x_BLD, positions_BL)
     scale = rotary.softmax_scale(self.config)
     out_BLHU = ops.causal_attention(q, k, v, scale, segments_BL)
-    y_BLD = jnp.einsum('BLHU,HUD->BLD', out_BLHU, self.out)
+    y_BLD = contract(out_BLHU, self.out, 2)
     return y_BLD, KeyValueCache(k, v)
 
   def decode(self, x_BD, lengths_B, cache):
@@ -252,7 +252,7 @@ class GroupedAttention(nn.Module):
     out_BHU = ops.cached_attention(
       q[:, 0], cache.key, cache.value, lengths_B + 1, scale
     )
-    return jnp.einsum('BHU,HUD->BD', out_BHU, self.out), cache
+    return contract(out_BHU, self.out, 2), cache
 
 
 def attention_module(config: ModelConfig) -> nn.Module:

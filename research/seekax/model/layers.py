@@ -1,4 +1,4 @@
-"""Norm, embedding, SwiGLU and the declaration of a matrix.
+"""Norm, embedding, dense FFN and the declaration of a matrix.
 
 Letters: B batch, L positions, D model width, F hidden width, V vocabulary.
 """
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
+from seekax.ops.linear import swiglu
 from seekax.ops.quantize import BlockScaled, expand
 
 
@@ -62,16 +63,6 @@ class RmsNorm(nn.Module):
     return rms_norm(x, scale, self.eps)
 
 
-def swiglu(
-  x: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array
-) -> jax.Array:
-  """W2(silu(W1 x) * W3 x) over the last axis; the product in float32."""
-  gate = jnp.einsum('...D,DF->...F', x, gate_DF).astype(jnp.float32)
-  up = jnp.einsum('...D,DF->...F', x, up_DF).astype(jnp.float32)
-  hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
-  return jnp.einsum('...F,FD->...D', hidden, down_FD)
-
-
 class SwiGlu(nn.Module):
   """The dense FFN, and the shared experts as one."""
 
@@ -81,12 +72,13 @@ class SwiGlu(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width, hidden = self.config.embed_dim, self.hidden_dim
-    return swiglu(
-      x,
+    y_TD = swiglu(
+      x.reshape(-1, width),
       matrix(self, 'gate', (width, hidden), ('embed', 'mlp'), self.config),
       matrix(self, 'up', (width, hidden), ('embed', 'mlp'), self.config),
       matrix(self, 'down', (hidden, width), ('mlp', 'embed'), self.config),
     )
+    return y_TD.reshape(x.shape)
 
 
 class Embedding(nn.Module):

@@ -1,6 +1,6 @@
 """Multi-token prediction (DeepSeek-V3, section 2.2).
 
-Letters: B batch, L positions, D model width, E experts, X = 2D.
+Letters: B batch, L positions, D model width, E experts.
 """
 
 from flax import linen as nn
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from seekax.config import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.model.stack import block_class
+from seekax.ops.linear import linear
 
 
 class MtpModule(nn.Module):
@@ -42,8 +43,6 @@ class MtpModule(nn.Module):
       first and the hidden state second, against the report's order.
     """
     pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
-    x_BLD = jnp.einsum(
-      'BLX,XD->BLD', jnp.concatenate(pair, axis=-1), self.project
-    )
+    x_BLD = linear(jnp.concatenate(pair, axis=-1), self.project)
     x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)
     return self.final_norm(x_BLD), load

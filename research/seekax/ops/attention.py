@@ -48,23 +48,25 @@ def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL):
   """Pads to whole blocks; no query sees a padded key, which come last."""
   batch, length, heads, width = q_BLHK.shape
   kv_heads = k_BLNK.shape[2]
-  if segments_BL is None:
-    segments_BL = jnp.zeros((batch, length), jnp.int32)
   padding = -length % QUERY_BLOCK
 
-  def padded(x):
-    return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+  def head_major(x_BLHK):
+    padded = jnp.pad(x_BLHK, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    return jnp.swapaxes(padded, 1, 2)
 
-  q_BLNGK = q_BLHK.reshape(batch, length, kv_heads, heads // kv_heads, width)
-  out_BLNGU = chunked_attention(
-    padded(q_BLNGK),
-    padded(k_BLNK),
-    padded(v_BLNU),
-    padded(segments_BL),
+  if segments_BL is not None:
+    segments_BL = jnp.pad(segments_BL, ((0, 0), (0, padding)))
+  q_BHLK = head_major(q_BLHK)
+  out_BNGLU = chunked_attention(
+    q_BHLK.reshape(batch, kv_heads, heads // kv_heads, -1, width),
+    head_major(k_BLNK),
+    head_major(v_BLNU),
+    segments_BL,
     scale,
     Chunking(block=QUERY_BLOCK),
   )
-  return out_BLNGU[:, :length].reshape(batch, length, heads, -1)
+  out_BHLU = out_BNGLU.reshape(batch, heads, length + padding, -1)
+  return jnp.swapaxes(out_BHLU[:, :, :length], 1, 2)
 
 
 def cached_attention(

@@ -6,9 +6,12 @@ arXiv 2205.14135, algorithms 1 and 4, with whole rows of keys at a time). Blocks
 lie in stripes; a stripe is one scan, whose blocks meet the keys up to the
 stripe's end, so that most of what lies above the diagonal is never computed.
 
+Arrays are head-major, and the query heads of one key head are one matrix of
+rows, so that every product is one batch of plain matrices.
+
 Letters: B batch, L query positions, M key positions, N key/value heads, G query
 heads per key/value head, K query/key width, U value width, Q queries of one
-block, S blocks of one stripe.
+block, R rows of a block (R = G*Q), S blocks of one stripe.
 """
 
 from collections.abc import Iterator
@@ -17,6 +20,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+from seekax.ops.reductions import reduce_rows
 
 # Finite, so that a row without any visible key gives a mean and not NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -37,113 +42,138 @@ class Chunking:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def chunked_attention(
-  q_BLNGK: jax.Array,
-  k_BLNK: jax.Array,
-  v_BLNU: jax.Array,
-  segments_BL: jax.Array,
+  q_BNGLK: jax.Array,
+  k_BNLK: jax.Array,
+  v_BNLU: jax.Array,
+  segments_BL: jax.Array | None,
   scale: float,
   chunking: Chunking,
 ) -> jax.Array:
   """Softmax attention over the positions at or before each query.
 
   Args:
-    q_BLNGK: queries; L is a multiple of the block.
-    k_BLNK: keys.
-    v_BLNU: values, of any width.
-    segments_BL: document numbers; a query sees its own document only.
+    q_BNGLK: queries; L is a multiple of the block.
+    k_BNLK: keys.
+    v_BNLU: values, of any width.
+    segments_BL: document numbers; a query sees its own document only. None:
+      every earlier position.
     scale: factor on the logits.
     chunking: how the sequence is cut.
 
   Returns:
-    [B, L, N, G, U] in v's dtype; logits and softmax are float32.
+    [B, N, G, L, U] in v's dtype; logits and softmax are float32.
   """
-  return _forward(q_BLNGK, k_BLNK, v_BLNU, segments_BL, scale, chunking)[0]
+  return _forward(q_BNGLK, k_BNLK, v_BNLU, segments_BL, scale, chunking)[0]
 
 
 def _forward(q, k, v, segments, scale, chunking):
   """(output, what the backward pass needs)."""
   outputs, sums = [], []
-  for stripe in _stripes(q.shape[1], chunking):
-    k_BMNK, v_BMNU = k[:, : stripe.end], v[:, : stripe.end]
+  for stripe in _stripes(q.shape[3], chunking):
+    keys = stripe.keys(k, v, segments)
 
-    def block(_, part, stripe=stripe, k_BMNK=k_BMNK, v_BMNU=v_BMNU):
-      q_BQNGK, segments_BQ, first = part
-      logits = _logits(
-        q_BQNGK, k_BMNK, segments_BQ, segments[:, : stripe.end], first, scale
-      )
-      top = jnp.max(logits, axis=-1, keepdims=True)
+    def block(_, part, keys=keys):
+      k_BNMK, v_BNMU, segments_BM = keys
+      q_BNGQK, segments_BQ, first = part
+      logits = _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale)
+      top = reduce_rows(jnp.max, logits)
       weights = jnp.exp(logits - top)
-      total = jnp.sum(weights, axis=-1, keepdims=True)
-      weights = (weights / total).astype(v_BMNU.dtype)
-      out = jnp.einsum('BNGQM,BMNU->BQNGU', weights, v_BMNU)
-      return None, (out, (top + jnp.log(total))[..., 0])
+      total = reduce_rows(jnp.sum, weights)
+      out = _float32_einsum(
+        'BNRM,BNMU->BNRU', weights.astype(v_BNMU.dtype), v_BNMU
+      )
+      out = (out / total).astype(v_BNMU.dtype)
+      log_sum = (top + jnp.log(total))[..., 0]
+      shape = q_BNGQK.shape[:-1]
+      return None, (out.reshape(*shape, -1), log_sum.reshape(shape))
 
-    parts = stripe.split(q), stripe.split(segments), stripe.firsts()
-    _, (out, log_sum) = jax.lax.scan(block, None, parts)
+    parts = stripe.split(q, 3), stripe.split(segments, 1), stripe.firsts()
+    _, (out, log_sum) = _scan(block, None, parts)
     outputs.append(_join(out))
     sums.append(log_sum)
-  out = jnp.concatenate(outputs, axis=1)
+  out = jnp.concatenate(outputs, axis=3)
   return out, (q, k, v, segments, out, sums)
 
 
-def _backward(scale, chunking, saved, dout_BLNGU):
+def _backward(scale, chunking, saved, dout_BNGLU):
   q, k, v, segments, out, sums = saved
-  delta_BLNG = jnp.sum(
-    dout_BLNGU.astype(jnp.float32) * out.astype(jnp.float32), axis=-1
+  delta_BNGL = jnp.sum(
+    dout_BNGLU.astype(jnp.float32) * out.astype(jnp.float32), axis=-1
   )
   dk = jnp.zeros(k.shape, jnp.float32)
   dv = jnp.zeros(v.shape, jnp.float32)
   dqs = []
-  for stripe, log_sum in zip(_stripes(q.shape[1], chunking), sums, strict=True):
-    k_BMNK, v_BMNU = k[:, : stripe.end], v[:, : stripe.end]
+  for stripe, log_sum in zip(_stripes(q.shape[3], chunking), sums, strict=True):
+    keys = stripe.keys(k, v, segments)
 
-    def block(carry, part, stripe=stripe, k_BMNK=k_BMNK, v_BMNU=v_BMNU):
-      q_BQNGK, dout_BQNGU, delta_BQNG, log_sum_BNGQ, segments_BQ, first = part
-      logits = _logits(
-        q_BQNGK, k_BMNK, segments_BQ, segments[:, : stripe.end], first, scale
+    def block(carry, part, keys=keys):
+      k_BNMK, v_BNMU, segments_BM = keys
+      q_BNGQK, dout_BNGQU, delta_BNGQ, log_sum_BNGQ, segments_BQ, first = part
+      logits = _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale)
+      q_BNRK, dout_BNRU = _rows(q_BNGQK), _rows(dout_BNGQU)
+      log_sum_BNR1, delta_BNR1 = (
+        _rows(x[..., None]) for x in (log_sum_BNGQ, delta_BNGQ)
       )
-      weights = jnp.exp(logits - log_sum_BNGQ[..., None])
-      dv_BMNU = _float32_einsum(
-        'BNGQM,BQNGU->BMNU', weights.astype(v.dtype), dout_BQNGU
+      weights = jnp.exp(logits - log_sum_BNR1)
+      dv_BNMU = _float32_einsum(
+        'BNRM,BNRU->BNMU', weights.astype(v.dtype), dout_BNRU
       )
-      dweights = _float32_einsum('BQNGU,BMNU->BNGQM', dout_BQNGU, v_BMNU)
-      delta = jnp.moveaxis(delta_BQNG, 1, -1)[..., None]
-      dlogits = (weights * (dweights - delta) * scale).astype(q.dtype)
-      dq = jnp.einsum('BNGQM,BMNK->BQNGK', dlogits, k_BMNK)
-      dk_BMNK = _float32_einsum('BNGQM,BQNGK->BMNK', dlogits, q_BQNGK)
-      return (carry[0] + dk_BMNK, carry[1] + dv_BMNU), dq
+      dweights = _float32_einsum('BNRU,BNMU->BNRM', dout_BNRU, v_BNMU)
+      dlogits = weights * (dweights - delta_BNR1) * scale
+      dlogits = dlogits.astype(q.dtype)
+      dq = jnp.einsum('BNRM,BNMK->BNRK', dlogits, k_BNMK)
+      dk_BNMK = _float32_einsum('BNRM,BNRK->BNMK', dlogits, q_BNRK)
+      carry = carry[0] + dk_BNMK, carry[1] + dv_BNMU
+      return carry, dq.reshape(q_BNGQK.shape)
 
     parts = (
-      stripe.split(q),
-      stripe.split(dout_BLNGU),
-      stripe.split(delta_BLNG),
+      stripe.split(q, 3),
+      stripe.split(dout_BNGLU, 3),
+      stripe.split(delta_BNGL, 3),
       log_sum,
-      stripe.split(segments),
+      stripe.split(segments, 1),
       stripe.firsts(),
     )
-    start = dk[:, : stripe.end], dv[:, : stripe.end]
-    (dk_part, dv_part), dq = jax.lax.scan(block, start, parts)
-    dk = dk.at[:, : stripe.end].set(dk_part)
-    dv = dv.at[:, : stripe.end].set(dv_part)
+    start = dk[:, :, : stripe.end], dv[:, :, : stripe.end]
+    (dk_part, dv_part), dq = _scan(block, start, parts)
+    dk = dk.at[:, :, : stripe.end].set(dk_part)
+    dv = dv.at[:, :, : stripe.end].set(dv_part)
     dqs.append(_join(dq))
-  dq = jnp.concatenate(dqs, axis=1)
+  dq = jnp.concatenate(dqs, axis=3)
   return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 chunked_attention.defvjp(_forward, _backward)
 
 
-def _logits(q_BQNGK, k_BMNK, segments_BQ, segments_BM, first, scale):
-  """float32 [B, N, G, Q, M]; the block's queries start at position `first`."""
-  logits = _float32_einsum('BQNGK,BMNK->BNGQM', q_BQNGK, k_BMNK)
-  rows_Q = first + jnp.arange(q_BQNGK.shape[1])
-  visible = rows_Q[:, None] >= jnp.arange(k_BMNK.shape[1])[None, :]
-  same = segments_BQ[:, :, None] == segments_BM[:, None, :]
-  return jnp.where((visible & same)[:, None, None], logits * scale, MASKED)
+def _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale):
+  """float32 [B, N, R, M]; the block's queries start at position `first`."""
+  shape = q_BNGQK.shape[:-1]
+  logits = _float32_einsum('BNRK,BNMK->BNRM', _rows(q_BNGQK), k_BNMK)
+  rows_Q = first + jnp.arange(shape[3])
+  visible = rows_Q[:, None] >= jnp.arange(k_BNMK.shape[2])[None, :]
+  if segments_BQ is not None:
+    same = segments_BQ[:, :, None] == segments_BM[:, None, :]
+    visible = (visible & same)[:, None, None]
+  logits = logits.reshape(*shape, -1)
+  return _rows(jnp.where(visible, logits * scale, MASKED))
+
+
+def _rows(x_BNGQK):
+  """[B, N, G * Q, ...]."""
+  return x_BNGQK.reshape(*x_BNGQK.shape[:2], -1, x_BNGQK.shape[-1])
 
 
 def _float32_einsum(letters, *operands):
   return jnp.einsum(letters, *operands, preferred_element_type=jnp.float32)
+
+
+def _scan(block, carry, parts):
+  """jax.lax.scan; a single block is written out."""
+  if jax.tree.leaves(parts)[0].shape[0] > 1:
+    return jax.lax.scan(block, carry, parts)
+  carry, out = block(carry, jax.tree.map(lambda x: x[0], parts))
+  return carry, jax.tree.map(lambda x: x[None], out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +184,19 @@ class _Stripe:
   end: int
   block: int
 
-  def split(self, x: jax.Array) -> jax.Array:
-    """[B, L, ...] to this stripe's blocks [S, B, Q, ...]."""
-    part = x[:, self.start : self.end]
-    shape = (part.shape[0], -1, self.block, *part.shape[2:])
-    return jnp.moveaxis(part.reshape(shape), 1, 0)
+  def keys(self, k, v, segments):
+    """Keys, values and document numbers up to the stripe's end."""
+    if segments is not None:
+      segments = segments[:, : self.end]
+    return k[:, :, : self.end], v[:, :, : self.end], segments
+
+  def split(self, x: jax.Array | None, axis: int) -> jax.Array | None:
+    """[..., L, ...] to this stripe's blocks [S, ..., Q, ...]."""
+    if x is None:
+      return None
+    part = jax.lax.slice_in_dim(x, self.start, self.end, axis=axis)
+    shape = (*part.shape[:axis], -1, self.block, *part.shape[axis + 1 :])
+    return jnp.moveaxis(part.reshape(shape), axis, 0)
 
   def firsts(self) -> jax.Array:
     """Position of each block's first query, [S]."""
@@ -166,9 +204,9 @@ class _Stripe:
 
 
 def _join(x: jax.Array) -> jax.Array:
-  """[S, B, Q, ...] back to [B, S * Q, ...]."""
-  x = jnp.moveaxis(x, 0, 1)
-  return x.reshape(x.shape[0], -1, *x.shape[3:])
+  """[S, B, N, G, Q, ...] back to [B, N, G, S * Q, ...]."""
+  x = jnp.moveaxis(x, 0, 3)
+  return x.reshape(*x.shape[:3], -1, *x.shape[5:])
 
 
 def _stripes(length: int, chunking: Chunking) -> Iterator[_Stripe]:

@@ -28,7 +28,10 @@ from seekax.ops.blocks import (
   each_slot,
   sort_slots,
 )
+from seekax.ops.linear import swiglu_backward, swiglu_forward
 from seekax.ops.quantize import BlockScaled, expand
+
+_MATRICES = ('gate', 'up', 'down')
 
 
 def grouped_matmul(
@@ -88,7 +91,7 @@ def grouped_swiglu(
   Returns:
     float32 [T, D]: the experts' outputs, in x's dtype, are added up in float32.
   """
-  weights = {'gate': gate_EDF, 'up': up_EDF, 'down': down_EFD}
+  weights = dict(zip(_MATRICES, (gate_EDF, up_EDF, down_EFD), strict=True))
   if backend == 'blocked' and experts_TA.size <= gate_EDF.shape[0]:
     return each_slot(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
   if backend == 'blocked':
@@ -121,42 +124,15 @@ def _linear_backward(x_ECD, scale_EC, weights, kept, dy_ECF):
 
 
 def _swiglu(x_ECD, scale_EC, weights):
-  """The gate multiplies before W2: the same sum, and its gradient is cheap.
-
-  Keeps W1 x and W3 x; their SwiGLU is computed again in the backward pass, as
-  DeepSeek-V3 does (section 3.2.3).
-  """
-  gate_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, expand(weights['gate']))
-  up_ECF = jnp.einsum('ECD,EDF->ECF', x_ECD, expand(weights['up']))
-  hidden_ECF = jax.nn.silu(_float32(gate_ECF)) * _float32(up_ECF)
-  hidden_ECF *= scale_EC[..., None]
-  y_ECD = jnp.einsum(
-    'ECF,EFD->ECD', hidden_ECF.astype(x_ECD.dtype), expand(weights['down'])
-  )
-  return y_ECD, (gate_ECF, up_ECF)
+  return swiglu_forward(x_ECD, scale_EC, *(weights[name] for name in _MATRICES))
 
 
 def _swiglu_backward(x_ECD, scale_EC, weights, kept, dy_ECD):
-  dtype = x_ECD.dtype
-  gate_ECF, up_ECF = map(_float32, kept)
-  sigmoid_ECF = jax.nn.sigmoid(gate_ECF)
-  silu_ECF = gate_ECF * sigmoid_ECF
-  scale_EC1 = scale_EC[..., None]
-  hidden_ECF = (silu_ECF * up_ECF * scale_EC1).astype(dtype)
-  dhidden_ECF = _float32_einsum('ECD,EFD->ECF', dy_ECD, weights['down'])
-  dscale_EC = jnp.sum(dhidden_ECF * silu_ECF * up_ECF, axis=-1)
-  dhidden_ECF *= scale_EC1
-  dup_ECF = (dhidden_ECF * silu_ECF).astype(dtype)
-  dsilu_ECF = sigmoid_ECF * (1 + gate_ECF * (1 - sigmoid_ECF))
-  dgate_ECF = (dhidden_ECF * up_ECF * dsilu_ECF).astype(dtype)
-  dx_ECD = jnp.einsum('ECF,EDF->ECD', dgate_ECF, weights['gate'])
-  dx_ECD += jnp.einsum('ECF,EDF->ECD', dup_ECF, weights['up'])
-  dweights = {
-    'gate': _float32_einsum('ECD,ECF->EDF', x_ECD, dgate_ECF),
-    'up': _float32_einsum('ECD,ECF->EDF', x_ECD, dup_ECF),
-    'down': _float32_einsum('ECF,ECD->EFD', hidden_ECF, dy_ECD),
-  }
-  return dx_ECD, dscale_EC.astype(scale_EC.dtype), dweights
+  matrices = (weights[name] for name in _MATRICES)
+  dx_ECD, dscale_EC, *dweights = swiglu_backward(
+    x_ECD, scale_EC, *matrices, kept, dy_ECD
+  )
+  return dx_ECD, dscale_EC, dict(zip(_MATRICES, dweights, strict=True))
 
 
 _LINEAR = BlockFunction(_linear, _linear_backward)

@@ -3,9 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from seekax.config import Config
+from seekax.ops.reductions import sum_of_squares
 from seekax.training.schedules import learning_rate
 
 
@@ -19,17 +21,35 @@ def decays(params: Any) -> Any:
   )
 
 
+def mean_and_clip(
+  sums: Any, count: jax.Array, clip_norm: float
+) -> tuple[Any, jax.Array]:
+  """Sums over targets to a mean, clipped by its global norm.
+
+  One factor does both, so that no gradient is written for it.
+
+  Args:
+    sums: float32 gradients, summed over targets.
+    count: the targets.
+    clip_norm: largest norm of the result.
+
+  Returns:
+    (gradients, the mean's norm before clipping).
+  """
+  squares = [sum_of_squares(x) for x in jax.tree.leaves(sums)]
+  norm = jnp.sqrt(sum(squares)) / count
+  factor = jnp.where(norm > clip_norm, clip_norm / norm, 1.0) / count
+  return jax.tree.map(lambda x: x * factor, sums), norm
+
+
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-  """Clip by the global norm, then AdamW at the scheduled rate."""
+  """AdamW at the scheduled rate."""
   optim = config.optim
-  return optax.chain(
-    optax.clip_by_global_norm(optim.clip_norm),
-    optax.adamw(
-      lambda step: learning_rate(step, optim, config.train.steps),
-      b1=optim.beta1,
-      b2=optim.beta2,
-      eps=optim.eps,
-      weight_decay=optim.weight_decay,
-      mask=decays,
-    ),
+  return optax.adamw(
+    lambda step: learning_rate(step, optim, config.train.steps),
+    b1=optim.beta1,
+    b2=optim.beta2,
+    eps=optim.eps,
+    weight_decay=optim.weight_decay,
+    mask=decays,
   )

@@ -16,7 +16,7 @@ from seekax.data.pipeline import Batch
 from seekax.ops import compiling
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.losses import loss_sums, LossSums
-from seekax.training.optimizer import make_optimizer
+from seekax.training.optimizer import make_optimizer, mean_and_clip
 from seekax.training.schedules import learning_rate
 from seekax.training.state import TrainState
 
@@ -76,7 +76,9 @@ def apply(
 ) -> tuple[TrainState, Metrics]:
   """One optimizer update and one move of the router bias."""
   sums = accumulated.sums
-  gradients = jax.tree.map(lambda g: g / sums.tokens, accumulated.gradients)
+  gradients, norm = mean_and_clip(
+    accumulated.gradients, sums.tokens, config.optim.clip_norm
+  )
   updates, opt_state = make_optimizer(config).update(
     gradients, state.opt_state, state.params
   )
@@ -95,7 +97,7 @@ def apply(
     loss=sums.main / sums.tokens,
     mtp_loss=sums.mtp.sum() / (sums.tokens * max(sums.mtp.shape[0], 1)),
     balance_loss=sums.balance / (sums.sequences * max(routers, 1)),
-    gradient_norm=optax.tree.norm(gradients),
+    gradient_norm=norm,
     learning_rate=learning_rate(state.step, config.optim, config.train.steps),
     load=sums.load,
     max_violation=jax.tree.map(max_violation, sums.load),
