@@ -169,6 +169,20 @@ class LoopTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'eval.prompts'):
       launch.start(config, {}, self.new_workdir())
 
+  def test_z_loss_is_a_column_of_its_own_where_it_is_on(self):
+    workdir = self.new_workdir()
+    train = dataclasses.replace(self.config.train, z_loss_weight=1e-3)
+    config = dataclasses.replace(self.config, train=train)
+    launch.start(config, {}, workdir, Stopper(2))
+    ours = self.rows(workdir, 'train')[0]
+    theirs = self.rows(self.unbroken, 'train')[0]
+    self.assertNotIn('z_loss', theirs)
+    # Near log V squared before anything is learned.
+    self.assertBetween(ours['z_loss'], 0.03, 0.05)
+    # The loss stays plain cross-entropy; the gradient is another.
+    self.assertAlmostEqual(ours['loss'] / theirs['loss'], 1, delta=1e-6)
+    self.assertNotEqual(ours['gradient_norm'], theirs['gradient_norm'])
+
   def test_stopping_before_the_first_step_is_no_error(self):
     workdir = self.new_workdir()
     self.assertFalse(launch.start(self.config, {}, workdir, lambda: True))

@@ -134,6 +134,8 @@ class Journal:
       'mfu': utilization or None,
       'dollars': self._dollars(),
     }
+    if config.train.z_loss_weight:
+      row['z_loss'] = float(metrics.z_loss)
     self._writer.write('train', step, **row)
     left = config.train.steps - step
     self._writer.show_train(step, row, left * seconds if seconds else None)

@@ -38,6 +38,7 @@ class Metrics:
     mtp_loss: mean over depths, 0 without MTP.
     balance_loss: sequence-wise balance, mean over sequences and routers; 1 is
       perfect balance. 0 without experts.
+    z_loss: of the main targets, weighted as in the objective; 0 without.
     gradient_norm: before clipping.
     learning_rate: of this step.
     load: choices per expert, {'layers': [N, E], 'mtp': [J, E]}.
@@ -47,6 +48,7 @@ class Metrics:
   loss: jax.Array
   mtp_loss: jax.Array
   balance_loss: jax.Array
+  z_loss: jax.Array
   gradient_norm: jax.Array
   learning_rate: jax.Array
   load: dict[str, jax.Array]
@@ -97,6 +99,7 @@ def apply(
     loss=sums.main / sums.tokens,
     mtp_loss=sums.mtp.sum() / (sums.tokens * max(sums.mtp.shape[0], 1)),
     balance_loss=sums.balance / (sums.sequences * max(routers, 1)),
+    z_loss=config.train.z_loss_weight * sums.squared_log_z / sums.tokens,
     gradient_norm=norm,
     learning_rate=learning_rate(state.step, config.optim, config.train.steps),
     load=sums.load,
