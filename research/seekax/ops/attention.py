@@ -1,5 +1,13 @@
 """Causal attention with unequal query/key and value widths.
 
+Backends, chosen by `ops/backends.py`:
+
+* `chunked` (the portable one): `ops/chunked_attention.py`; a sequence of one
+  block or less is attended to as a whole.
+* `cudnn`, `tokamax`: fused kernels for NVIDIA GPUs (`ops/cudnn_attention.py`,
+  `ops/tokamax_backends.py`).
+* `plain`: all logits at once. A reference.
+
 Letters: B batch, L query positions, M key positions, H query heads, N
 key/value heads, K query/key width, U value width, C latent width, R rope width.
 """
@@ -7,6 +15,12 @@ key/value heads, K query/key width, U value width, C latent width, R rope width.
 import jax
 import jax.numpy as jnp
 
+from seekax.ops import (
+  backends,
+  cudnn_attention,
+  pallas_latent_attention,
+  tokamax_backends,
+)
 from seekax.ops.chunked_attention import chunked_attention, Chunking, MASKED
 
 # Queries are taken in blocks of this many. One block's logits are kept for the
@@ -20,6 +34,7 @@ def causal_attention(
   v_BLNU: jax.Array,
   scale: float,
   segments_BL: jax.Array | None = None,
+  backend: str = backends.AUTO,
 ) -> jax.Array:
   """Softmax attention over the positions at or before each query.
 
@@ -30,12 +45,31 @@ def causal_attention(
     scale: factor on the logits.
     segments_BL: document numbers; a query sees its own document only.
       None: every earlier position.
+    backend: the name of one, or auto.
 
   Returns:
     [B, L, H, U] in v's dtype; logits and softmax are float32.
+
+  Raises:
+    ConfigError: the backend can't run here, or ignores document numbers.
   """
+  choice = backends.choose_attention(
+    backend,
+    backends.present(),
+    q_BLHK.dtype,
+    qk_width=q_BLHK.shape[-1],
+    value_width=v_BLNU.shape[-1],
+    segments=segments_BL is not None,
+  )
+  backends.announce(choice)
+  if choice.name == 'cudnn':
+    return cudnn_attention.causal_attention(q_BLHK, k_BLNK, v_BLNU, scale)
+  if choice.name == 'tokamax':
+    return tokamax_backends.causal_attention(
+      q_BLHK, k_BLNK, v_BLNU, scale, segments_BL
+    )
   length = q_BLHK.shape[1]
-  if length > QUERY_BLOCK:
+  if choice.name == 'chunked' and length > QUERY_BLOCK:
     return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL)
   visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
   if segments_BL is not None:
@@ -113,6 +147,7 @@ def latent_attention(
   k_rope_BMR: jax.Array,
   lengths_B: jax.Array,
   scale: float,
+  backend: str = backends.AUTO,
 ) -> jax.Array:
   """Absorbed MLA: one new query per request against the latent cache.
 
@@ -126,10 +161,23 @@ def latent_attention(
     k_rope_BMR: cached rotated keys.
     lengths_B: valid cache positions per request, the new token's included.
     scale: factor on the logits.
+    backend: plain (three products), pallas (one pass over the cache, for
+      NVIDIA GPUs), or auto.
 
   Returns:
     [B, H, C]: attention-weighted latents.
+
+  Raises:
+    ConfigError: the backend can't run here.
   """
+  choice = backends.choose_latent_attention(
+    backend, backends.present(), latent_BMC.dtype
+  )
+  backends.announce(choice)
+  if choice.name == 'pallas':
+    return pallas_latent_attention.latent_attention(
+      q_latent_BHC, q_rope_BHR, latent_BMC, k_rope_BMR, lengths_B, scale
+    )
   logits_BHM = jnp.einsum(
     'BHC,BMC->BHM', q_latent_BHC, latent_BMC, preferred_element_type=jnp.float32
   ) + jnp.einsum(

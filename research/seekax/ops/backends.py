@@ -12,6 +12,7 @@ backward pass for unequal widths that JAX carries.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -24,9 +25,11 @@ from seekax.ops import cudnn_attention, tokamax_backends
 AUTO = 'auto'
 GROUPED_MATMUL = 'grouped matmul'
 ATTENTION = 'attention'
+LATENT_ATTENTION = 'decoding on the latent cache'
 # Whatever a platform can't do, the last rung can.
 GROUPED_MATMULS = ('pallas', 'mosaic', 'triton', 'blocked', 'ragged', 'dense')
 ATTENTIONS = ('cudnn', 'tokamax', 'chunked', 'plain')
+LATENT_ATTENTIONS = ('pallas', 'plain')
 OLDEST_TOKAMAX = (0, 0, 17)
 OLDEST_CUDNN = 90000
 # The first that takes values of another width than the keys'.
@@ -81,6 +84,7 @@ class _Need:
   segments: bool = False
 
 
+@functools.cache
 def present() -> Device:
   """The default device of this process."""
   first = jax.devices()[0]
@@ -160,6 +164,33 @@ def choose_attention(
   )
   ladder = ('cudnn', 'tokamax', 'chunked')
   return _choose(ATTENTION, key, requested, need, _ATTENTION_PROBLEMS, ladder)
+
+
+def choose_latent_attention(
+  requested: str,
+  device: Device,
+  dtype: Any,
+  *,
+  interpret: bool = False,
+  key: str = 'model.latent_attention_backend',
+) -> Choice:
+  """Which absorbed attention runs in decoding.
+
+  Args:
+    requested: one of LATENT_ATTENTIONS, or auto.
+    device: where.
+    dtype: of the cache.
+    interpret: the Pallas kernel may run step by step, as in tests.
+    key: the config's name for it, for messages.
+
+  Raises:
+    ConfigError: what was asked for can't run there.
+  """
+  need = _Need(device, jnp.dtype(dtype).name, interpret=interpret)
+  problems = _LATENT_ATTENTION_PROBLEMS
+  return _choose(
+    LATENT_ATTENTION, key, requested, need, problems, LATENT_ATTENTIONS
+  )
 
 
 _announced: set[Choice] = set()
@@ -335,3 +366,4 @@ _ATTENTION_PROBLEMS = {
   'chunked': _nothing,
   'plain': _nothing,
 }
+_LATENT_ATTENTION_PROBLEMS = {'pallas': _pallas, 'plain': _nothing}

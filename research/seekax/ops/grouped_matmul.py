@@ -3,18 +3,24 @@
 Letters: T tokens, A experts per token, S slots (S = T*A), E experts, C rows
 of one expert in one block, D input width, F hidden or output width.
 
-Backends, all exact and dropless for every pattern of group sizes:
+Backends, all exact and dropless for every pattern of group sizes, chosen by
+`ops/backends.py`:
 
-* `blocked` (default): the first C rows of every expert are one batched product
-  [E, C, D] x [E, D, F]; when the loads are near balance that is all. What is
-  left over follows in blocks of C/8 rows, E/2 blocks at a time, with their
-  experts' weights gathered, until nothing is left. The gradient goes the same
-  way; of the first product the two up-projections are kept for it. With fewer
-  slots than experts (decoding) the chosen experts' weights are gathered
-  instead, so that the others are never read.
+* `blocked` (the portable one): the first C rows of every expert are one batched
+  product [E, C, D] x [E, D, F]; when the loads are near balance that is all.
+  What is left over follows in blocks of C/8 rows, E/2 blocks at a time, with
+  their experts' weights gathered, until nothing is left. The gradient goes the
+  same way; of the first product the two up-projections are kept for it.
+* `pallas`: our kernels for NVIDIA GPUs, with gate, up, SwiGLU and the routing
+  weight as one (`ops/pallas_grouped_matmul.py`).
+* `mosaic`, `triton`: tokamax's kernels (`ops/tokamax_backends.py`).
 * `ragged`: `jax.lax.ragged_dot`, which lowers to every row times every expert
   on CPU.
 * `dense`: every row times every expert, plainly. A reference for tests.
+
+With no more slots than experts (decoding) `blocked` gathers the chosen experts'
+weights instead, so that the others are never read; with FP8 weights the kernels
+do so too.
 """
 
 import functools
@@ -22,6 +28,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from seekax.ops import backends
+from seekax.ops import pallas_grouped_matmul as pallas
+from seekax.ops import tokamax_backends as tokamax
 from seekax.ops.blocks import (
   blocked,
   BlockFunction,
@@ -39,6 +48,7 @@ def grouped_matmul(
   weights_EDF: jax.Array,
   sizes_E: jax.Array,
   backend: str = 'blocked',
+  interpret: bool = False,
 ) -> jax.Array:
   """Multiplies consecutive groups of rows by one matrix each.
 
@@ -46,11 +56,18 @@ def grouped_matmul(
     rows_SD: rows sorted by expert.
     weights_EDF: one matrix per expert.
     sizes_E: rows of each expert, zero allowed. Rows past their sum give 0.
-    backend: blocked, ragged or dense.
+    backend: the name of one.
+    interpret: runs the steps of `pallas` in plain JAX, on any device.
 
   Returns:
     [S, F] in the rows' dtype.
   """
+  if backend == 'pallas':
+    return pallas.grouped_matmul(
+      rows_SD, weights_EDF, sizes_E, interpret=interpret
+    )
+  if backend in ('mosaic', 'triton'):
+    return tokamax.grouped_matmul(rows_SD, weights_EDF, sizes_E, backend)
   if backend == 'ragged':
     return jax.lax.ragged_dot(rows_SD, weights_EDF, sizes_E)
   expert_S = jnp.searchsorted(
@@ -74,41 +91,109 @@ def grouped_swiglu(
   gate_EDF: jax.Array | BlockScaled,
   up_EDF: jax.Array | BlockScaled,
   down_EFD: jax.Array | BlockScaled,
-  backend: str = 'blocked',
+  backend: str = backends.AUTO,
+  interpret: bool = False,
 ) -> jax.Array:
   """Sum over each token's experts of gate * SwiGLU(token).
 
   Args:
     x_TD: tokens.
     gates_TA: float32 routing weight of each choice.
-    experts_TA: chosen experts; with `blocked`, id E is nobody and gives 0.
+    experts_TA: chosen experts; id E is nobody and gives 0.
     gate_EDF: matrices of the gated branch (W1). FP8 is expanded when it is
       used; in decoding, that of the chosen experts alone.
     up_EDF: matrices of the linear branch (W3).
     down_EFD: output matrices (W2).
-    backend: blocked, ragged or dense.
+    backend: the name of one, or auto.
+    interpret: runs the steps of `pallas` in plain JAX, on any device.
 
   Returns:
     float32 [T, D]: the experts' outputs, in x's dtype, are added up in float32.
+
+  Raises:
+    ConfigError: the backend can't run here.
   """
+  choice = backends.choose_grouped_matmul(
+    backend, backends.present(), x_TD.dtype, interpret=interpret
+  )
+  backends.announce(choice)
   weights = dict(zip(_MATRICES, (gate_EDF, up_EDF, down_EFD), strict=True))
-  if backend == 'blocked' and experts_TA.size <= gate_EDF.shape[0]:
+  few = experts_TA.size <= gate_EDF.shape[0]
+  references = choice.name in ('ragged', 'dense')
+  fp8 = isinstance(gate_EDF, BlockScaled)
+  if few and not references and (choice.name == 'blocked' or fp8):
     return each_slot(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
-  if backend == 'blocked':
+  if choice.name == 'blocked':
     return blocked(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
   slots = sort_slots(experts_TA, gate_EDF.shape[0])
-  gate_EDF, up_EDF, down_EFD = map(expand, (gate_EDF, up_EDF, down_EFD))
-  product = functools.partial(
-    grouped_matmul, sizes_E=slots.sizes_E, backend=backend
+  place_TA = jnp.take(slots.starts_E, experts_TA, mode='clip') + slots.rank_TA
+  place_TA = jnp.where(experts_TA < gate_EDF.shape[0], place_TA, place_TA.size)
+  rows_SD = _dispatch(x_TD, slots.order_S, place_TA)
+  out_SD = _sorted_swiglu(
+    rows_SD,
+    gates_TA.reshape(-1)[slots.order_S],
+    slots.sizes_E,
+    [expand(weight) for weight in weights.values()],
+    choice.name,
+    interpret,
   )
-  rows_SD = x_TD[slots.order_S // experts_TA.shape[1]]
+  return _combine(out_SD, slots.order_S, place_TA)
+
+
+def _sorted_swiglu(rows_SD, scale_S, sizes_E, weights, backend, interpret):
+  """scale * SwiGLU of rows sorted by expert: [S, D] in the rows' dtype."""
+  if backend == 'pallas':
+    return pallas.grouped_swiglu(
+      rows_SD, *weights, scale_S, sizes_E, interpret=interpret
+    )
+  gate_EDF, up_EDF, down_EFD = weights
+  product = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=backend)
   hidden_SF = jax.nn.silu(_float32(product(rows_SD, gate_EDF)))
   hidden_SF *= _float32(product(rows_SD, up_EDF))
-  scale_S = gates_TA.reshape(-1)[slots.order_S]
-  hidden_SF = (hidden_SF * scale_S[:, None]).astype(x_TD.dtype)
-  out_SD = product(hidden_SF, down_EFD)
-  place_TA = slots.starts_E[experts_TA] + slots.rank_TA
-  return out_SD[place_TA].sum(axis=1, dtype=jnp.float32)
+  hidden_SF = (hidden_SF * scale_S[:, None]).astype(rows_SD.dtype)
+  return product(hidden_SF, down_EFD)
+
+
+@jax.custom_vjp
+def _dispatch(x_TD, order_S, place_TA):
+  """Each slot's token, [S, D]. Its gradient is a sum of A rows per token.
+
+  Derived by JAX it would be a scatter that adds, in no fixed order on a GPU.
+  """
+  return x_TD[order_S // place_TA.shape[1]]
+
+
+def _dispatch_forward(x_TD, order_S, place_TA):
+  return _dispatch(x_TD, order_S, place_TA), (order_S, place_TA)
+
+
+def _dispatch_backward(saved, drows_SD):
+  order_S, place_TA = saved
+  dx_TD = _combine(drows_SD, order_S, place_TA)
+  return dx_TD.astype(drows_SD.dtype), None, None
+
+
+@jax.custom_vjp
+def _combine(out_SD, order_S, place_TA):
+  """float32 [T, D], the sum of each token's rows; its gradient is a gather."""
+  del order_S
+  own_TAD = jnp.take(out_SD, place_TA, axis=0, mode='fill', fill_value=0)
+  return own_TAD.sum(axis=1, dtype=jnp.float32)
+
+
+def _combine_forward(out_SD, order_S, place_TA):
+  like = jnp.zeros((), out_SD.dtype)
+  return _combine(out_SD, order_S, place_TA), (order_S, place_TA, like)
+
+
+def _combine_backward(saved, dy_TD):
+  order_S, place_TA, like = saved
+  dout_SD = _dispatch(dy_TD.astype(like.dtype), order_S, place_TA)
+  return dout_SD, None, None
+
+
+_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+_combine.defvjp(_combine_forward, _combine_backward)
 
 
 def _linear(x_ECD, scale_EC, weights):
