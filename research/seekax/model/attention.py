@@ -15,6 +15,7 @@ from seekax.model.layers import matrix, RmsNorm
 from seekax.ops import attention as ops
 from seekax.ops import rotary
 from seekax.ops.linear import contract, linear
+from seekax.ops.rematerialisation import keep
 
 
 @struct.dataclass
@@ -88,6 +89,7 @@ def mla_full(
     rotary.softmax_scale(config),
     segments_BL,
     config.attention_backend,
+    keep_weights=config.remat == 'none',
   )
 
 
@@ -158,13 +160,14 @@ class LatentAttention(nn.Module):
     """Queries, the latent after its norm, and the shared rotated key."""
     c = self.config
     if c.query_latent_dim:
-      q_in = self.query_norm(linear(x_BLD, self.query_down))
+      q_in = keep(linear(x_BLD, self.query_down), 'query_latent')
+      q_in = self.query_norm(q_in)
     else:
       q_in = x_BLD
     q_BLHX = linear(q_in, self.query_up)
     q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
     q_rope_BLHR = rotary.rotate(q_rope_BLHR, positions_BL, c)
-    down_BLX = linear(x_BLD, self.kv_down)
+    down_BLX = keep(linear(x_BLD, self.kv_down), 'kv_latent')
     latent_BLC, k_rope_BLR = jnp.split(down_BLX, [c.kv_latent_dim], axis=-1)
     latent_BLC = self.kv_norm(latent_BLC)
     k_rope_BLR = rotary.rotate(k_rope_BLR, positions_BL, c)
@@ -231,16 +234,24 @@ class GroupedAttention(nn.Module):
         [nope, rotary.rotate(rope, positions_BL, c)], axis=-1
       )
 
-    q_BLHX = with_rope(linear(x_BLD, self.query))
-    k_BLNX = with_rope(linear(x_BLD, self.key))
-    return q_BLHX, k_BLNX, linear(x_BLD, self.value)
+    return (
+      keep(with_rope(linear(x_BLD, self.query)), 'query'),
+      keep(with_rope(linear(x_BLD, self.key)), 'key'),
+      keep(linear(x_BLD, self.value), 'value'),
+    )
 
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Whole sequences; also returns what the cache keeps of them."""
     q, k, v = self._project(x_BLD, positions_BL)
     scale = rotary.softmax_scale(self.config)
     out_BLHU = ops.causal_attention(
-      q, k, v, scale, segments_BL, self.config.attention_backend
+      q,
+      k,
+      v,
+      scale,
+      segments_BL,
+      self.config.attention_backend,
+      keep_weights=self.config.remat == 'none',
     )
     y_BLD = contract(out_BLHU, self.out, 2)
     return y_BLD, KeyValueCache(k, v)

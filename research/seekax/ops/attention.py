@@ -22,10 +22,12 @@ from seekax.ops import (
   tokamax_backends,
 )
 from seekax.ops.chunked_attention import chunked_attention, Chunking, MASKED
+from seekax.ops.rematerialisation import keep
 
-# Queries are taken in blocks of this many. One block's logits are kept for the
-# backward pass; of longer sequences they are made again.
+# Queries are taken in blocks of this many. Up to so many positions the weights
+# are kept for the backward pass; of longer sequences they are made again.
 QUERY_BLOCK = 128
+KEPT_LENGTH = 512
 
 
 def causal_attention(
@@ -35,6 +37,7 @@ def causal_attention(
   scale: float,
   segments_BL: jax.Array | None = None,
   backend: str = backends.AUTO,
+  keep_weights: bool = True,
 ) -> jax.Array:
   """Softmax attention over the positions at or before each query.
 
@@ -46,6 +49,8 @@ def causal_attention(
     segments_BL: document numbers; a query sees its own document only.
       None: every earlier position.
     backend: the name of one, or auto.
+    keep_weights: of short sequences `chunked` may keep the softmax for the
+      backward pass, instead of computing it again.
 
   Returns:
     [B, L, H, U] in v's dtype; logits and softmax are float32.
@@ -70,7 +75,8 @@ def causal_attention(
     )
   length = q_BLHK.shape[1]
   if choice.name == 'chunked' and length > QUERY_BLOCK:
-    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL)
+    keep = keep_weights and length <= KEPT_LENGTH
+    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, keep)
   visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
   if segments_BL is not None:
     same = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -78,7 +84,7 @@ def causal_attention(
   return _attend(q_BLHK, k_BLNK, v_BLNU, visible, scale)
 
 
-def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL):
+def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, keep):
   """Pads to whole blocks; no query sees a padded key, which come last."""
   batch, length, heads, width = q_BLHK.shape
   kv_heads = k_BLNK.shape[2]
@@ -97,7 +103,7 @@ def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL):
     head_major(v_BLNU),
     segments_BL,
     scale,
-    Chunking(block=QUERY_BLOCK),
+    Chunking(block=QUERY_BLOCK, keep=keep),
   )
   out_BHLU = out_BNGLU.reshape(batch, heads, length + padding, -1)
   return jnp.swapaxes(out_BHLU[:, :, :length], 1, 2)
@@ -135,8 +141,10 @@ def _attend(q_BLHK, k_BMNK, v_BMNU, visible, scale):
   )
   visible = visible[:, None, None] if visible.ndim == 3 else visible
   logits = jnp.where(visible, logits * scale, MASKED)
+  logits = keep(logits, 'attention_logits')
   weights = jax.nn.softmax(logits, axis=-1).astype(v_BMNU.dtype)
   out = jnp.einsum('BNGLM,BMNU->BLNGU', weights, v_BMNU)
+  out = keep(out, 'attention_output')
   return out.reshape(batch, length, heads, v_BMNU.shape[-1])
 
 

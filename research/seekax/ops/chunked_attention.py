@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.ops.reductions import reduce_rows
+from seekax.ops.rematerialisation import keep
 
 # Finite, so that a row without any visible key gives a mean and not NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -34,10 +35,13 @@ class Chunking:
   Attributes:
     block: queries whose logits are in memory at once.
     stripes: scans; of the keys above the diagonal, 1 / stripes is computed.
+    keep: the softmax's numerators are kept for the backward pass, which then
+      makes no logits again.
   """
 
   block: int = 128
   stripes: int = 8
+  keep: bool = False
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -68,7 +72,7 @@ def chunked_attention(
 
 def _forward(q, k, v, segments, scale, chunking):
   """(output, what the backward pass needs)."""
-  outputs, sums = [], []
+  outputs, saved = [], []
   for stripe in _stripes(q.shape[3], chunking):
     keys = stripe.keys(k, v, segments)
 
@@ -79,42 +83,50 @@ def _forward(q, k, v, segments, scale, chunking):
       top = reduce_rows(jnp.max, logits)
       weights = jnp.exp(logits - top)
       total = reduce_rows(jnp.sum, weights)
-      out = _float32_einsum(
-        'BNRM,BNMU->BNRU', weights.astype(v_BNMU.dtype), v_BNMU
-      )
-      out = (out / total).astype(v_BNMU.dtype)
-      log_sum = (top + jnp.log(total))[..., 0]
-      shape = q_BNGQK.shape[:-1]
-      return None, (out.reshape(*shape, -1), log_sum.reshape(shape))
+      weights = weights.astype(v_BNMU.dtype)
+      out = _float32_einsum('BNRM,BNMU->BNRU', weights, v_BNMU)
+      out = (out / total).astype(v_BNMU.dtype).reshape(*q_BNGQK.shape[:-1], -1)
+      if chunking.keep:
+        return None, (out, (weights, total))
+      return None, (out, top + jnp.log(total))
 
     parts = stripe.split(q, 3), stripe.split(segments, 1), stripe.firsts()
-    _, (out, log_sum) = _scan(block, None, parts)
+    _, (out, own) = _scan(block, None, parts)
     outputs.append(_join(out))
-    sums.append(log_sum)
-  out = jnp.concatenate(outputs, axis=3)
-  return out, (q, k, v, segments, out, sums)
+    saved.append(own)
+  out = keep(jnp.concatenate(outputs, axis=3), 'attention_output')
+  if not chunking.keep:
+    saved = [keep(log_sum, 'attention_log_sum') for log_sum in saved]
+  return out, (q, k, v, segments, out, saved)
 
 
 def _backward(scale, chunking, saved, dout_BNGLU):
-  q, k, v, segments, out, sums = saved
+  q, k, v, segments, out, per_stripe = saved
   delta_BNGL = jnp.sum(
     dout_BNGLU.astype(jnp.float32) * out.astype(jnp.float32), axis=-1
   )
   dk = jnp.zeros(k.shape, jnp.float32)
   dv = jnp.zeros(v.shape, jnp.float32)
   dqs = []
-  for stripe, log_sum in zip(_stripes(q.shape[3], chunking), sums, strict=True):
+  stripes = _stripes(q.shape[3], chunking)
+  for stripe, own in zip(stripes, per_stripe, strict=True):
     keys = stripe.keys(k, v, segments)
 
     def block(carry, part, keys=keys):
       k_BNMK, v_BNMU, segments_BM = keys
-      q_BNGQK, dout_BNGQU, delta_BNGQ, log_sum_BNGQ, segments_BQ, first = part
-      logits = _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale)
+      q_BNGQK, dout_BNGQU, delta_BNGQ, own, segments_BQ, first = part
       q_BNRK, dout_BNRU = _rows(q_BNGQK), _rows(dout_BNGQU)
-      log_sum_BNR1, delta_BNR1 = (
-        _rows(x[..., None]) for x in (log_sum_BNGQ, delta_BNGQ)
-      )
-      weights = jnp.exp(logits - log_sum_BNR1)
+      delta_BNR1 = _rows(delta_BNGQ[..., None])
+      if chunking.keep:
+        # Divides rows of dout by the softmax's sums instead of the weights.
+        weights, total_BNR1 = own
+        dout_BNRU = (dout_BNRU / total_BNR1).astype(q.dtype)
+        delta_BNR1 /= total_BNR1
+      else:
+        logits = _logits(
+          q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale
+        )
+        weights = jnp.exp(logits - own)
       dv_BNMU = _float32_einsum(
         'BNRM,BNRU->BNMU', weights.astype(v.dtype), dout_BNRU
       )
@@ -130,7 +142,7 @@ def _backward(scale, chunking, saved, dout_BNGLU):
       stripe.split(q, 3),
       stripe.split(dout_BNGLU, 3),
       stripe.split(delta_BNGL, 3),
-      log_sum,
+      own,
       stripe.split(segments, 1),
       stripe.firsts(),
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from seekax.ops.quantize import BlockScaled, expand
 from seekax.ops.reductions import reduce_rows
+from seekax.ops.rematerialisation import keep
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -115,6 +116,7 @@ def swiglu_forward(
   """
   gate_TF = jnp.einsum('...TD,...DF->...TF', x_TD, expand(gate_DF))
   up_TF = jnp.einsum('...TD,...DF->...TF', x_TD, expand(up_DF))
+  gate_TF, up_TF = keep(gate_TF, 'swiglu_gate'), keep(up_TF, 'swiglu_up')
   hidden_TF = jax.nn.silu(_float32(gate_TF)) * _float32(up_TF)
   if scale_T is not None:
     hidden_TF *= scale_T[..., None]
