@@ -13,9 +13,11 @@ import numpy as np
 
 from seekax.ops import (
   grouped_matmul,
+  pallas_grouped_kernels,
   pallas_grouped_matmul,
   tokamax_backends,
 )
+from seekax.ops.pallas_tiles import Tiling
 
 Function = Callable[..., jax.Array]
 
@@ -203,7 +205,7 @@ class Grouped:
 
   def tiles(self) -> Section:
     tilings = [
-      pallas_grouped_matmul.Tiling(*edges, warps=warps, stages=stages)
+      Tiling(*edges, warps=warps, stages=stages)
       for edges, warps, stages in self.size.tilings
     ]
     cases = [
@@ -225,13 +227,13 @@ class Grouped:
       clear=not self.smoke,
     )
 
-  def _tiles(self, layer: Layer, tiling: pallas_grouped_matmul.Tiling):
+  def _tiles(self, layer: Layer, tiling: Tiling):
     rows, weights, sizes, dout = self._layer_inputs(layer, 'even')
     sizes_E = jnp.asarray(sizes)
     ways = dict(interpret=self.smoke, tiling=tiling)
     product = functools.partial(pallas_grouped_matmul.grouped_matmul, **ways)
     gradient = functools.partial(
-      pallas_grouped_matmul.weight_gradient, dtype=weights.dtype, **ways
+      pallas_grouped_kernels.weight_gradient, dtype=weights.dtype, **ways
     )
     operations = 2.0 * layer.slots * layer.width * layer.hidden
     spent = {
@@ -306,7 +308,7 @@ class Grouped:
     gpu_table.check_close('results', out[own], exact(hidden, down), BOUND)
 
 
-def _tiling_words(tiling: pallas_grouped_matmul.Tiling) -> tuple[str, ...]:
+def _tiling_words(tiling: Tiling) -> tuple[str, ...]:
   tile = f'{tiling.rows}x{tiling.columns}, depth {tiling.depth}'
   return tile, str(tiling.warps), str(tiling.stages)
 

@@ -3,35 +3,29 @@
 import functools
 
 from absl.testing import absltest, parameterized
-from hypothesis import given, Phase, settings, strategies
+from hypothesis import given, settings, strategies
 import jax
-from jax.experimental import pallas as pl
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from reference import cases, cuda
 from reference import experts as oracle
-from seekax.ops import pallas_grouped_matmul as kernels
-from seekax.ops.pallas_grouped_matmul import Tiling
-
-# Of the largest entry. The oracle is given the rounded inputs: what remains of
-# bfloat16 is one rounding of the result (2**-9) and, with SwiGLU, those of the
-# two products, of the hidden rows and of their gradients.
-_PRODUCT = {'float32': 1e-5, 'bfloat16': 4e-3}
-_SWIGLU = {'float32': 1e-5, 'bfloat16': 2e-2}
-_DTYPES = {
-  'float32': np.dtype(np.float32),
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-}
-# A failure is reported as it was found: every step of shrinking would compile.
-_SWEEP = settings(
-  max_examples=12,
-  deadline=None,
-  derandomize=True,
-  database=None,
-  phases=(Phase.explicit, Phase.generate),
+from reference.sweeps import (
+  bounds,
+  DTYPES,
+  float64,
+  group_sizes,
+  normal,
+  seeds,
+  SWEEP,
 )
+from seekax.ops import pallas_grouped_matmul as kernels
+from seekax.ops.pallas_tiles import Tiling
+
+# The result is rounded; with SwiGLU so are the two products, the hidden rows,
+# their gradients and those of both branches.
+_PRODUCT = bounds(1)
+_SWIGLU = bounds(5)
 
 _SIZES = {
   'balanced': (8, 8, 8, 8, 8, 8),
@@ -80,17 +74,6 @@ def _swiglu(rows, gate, up, down, scale, sizes, cotangent):
   return out, *pullback(cotangent)
 
 
-_row_tiles = cases.jit(kernels.row_tiles, static_argnums=(1, 2))
-
-
-def _normal(rng, dtype, *shape):
-  return rng.standard_normal(shape).astype(_DTYPES[dtype])
-
-
-def _float64(*arrays):
-  return [np.asarray(x, np.float64) for x in arrays]
-
-
 def _poison(sizes, *arrays):
   """Rows past the groups become NaN: nobody may read them."""
   for x in arrays:
@@ -111,15 +94,15 @@ class Sweep(parameterized.TestCase):
 class GroupedMatmulTest(Sweep):
   def _check(self, sizes, rows, width, columns, dtype, tiling=None, seed=0):
     rng = np.random.default_rng(seed)
-    x = _normal(rng, dtype, rows, width)
-    w = _normal(rng, dtype, len(sizes), width, columns)
-    dy = _normal(rng, dtype, rows, columns)
+    x = normal(rng, dtype, rows, width)
+    w = normal(rng, dtype, len(sizes), width, columns)
+    dy = normal(rng, dtype, rows, columns)
     clean = [a.copy() for a in (x, w, dy)]
     _poison(sizes, x, dy)
     sizes = np.array(sizes, np.int32)
     out, dx, dw = _matmul(tiling, x, w, sizes, dy)
-    self.assertEqual({a.dtype for a in (out, dx, dw)}, {_DTYPES[dtype]})
-    x, w, dy = _float64(*clean)
+    self.assertEqual({a.dtype for a in (out, dx, dw)}, {DTYPES[dtype]})
+    x, w, dy = float64(*clean)
     expected_dx, expected_dw = oracle.grouped_matmul_gradients(x, w, sizes, dy)
     self.check(
       {
@@ -135,26 +118,23 @@ class GroupedMatmulTest(Sweep):
     empty = np.asarray(dw, np.float32)[sizes == 0]
     self.assertFalse(np.any(empty))
 
-  @parameterized.product(dtype=tuple(_DTYPES), pattern=tuple(_SIZES))
+  @parameterized.product(dtype=tuple(DTYPES), pattern=tuple(_SIZES))
   def test_products_and_gradients_match_oracle(self, dtype, pattern):
     self._check(_SIZES[pattern], 48, 20, 36, dtype, _SMALL)
 
   @parameterized.parameters('float32', 'bfloat16')
-  @_SWEEP
-  @given(
-    sizes=strategies.lists(strategies.integers(0, 12), min_size=4, max_size=4),
-    seed=strategies.integers(0, 9),
-  )
+  @SWEEP
+  @given(sizes=group_sizes(4, 48), seed=seeds)
   def test_any_sizes(self, dtype, sizes, seed):
     self._check(sizes, 48, 20, 36, dtype, _SMALL, seed)
 
-  @settings(_SWEEP, max_examples=6)
+  @settings(SWEEP, max_examples=6)
   @given(
     sizes=strategies.lists(strategies.integers(0, 40), min_size=1, max_size=5),
     beyond=strategies.integers(0, 20),
     width=strategies.integers(1, 70),
     columns=strategies.integers(1, 70),
-    dtype=strategies.sampled_from(tuple(_DTYPES)),
+    dtype=strategies.sampled_from(tuple(DTYPES)),
   )
   def test_any_shapes(self, sizes, beyond, width, columns, dtype):
     rows = sum(sizes) + beyond
@@ -175,30 +155,16 @@ class GroupedMatmulTest(Sweep):
   def test_results_do_not_depend_on_the_tiles(self):
     rng = np.random.default_rng(3)
     sizes = np.array((40, 0, 17, 90, 3), np.int32)
-    x = _normal(rng, 'float32', 150, 70)
+    x = normal(rng, 'float32', 150, 70)
     w, dy = (
-      _normal(rng, 'float32', 5, 70, 50),
-      _normal(rng, 'float32', 150, 50),
+      normal(rng, 'float32', 5, 70, 50),
+      normal(rng, 'float32', 150, 50),
     )
     first = _matmul(_SMALL, x, w, sizes, dy)
     for edges in ((32, 16, 64), (128, 64, 32)):
       other = _matmul(Tiling(*edges, warps=4, stages=2), x, w, sizes, dy)
       for a, b in zip(first, other, strict=True):
         self.assertLess(cases.difference(a, b), 1e-6)
-
-  def test_weight_gradient_is_float32_of_bfloat16_rows(self):
-    rng = np.random.default_rng(4)
-    x, dy = (
-      _normal(rng, 'bfloat16', 60, 20),
-      _normal(rng, 'bfloat16', 60, 24),
-    )
-    sizes = np.array((20, 0, 40), np.int32)
-    dw = kernels.weight_gradient(x, dy, sizes, interpret=True)
-    self.assertEqual(dw.dtype, jnp.float32)
-    expected = oracle.grouped_matmul_gradients(
-      *_float64(x, np.zeros((3, 20, 24))), sizes, *_float64(dy)
-    )[1]
-    self.assertLess(cases.difference(dw, expected), 1e-6)
 
   @parameterized.parameters(
     ('float16', 'float16', (3, 4, 5)),
@@ -223,12 +189,12 @@ class SwigluTest(Sweep):
     rng = np.random.default_rng(seed)
     experts = len(sizes)
     return {
-      'rows': _normal(rng, dtype, rows, width),
-      'gate': _normal(rng, dtype, experts, width, hidden),
-      'up': _normal(rng, dtype, experts, width, hidden),
-      'down': _normal(rng, dtype, experts, hidden, width),
+      'rows': normal(rng, dtype, rows, width),
+      'gate': normal(rng, dtype, experts, width, hidden),
+      'up': normal(rng, dtype, experts, width, hidden),
+      'down': normal(rng, dtype, experts, hidden, width),
       'scale': rng.uniform(0.05, 1, rows).astype(np.float32),
-      'dout': _normal(rng, dtype, rows, width),
+      'dout': normal(rng, dtype, rows, width),
     }
 
   def _check(self, sizes, dtype, rows=48, width=20, hidden=12, seed=1):
@@ -257,18 +223,15 @@ class SwigluTest(Sweep):
     self.check(expected, actual, _SWIGLU[dtype])
 
   @parameterized.product(
-    dtype=tuple(_DTYPES),
+    dtype=tuple(DTYPES),
     pattern=('random', 'one_takes_all', 'empty_start', 'below_s', 'nothing'),
   )
   def test_swiglu_and_all_gradients_match_oracle(self, dtype, pattern):
     self._check(_SIZES[pattern], dtype)
 
   @parameterized.parameters('float32', 'bfloat16')
-  @settings(_SWEEP, max_examples=8)
-  @given(
-    sizes=strategies.lists(strategies.integers(0, 8), min_size=6, max_size=6),
-    seed=strategies.integers(0, 9),
-  )
+  @settings(SWEEP, max_examples=8)
+  @given(sizes=group_sizes(6, 48), seed=seeds)
   def test_any_sizes(self, dtype, sizes, seed):
     self._check(sizes, dtype, seed=seed)
 
@@ -299,7 +262,7 @@ class SwigluTest(Sweep):
     inputs = self._inputs(_SIZES['random'], 48, 20, 36, 'float32', 6)
     sizes = np.array(_SIZES['random'], np.int32)
     args = [inputs[k] for k in ('rows', 'gate', 'up', 'scale')]
-    cotangent = _normal(np.random.default_rng(7), 'float32', 48, 36)
+    cotangent = normal(np.random.default_rng(7), 'float32', 48, 36)
     results = [
       _hidden(tiling, *args, sizes, cotangent)
       for tiling in (_SMALL, Tiling(32, 64, 32, warps=4, stages=2))
@@ -308,39 +271,7 @@ class SwigluTest(Sweep):
       self.assertLess(cases.difference(a, b), 1e-6)
 
 
-class RowTilesTest(absltest.TestCase):
-  @settings(_SWEEP, max_examples=30)
-  @given(
-    sizes=strategies.lists(strategies.integers(0, 50), min_size=5, max_size=5),
-    beyond=strategies.integers(0, 40),
-  )
-  def test_every_row_is_in_one_tile_of_its_expert(self, sizes, beyond):
-    # The shapes are few, so that the sweep compiles little.
-    rows = -(-(sum(sizes) + beyond + 1) // 128) * 128
-    owner = np.append(_experts_of(sizes), [len(sizes)] * (rows - sum(sizes)))
-    tiles = _row_tiles(np.array(sizes), rows, 16)
-    self.assertLen(tiles.expert_N, -(-rows // 16) + len(sizes))
-    seen = np.zeros(rows, int)
-    for expert, first, end in zip(*map(np.asarray, tiles), strict=True):
-      self.assertLessEqual(end - first, 16)
-      seen[first:end] += 1
-      np.testing.assert_array_equal(owner[first:end], expert)
-    np.testing.assert_array_equal(seen, 1)
-
-  def test_sizes_that_claim_too_much_stay_inside(self):
-    tiles = kernels.row_tiles(jnp.array((20, 30, 7)), 32, 16)
-    self.assertLessEqual(int(tiles.end_N.max()), 32)
-
-
-class KernelsTest(parameterized.TestCase):
-  def test_what_no_program_writes_is_nan_in_these_tests(self):
-    out = pl.pallas_call(
-      lambda ref: None,
-      out_shape=jax.ShapeDtypeStruct((4,), jnp.float32),
-      interpret=True,
-    )()
-    self.assertTrue(np.isnan(out).all())
-
+class ProgramTest(parameterized.TestCase):
   def test_nothing_has_the_size_of_tokens_times_experts(self):
     rows, experts, width = 4096, 64, 8
 

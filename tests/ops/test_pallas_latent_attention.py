@@ -3,7 +3,7 @@
 import functools
 
 from absl.testing import absltest, parameterized
-from hypothesis import given, Phase, settings, strategies
+from hypothesis import given, settings, strategies
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,25 +11,14 @@ import numpy as np
 
 from reference import attention as oracle
 from reference import cases, cuda
+from reference.sweeps import bounds, DTYPES, SWEEP
 from seekax.ops import attention
 from seekax.ops import pallas_latent_attention as kernels
 from seekax.ops.pallas_latent_attention import Tiling
 
 _SCALE = 0.31
-# Of the largest entry. The oracle is given the rounded inputs: what remains of
-# bfloat16 is the rounding of the softmax's weights and of the result.
-_BOUND = {'float32': 1e-5, 'bfloat16': 1e-2}
-_DTYPES = {
-  'float32': np.dtype(np.float32),
-  'bfloat16': np.dtype(ml_dtypes.bfloat16),
-}
-_SWEEP = settings(
-  max_examples=12,
-  deadline=None,
-  derandomize=True,
-  database=None,
-  phases=(Phase.explicit, Phase.generate),
-)
+# The softmax's weights are rounded, and the result.
+_BOUND = bounds(2)
 _SMALL = Tiling(heads=16, positions=16, parts=1, warps=4, stages=2)
 _SPLIT = Tiling(heads=16, positions=16, parts=3, warps=4, stages=2)
 
@@ -46,7 +35,7 @@ def _inputs(rng, dtype, batch, heads, room, latent, rope):
     (batch, room, latent),
     (batch, room, rope),
   )
-  return [rng.standard_normal(shape).astype(_DTYPES[dtype]) for shape in shapes]
+  return [rng.standard_normal(shape).astype(DTYPES[dtype]) for shape in shapes]
 
 
 def _expected(q_latent, q_rope, latent, k_rope, lengths):
@@ -69,12 +58,12 @@ class LatentAttentionTest(parameterized.TestCase):
     for b, length in enumerate(lengths):  # Nobody may read past the length.
       inputs[2][b, length:], inputs[3][b, length:] = np.nan, np.nan
     out = _decode(tiling, *inputs, np.array(lengths, np.int32))
-    self.assertEqual(out.dtype, _DTYPES[dtype])
+    self.assertEqual(out.dtype, DTYPES[dtype])
     out = np.asarray(out, np.float64)
     self.assertLess(cases.difference(out, expected), _BOUND[dtype])
 
   @parameterized.product(
-    dtype=tuple(_DTYPES),
+    dtype=tuple(DTYPES),
     lengths=((1, 50, 16), (0, 17, 33), (50, 50, 50), (0, 0, 0)),
     tiling=(_SMALL, _SPLIT),
   )
@@ -82,15 +71,15 @@ class LatentAttentionTest(parameterized.TestCase):
     # Heads and widths that fill no block.
     self._check(dtype, lengths, (20, 50, 24, 6), tiling)
 
-  @parameterized.product(dtype=tuple(_DTYPES), tiling=(_SMALL, _SPLIT))
-  @_SWEEP
+  @parameterized.product(dtype=tuple(DTYPES), tiling=(_SMALL, _SPLIT))
+  @SWEEP
   @given(
     lengths=strategies.lists(strategies.integers(0, 50), min_size=3, max_size=3)
   )
   def test_any_lengths(self, dtype, tiling, lengths):
     self._check(dtype, lengths, (20, 50, 24, 6), tiling)
 
-  @settings(_SWEEP, max_examples=6)
+  @settings(SWEEP, max_examples=6)
   @given(
     heads=strategies.integers(1, 40),
     room=strategies.integers(1, 70),
@@ -128,7 +117,7 @@ class LatentAttentionTest(parameterized.TestCase):
     inputs[2:] = [x.astype(ml_dtypes.bfloat16) for x in inputs[2:]]
     lengths = (40, 9)
     out = _decode(_SMALL, *inputs, np.array(lengths, np.int32))
-    self.assertEqual(out.dtype, _DTYPES['bfloat16'])
+    self.assertEqual(out.dtype, DTYPES['bfloat16'])
     expected = _expected(*(np.float64(x) for x in inputs), lengths)
     # One rounding.
     out = np.asarray(out, np.float64)

@@ -8,7 +8,7 @@ keep a GPU busy, every request's cache is split in parts of equal length, whose
 results are put together by their log-sum-exps.
 
 The kernel is written in Pallas and compiled by Triton; see
-`pallas_grouped_matmul`. Forward only: decoding has no gradient.
+`pallas_grouped_kernels`. Forward only: decoding has no gradient.
 
 Letters: B batch, H heads, M cache positions, C latent width, R rope width,
 J parts of a cache.
