@@ -34,12 +34,12 @@ def _whole(q, k, v, segments):
   return attention._attend(q, k, v, visible, _SCALE)
 
 
-def _chunked(q, k, v, segments, block, stripes):
+def _chunked(q, k, v, segments, block, stripes, keep=False):
   batch, length, heads, width = q.shape
   kv_heads = k.shape[2]
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   q = q.reshape(batch, kv_heads, heads // kv_heads, length, width)
-  chunking = Chunking(block, stripes)
+  chunking = Chunking(block, stripes, keep)
   out = chunked_attention(q, k, v, segments, _SCALE, chunking)
   return jnp.swapaxes(out.reshape(batch, heads, length, -1), 1, 2)
 
@@ -74,6 +74,16 @@ class ChunkedAttentionTest(parameterized.TestCase):
     )
     for ours, theirs in zip(actual, expected, strict=True):
       self.assertLess(cases.difference(ours, theirs), 5e-6)
+
+  def test_results_do_not_depend_on_the_cut(self):
+    inputs, segments = _inputs(48), _segments(48)
+    results = [
+      _with_gradients(lambda *x, cut=cut: _chunked(*x, segments, *cut), *inputs)
+      for cut in ((48, 1), (8, 1, True), (12, 4), (16, 2, True))
+    ]
+    for other in results[1:]:
+      for a, b in zip(other, results[0], strict=True):
+        self.assertLess(cases.difference(a, b), 2e-6)
 
   def test_long_sequences_take_this_path_at_any_length(self):
     length = 4 * attention.QUERY_BLOCK + 37

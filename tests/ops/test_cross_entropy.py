@@ -1,13 +1,16 @@
 """Laws of the chunked cross-entropy."""
 
+import functools
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+from hypothesis import given, strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reference import cases
+from reference import cases, sweeps
+from reference import cross_entropy as oracle
 from reference.layers import log_softmax
 from seekax.ops import cross_entropy
 
@@ -36,6 +39,100 @@ def _value_and_gradients(function, chunk):
 
   with mock.patch.object(cross_entropy, 'LARGEST_CHUNK', chunk):
     return cases.jit(jax.value_and_grad(run, argnums=(0, 1)))(*_inputs())
+
+
+# The logits' gradients are rounded, then the hidden states', before and after
+# they are multiplied by the cotangent. The value is float32 throughout.
+_GRADIENTS = sweeps.bounds(3)
+
+
+@functools.partial(cases.jit, static_argnums=(0, 1))
+def _sums_and_gradients(chunk, z_weight, hidden, head, targets, weights):
+  def run(hidden, head):
+    sums = cross_entropy.loss_sums(hidden, head, targets, weights, z_weight)
+    return 3 * sums.objective, sums
+
+  with mock.patch.object(cross_entropy, 'LARGEST_CHUNK', chunk):
+    return jax.grad(run, argnums=(0, 1), has_aux=True)(hidden, head)
+
+
+class SweepTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (1, 0.0, 'float32'),
+    (8, 0.3, 'float32'),
+    (19, 0.0, 'float32'),
+    (1024, 1e-4, 'float32'),
+    (8, 0.0, 'bfloat16'),
+    (8, 0.3, 'bfloat16'),
+  )
+  @sweeps.SWEEP
+  @given(
+    seed=sweeps.seeds,
+    weights=strategies.lists(
+      strategies.sampled_from((0.0, 0.25, 1.0, 2.0)), min_size=19, max_size=19
+    ),
+    size=strategies.sampled_from((0.1, 1.0, 5.0)),
+  )
+  def test_any_weights(self, chunk, z_weight, dtype, seed, weights, size):
+    rng = np.random.default_rng(seed)
+    # Padded to three chunks of 8.
+    hidden = sweeps.normal(rng, dtype, 19, 6)
+    head = (size * rng.standard_normal((6, 11))).astype(sweeps.DTYPES[dtype])
+    targets = rng.integers(0, 11, 19).astype(np.int32)
+    weights = np.array(weights, np.float32)
+    gradients, sums = _sums_and_gradients(
+      chunk, z_weight, hidden, head, targets, weights
+    )
+    exact = (*sweeps.float64(hidden, head), targets, np.float64(weights))
+    plain, z = oracle.sums(*exact)
+    bound = sweeps.FLOAT32_BOUND
+    self.assertLess(cases.difference(sums.cross_entropy, plain), bound)
+    self.assertLess(
+      cases.difference(sums.squared_log_z, z if z_weight else 0), bound
+    )
+    self.assertLess(
+      cases.difference(sums.objective, plain + z_weight * z), bound
+    )
+    for a, e in zip(gradients, oracle.gradients(*exact, z_weight), strict=True):
+      self.assertEqual(a.dtype, sweeps.DTYPES[dtype])
+      self.assertLess(cases.difference(a, 3 * e), _GRADIENTS[dtype])
+    self.assertFalse(np.any(np.asarray(gradients[0], np.float32)[weights == 0]))
+
+  def test_results_do_not_depend_on_the_chunk(self):
+    results = [
+      _sums_and_gradients(chunk, 0.3, *_inputs()) for chunk in (1, 7, 8, 1024)
+    ]
+    for other in results[1:]:
+      for a, b in zip(*map(jax.tree.leaves, (other, results[0])), strict=True):
+        self.assertLess(cases.difference(a, b), 2e-6)
+
+  def test_hidden_states_without_weight_change_nothing(self):
+    """However large. Not NaN: they are multiplied by 0, not skipped."""
+    hidden, head, targets, weights = _inputs()
+    results = []
+    for poison in (0, 1e9):
+      hidden[weights == 0] = poison
+      results.append(
+        _sums_and_gradients(8, 0.3, hidden, head, targets, weights)
+      )
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+      np.testing.assert_array_equal(a, b)
+
+  def test_gradients_by_hand_are_slopes(self):
+    hidden, head, targets, weights = _inputs()
+    inputs = sweeps.float64(hidden, head)
+    rest = targets, np.float64(weights)
+    for index, gradient in enumerate(oracle.gradients(*inputs, *rest, 0.3)):
+      direction = np.random.default_rng(1).standard_normal(gradient.shape)
+      values = []
+      for step in (1e-5, -1e-5):
+        moved = list(inputs)
+        moved[index] = inputs[index] + step * direction
+        plain, z = oracle.sums(*moved, *rest)
+        values.append(plain + 0.3 * z)
+      slope = (values[0] - values[1]) / 2e-5
+      along = np.sum(gradient * direction)
+      self.assertAlmostEqual(along / slope, 1, delta=1e-6)
 
 
 class CrossEntropyTest(parameterized.TestCase):
@@ -82,12 +179,9 @@ class CrossEntropyTest(parameterized.TestCase):
       (_, sums), _ = cases.jit(jax.value_and_grad(run, has_aux=True))(*inputs)
     else:
       _, sums = cases.jit(run)(*inputs)
-    hidden, head, targets, weights = (np.asarray(x, np.float64) for x in inputs)
-    plain, z = 0.0, 0.0
-    for i, weight in enumerate(weights):
-      logits = hidden[i] @ head
-      plain -= weight * log_softmax(logits)[int(targets[i])]
-      z += weight * np.log(np.exp(logits).sum()) ** 2
+    hidden, head, targets, weights = inputs
+    hidden, head, weights = sweeps.float64(hidden, head, weights)
+    plain, z = oracle.sums(hidden, head, targets, weights)
     self.assertLess(cases.difference(sums.cross_entropy, plain), 1e-6)
     self.assertLess(cases.difference(sums.squared_log_z, z), 1e-6)
     self.assertLess(cases.difference(sums.objective, plain + 0.3 * z), 1e-6)

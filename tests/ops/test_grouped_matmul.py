@@ -1,17 +1,25 @@
 """Laws of the grouped products: every backend, every pattern of loads."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest, parameterized
+from hypothesis import given
 import jax
 import numpy as np
 
-from reference import cases
+from reference import cases, sweeps
 from reference import experts as oracle
+from reference.sweeps import float64, normal
 from seekax.ops import blocks
 from seekax.ops import grouped_matmul as ops
 
 _TOLERANCE = 1e-5
+
+# One rounding of the result; with SwiGLU also of the products, the hidden rows,
+# their gradients and both branches'.
+_PRODUCT = sweeps.bounds(1)
+_SWIGLU = sweeps.bounds(5)
 
 # Those that run on a CPU, the Pallas kernels step by step.
 _BACKENDS = ('blocked', 'pallas', 'ragged', 'dense')
@@ -54,22 +62,17 @@ def _swiglu(backend, x, gates, experts, gate, up, down, cotangent):
   return out, *pullback(cotangent)
 
 
-def _normal(rng, *shape):
-  return rng.standard_normal(shape).astype(np.float32)
-
-
-def _float64(arrays):
-  return [np.asarray(x, np.float64) for x in arrays]
-
-
 class GroupedMatmulTest(parameterized.TestCase):
   def _check(self, backend, sizes, rows):
     rng = np.random.default_rng(0)
     sizes = np.array(sizes, np.int32)
-    rows, weights = _normal(rng, rows, 5), _normal(rng, len(sizes), 5, 7)
-    cotangent = _normal(rng, len(rows), 7)
+    rows, weights = (
+      normal(rng, 'float32', rows, 5),
+      normal(rng, 'float32', len(sizes), 5, 7),
+    )
+    cotangent = normal(rng, 'float32', len(rows), 7)
     actual = _matmul(backend, rows, weights, sizes, cotangent)
-    rows, weights, cotangent = _float64((rows, weights, cotangent))
+    rows, weights, cotangent = float64(rows, weights, cotangent)
     expected = (
       oracle.grouped_matmul(rows, weights, sizes),
       *oracle.grouped_matmul_gradients(rows, weights, sizes, cotangent),
@@ -81,6 +84,41 @@ class GroupedMatmulTest(parameterized.TestCase):
   @parameterized.product(backend=_BACKENDS, pattern=tuple(_SIZES))
   def test_products_and_gradients_match_oracle(self, backend, pattern):
     self._check(backend, _SIZES[pattern], 48)
+
+  @parameterized.product(backend=_BACKENDS, dtype=tuple(sweeps.DTYPES))
+  @sweeps.SWEEP
+  @given(sizes=sweeps.group_sizes(6, 48), seed=sweeps.seeds)
+  def test_any_sizes(self, backend, dtype, sizes, seed):
+    rng = np.random.default_rng(seed)
+    sizes = np.array(sizes, np.int32)
+    x, dy = normal(rng, dtype, 48, 5), normal(rng, dtype, 48, 7)
+    weights = normal(rng, dtype, 6, 5, 7)
+    actual = _matmul(backend, x, weights, sizes, dy)
+    x, weights, dy = float64(x, weights, dy)
+    expected = (
+      oracle.grouped_matmul(x, weights, sizes),
+      *oracle.grouped_matmul_gradients(x, weights, sizes, dy),
+    )
+    names = ('output', 'rows', 'weights')
+    for name, a, e in zip(names, actual, expected, strict=True):
+      self.assertEqual(a.dtype, sweeps.DTYPES[dtype])
+      self.assertLess(cases.difference(a, e), _PRODUCT[dtype], name)
+    for name, a in zip(names[:2], actual[:2], strict=True):
+      beyond = np.asarray(a, np.float32)[sizes.sum() :]
+      self.assertFalse(np.any(beyond), name)
+
+  @parameterized.parameters(('pallas', np.nan), ('blocked', 1e6))
+  def test_rows_past_the_groups_are_not_read(self, backend, poison):
+    """By the kernels. The blocks multiply one of them by 0: not by NaN."""
+    rng = np.random.default_rng(2)
+    sizes = np.array((5, 0, 18, 1, 7, 2), np.int32)
+    x, dy = normal(rng, 'float32', 48, 5), normal(rng, 'float32', 48, 7)
+    weights = normal(rng, 'float32', 6, 5, 7)
+    clean = _matmul(backend, x, weights, sizes, dy)
+    x[sizes.sum() :], dy[sizes.sum() :] = poison, poison
+    poisoned = _matmul(backend, x, weights, sizes, dy)
+    for a, b in zip(poisoned, clean, strict=True):
+      np.testing.assert_array_equal(a, b)
 
   @parameterized.product(
     backend=_BACKENDS, sizes=((0, 1, 0, 0, 0), (0, 0, 0, 0, 0))
@@ -132,16 +170,16 @@ class GroupedSwigluTest(parameterized.TestCase):
     experts = experts.astype(np.int32)
     tokens, per_token = experts.shape
     inputs = [
-      _normal(rng, tokens, 5),
+      normal(rng, 'float32', tokens, 5),
       rng.uniform(0.05, 1, (tokens, per_token)).astype(np.float32),
       experts,
-      _normal(rng, count, 5, 7),
-      _normal(rng, count, 5, 7),
-      _normal(rng, count, 7, 5),
+      normal(rng, 'float32', count, 5, 7),
+      normal(rng, 'float32', count, 5, 7),
+      normal(rng, 'float32', count, 7, 5),
     ]
-    cotangent = _normal(rng, tokens, 5)
+    cotangent = normal(rng, 'float32', tokens, 5)
     actual = _swiglu(backend, *inputs, cotangent)
-    inputs = _float64(inputs[:2]) + [experts] + _float64(inputs[3:])
+    inputs = float64(*inputs[:2]) + [experts] + float64(*inputs[3:])
     expected = (
       oracle.grouped_swiglu(*inputs),
       *oracle.grouped_swiglu_gradients(*inputs, np.float64(cotangent)),
@@ -149,6 +187,91 @@ class GroupedSwigluTest(parameterized.TestCase):
     names = ('output', 'x', 'gates', 'gate', 'up', 'down')
     for name, a, e in zip(names, actual, expected, strict=True):
       self.assertLess(cases.difference(a, e), _TOLERANCE, name)
+
+  def _sweep(self, backend, dtype, experts, seed):
+    rng = np.random.default_rng(seed)
+    tokens, per_token = experts.shape
+    gates = rng.uniform(0.05, 1, (tokens, per_token)).astype(np.float32)
+    x, dy = (normal(rng, dtype, tokens, 5) for _ in range(2))
+    gate, up = (normal(rng, dtype, 6, 5, 7) for _ in range(2))
+    down = normal(rng, dtype, 6, 7, 5)
+    # The sum is float32, and so is its gradient.
+    dy = dy.astype(np.float32)
+    actual = _swiglu(backend, x, gates, experts, gate, up, down, dy)
+    x, gates, dy, *weights = float64(x, gates, dy, gate, up, down)
+    # Nobody is one more expert, whose weights are 0.
+    weights = [np.concatenate([w, np.zeros_like(w[:1])]) for w in weights]
+    inputs = x, gates, experts, *weights
+    dx, dgates, *dweights = oracle.grouped_swiglu_gradients(*inputs, dy)
+    expected = oracle.grouped_swiglu(*inputs), dx, dgates
+    expected += tuple(dw[:6] for dw in dweights)
+    names = ('output', 'x', 'gates', 'gate', 'up', 'down')
+    for name, a, e in zip(names, actual, expected, strict=True):
+      self.assertLess(cases.difference(a, e), _SWIGLU[dtype], name)
+    self.assertFalse(np.any(np.asarray(actual[2])[experts == 6]))
+
+  @parameterized.product(backend=_BACKENDS, dtype=tuple(sweeps.DTYPES))
+  @sweeps.SWEEP
+  @given(experts=sweeps.choices(30, 3, 6), seed=sweeps.seeds)
+  def test_any_choices(self, backend, dtype, experts, seed):
+    self._sweep(backend, dtype, experts, seed)
+
+  @parameterized.parameters(*sweeps.DTYPES)
+  @sweeps.SWEEP
+  @given(experts=sweeps.choices(2, 3, 6), seed=sweeps.seeds)
+  def test_any_choices_of_few_tokens(self, dtype, experts, seed):
+    """As many as experts: every choice has its own copy of the weights."""
+    self._sweep('blocked', dtype, experts, seed)
+
+  def test_results_do_not_depend_on_the_sizes_of_blocks(self):
+    rng = np.random.default_rng(7)
+    experts = rng.integers(0, 7, (30, 3)).astype(np.int32)
+    experts[:, 0] = 4  # Many leftover blocks.
+    inputs = [
+      normal(rng, 'float32', 30, 5),
+      rng.uniform(0.05, 1, (30, 3)).astype(np.float32),
+      experts,
+      *(normal(rng, 'float32', 6, 5, 7) for _ in range(2)),
+      normal(rng, 'float32', 6, 7, 5),
+      normal(rng, 'float32', 30, 5),
+    ]
+    whole = _swiglu('blocked', *inputs)
+    for slack, rows_share, group_share in (
+      (0.1, 1, 6),
+      (0.6, 64, 1),
+      (9, 8, 2),
+    ):
+      with mock.patch.multiple(
+        blocks,
+        BLOCK_SLACK=slack,
+        LEFTOVER_ROWS_SHARE=rows_share,
+        LEFTOVER_GROUP_SHARE=group_share,
+      ):
+        # A function of its own: _swiglu remembers what it compiled.
+        one = cases.jit(lambda *x: _swiglu.__wrapped__('blocked', *x))(*inputs)
+      for a, b in zip(one, whole, strict=True):
+        self.assertLess(cases.difference(a, b), 2e-6)
+
+  @parameterized.parameters(('pallas', np.nan), ('blocked', 1e6))
+  def test_tokens_of_nobody_are_not_read(self, backend, poison):
+    """By the kernels. The blocks multiply one of them by 0: not by NaN."""
+    rng = np.random.default_rng(8)
+    experts = rng.integers(0, 6, (30, 3)).astype(np.int32)
+    experts[::4] = experts[-1] = 6
+    inputs = [
+      normal(rng, 'float32', 30, 5),
+      rng.uniform(0.05, 1, (30, 3)).astype(np.float32),
+      experts,
+      *(normal(rng, 'float32', 6, 5, 7) for _ in range(2)),
+      normal(rng, 'float32', 6, 7, 5),
+      normal(rng, 'float32', 30, 5),
+    ]
+    clean = _swiglu(backend, *inputs)
+    for x in (inputs[0], inputs[1], inputs[-1]):
+      x[experts[:, 0] == 6] = poison
+    poisoned = _swiglu(backend, *inputs)
+    for a, b in zip(poisoned, clean, strict=True):
+      np.testing.assert_array_equal(a, b)
 
   @parameterized.product(backend=_BACKENDS, pattern=_PATTERNS)
   def test_swiglu_and_all_gradients_match_oracle(self, backend, pattern):
@@ -174,8 +297,11 @@ class GroupedSwigluTest(parameterized.TestCase):
     """Every token comes out as if it were alone."""
     rng = np.random.default_rng(5)
     experts = np.full((40, 1), 4, np.int32)
-    x, weights = _normal(rng, 40, 5), [_normal(rng, 9, 5, 7) for _ in range(2)]
-    down = _normal(rng, 9, 7, 5)
+    x, weights = (
+      normal(rng, 'float32', 40, 5),
+      [normal(rng, 'float32', 9, 5, 7) for _ in range(2)],
+    )
+    down = normal(rng, 'float32', 9, 7, 5)
     out = _swiglu(
       'blocked', x, np.ones((40, 1), np.float32), experts, *weights, down, x
     )[0]
@@ -189,9 +315,9 @@ class GroupedSwigluTest(parameterized.TestCase):
     rng = np.random.default_rng(6)
     experts = _choices('random', rng, 30, 6, 3).astype(np.int32)
     gates = rng.uniform(0.05, 1, (30, 3)).astype(np.float32)
-    x = _normal(rng, 30, 5)
-    weights = [_normal(rng, 6, 5, 7) for _ in range(2)] + [
-      _normal(rng, 6, 7, 5)
+    x = normal(rng, 'float32', 30, 5)
+    weights = [normal(rng, 'float32', 6, 5, 7) for _ in range(2)] + [
+      normal(rng, 'float32', 6, 7, 5)
     ]
     out = _swiglu('blocked', x, gates, experts, *weights, x)[0]
     turned = _swiglu(
@@ -221,9 +347,9 @@ class SlotsTest(absltest.TestCase):
     rng = np.random.default_rng(8)
     experts = _choices('random', rng, 30, 6, 3).astype(np.int32)
     gates = rng.uniform(0.05, 1, (30, 3)).astype(np.float32)
-    x, dy = _normal(rng, 30, 5), _normal(rng, 30, 5)
-    weights = [_normal(rng, 6, 5, 7) for _ in range(2)] + [
-      _normal(rng, 6, 7, 5)
+    x, dy = normal(rng, 'float32', 30, 5), normal(rng, 'float32', 30, 5)
+    weights = [normal(rng, 'float32', 6, 5, 7) for _ in range(2)] + [
+      normal(rng, 'float32', 6, 7, 5)
     ]
     without = gates.copy()
     without[::2, 1] = 0

@@ -39,6 +39,37 @@ def attend(q_LHK, k_LNK, v_LNU, scale, segments_L=None) -> np.ndarray:
   return out_LHU
 
 
+def attend_gradients(q_LHK, k_LNK, v_LNU, scale, segments_L, dout_LHU):
+  """Gradients with respect to queries, keys and values, query by query."""
+  length, heads = q_LHK.shape[:2]
+  shared_by = heads // k_LNK.shape[1]
+  dq_LHK, dk_LNK, dv_LNU = (np.zeros_like(x) for x in (q_LHK, k_LNK, v_LNU))
+  for i in range(length):
+    seen = np.arange(i + 1)
+    if segments_L is not None:
+      seen = seen[segments_L[: i + 1] == segments_L[i]]
+    for h in range(heads):
+      n = h // shared_by
+      keys, values = k_LNK[seen, n], v_LNU[seen, n]
+      weights = softmax(scale * (keys @ q_LHK[i, h]))
+      dweights = values @ dout_LHU[i, h]
+      dlogits = scale * weights * (dweights - weights @ dweights)
+      dq_LHK[i, h] = dlogits @ keys
+      dk_LNK[seen, n] += np.outer(dlogits, q_LHK[i, h])
+      dv_LNU[seen, n] += np.outer(weights, dout_LHU[i, h])
+  return dq_LHK, dk_LNK, dv_LNU
+
+
+def attend_last(q_HK, k_MNK, v_MNU, scale) -> np.ndarray:
+  """One new query over a whole cache; 0 over an empty one."""
+  heads, shared_by = len(q_HK), len(q_HK) // k_MNK.shape[1]
+  out_HU = np.zeros((heads, v_MNU.shape[2]))
+  for h in range(heads) if len(k_MNK) else ():
+    n = h // shared_by
+    out_HU[h] = softmax(scale * (k_MNK[:, n] @ q_HK[h])) @ v_MNU[:, n]
+  return out_HU
+
+
 def _output(out_LHU, w_out_HUD) -> np.ndarray:
   out_LD = np.zeros((len(out_LHU), w_out_HUD.shape[2]))
   for i in range(len(out_LHU)):
