@@ -91,7 +91,8 @@ class Attention:
     return gpu_table.seconds(function, args, self.repeats)
 
   def attention(self) -> Section:
-    forms = {'chunked': attention.causal_attention}
+    chunked = functools.partial(attention.causal_attention, backend='chunked')
+    forms = {'chunked': chunked}
     if not self.smoke:
       forms = {
         'cudnn': cudnn_attention.causal_attention,
@@ -151,14 +152,15 @@ class Attention:
       gpu_table.check_close(name, a, e, BOUND)
     args = inputs(heads.batch, heads.length, heads.heads, self.size.dtype)
 
-    @jax.jit
-    def both(q, k, v):
-      out, pullback = jax.vjp(run, q, k, v)
-      return pullback(out)
-
+    dout = normal(
+      3,
+      args[2].shape[:2] + (heads.heads, heads.value_width),
+      args[2].dtype.name,
+    )
     operations = heads.batch * heads.heads * float(heads.length) ** 2
     operations *= heads.qk_width + heads.value_width
-    spent = self._seconds(both, *args)
+    both = functools.partial(_with_gradients, run)
+    spent = self._seconds(both, dout, *args)
     return {
       'forward': tera(operations, self._seconds(jax.jit(run), *args)),
       'with gradients': tera(3 * operations, spent),
@@ -169,7 +171,7 @@ class Attention:
     kernel = functools.partial(
       pallas_latent_attention.latent_attention, interpret=self.smoke
     )
-    forms = {'pallas': kernel, 'plain': attention.latent_attention}
+    forms = {'pallas': kernel, 'plain': _plain_decode}
     for heads, positions, parts in self.size.decode_tilings:
       tiling = pallas_latent_attention.Tiling(heads, positions, parts, 8, 2)
       name = f'pallas, {heads} heads, {positions} positions, {parts} parts'
@@ -213,7 +215,9 @@ class Attention:
     few = slice(0, 2)
     exact = [x[few].astype(jnp.float32) for x in args]
     with jax.default_matmul_precision('highest'):
-      expected = attention.latent_attention(*exact, lengths_B[few], scale)
+      expected = jax.jit(_plain_decode, static_argnums=5)(
+        *exact, lengths_B[few], scale
+      )
     out = run(*args, lengths_B)
     gpu_table.check_close('latents', out[few], expected, BOUND)
     spent = self._seconds(run, *args, jnp.asarray(lengths_B))
@@ -255,8 +259,8 @@ class Attention:
     run = jax.jit(jax.value_and_grad(form, (0, 1)))
     few = hidden[:64], head, args[2][:64], args[3][:64]
     with jax.default_matmul_precision('highest'):
-      expected = _plain_loss(few[0].astype(jnp.float32), *few[1:])
-    gpu_table.check_close('loss', form(*few), expected, BOUND)
+      expected = jax.jit(_plain_loss)(few[0].astype(jnp.float32), *few[1:])
+    gpu_table.check_close('loss', run(*few)[0], expected, BOUND)
     analysis = run.lower(*args).compile().memory_analysis()
     spent = self._seconds(run, *args)
     return {
@@ -264,6 +268,9 @@ class Attention:
       'TFLOP/s': tera(6.0 * tokens * width * vocabulary, spent),
       'temporaries, MB': f'{analysis.temp_size_in_bytes / 1e6:.0f}',
     }
+
+
+_plain_decode = functools.partial(attention.latent_attention, backend='plain')
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -61,9 +61,9 @@ class Size:
 def smallest() -> Size:
   """For the smoke form, which mostly waits for the compiler."""
   return Size(
-    layers=(Layer('smoke', 24, 3, 16, 16),),
+    layers=(Layer('smoke', 24, 2, 16, 16),),
     loads=('even',),
-    tilings=(((16, 16, 16), 4, 2),),
+    tilings=(),
   )
 
 
@@ -92,21 +92,20 @@ class Grouped:
     return gpu_table.seconds(function, args, self.repeats)
 
   def _products(self) -> dict[str, Function]:
-    """Every (rows, weights, sizes) to results."""
-    found = {
-      'pallas': functools.partial(
-        pallas_grouped_matmul.grouped_matmul, interpret=self.smoke
-      )
+    """Every (rows, weights, sizes) to results; few in the smoke form."""
+    ours = {
+      name: functools.partial(grouped_matmul.grouped_matmul, backend=name)
+      for name in ('pallas', 'blocked', 'ragged')
     }
-    for name in ('mosaic', 'triton') if not self.smoke else ():
-      found[name] = functools.partial(
+    if self.smoke:
+      return {'ragged': ours['ragged']}
+    theirs = {
+      name: functools.partial(
         tokamax_backends.grouped_matmul, implementation=name, complete=True
       )
-    for name in ('blocked', 'ragged') if not self.smoke else ():
-      found[name] = functools.partial(
-        grouped_matmul.grouped_matmul, backend=name
-      )
-    return found
+      for name in ('mosaic', 'triton')
+    }
+    return {'pallas': ours.pop('pallas'), **theirs, **ours}
 
   def _sizes(self, layer: Layer, loads: str) -> np.ndarray:
     """Rows of each expert; 'even' draws them as a balanced router would."""
@@ -177,14 +176,11 @@ class Grouped:
     busy = np.flatnonzero(sizes)
     for expert in {busy[0], busy[-1], int(np.argmax(sizes))}:
       own = slice(ends[expert] - sizes[expert], ends[expert])
-      x, w, dy = (
-        a.astype(jnp.float32) for a in (rows[own], weights[expert], dout[own])
-      )
-      exact = functools.partial(jnp.matmul, precision='highest')
+      y, dx, dw = _exact_products(rows[own], weights[expert], dout[own])
       for what, actual, expected in (
-        ('results', out[own], exact(x, w)),
-        ("rows' gradient", drows[own], exact(dy, w.T)),
-        ("weights' gradient", dweights[expert], exact(x.T, dy)),
+        ('results', out[own], y),
+        ("rows' gradient", drows[own], dx),
+        ("weights' gradient", dweights[expert], dw),
       ):
         gpu_table.check_close(
           f'{what} of expert {expert}', actual, expected, BOUND
@@ -299,13 +295,27 @@ class Grouped:
     expert = int(np.argmax(sizes))
     end = int(np.cumsum(sizes)[expert])
     own = slice(end - int(sizes[expert]), end)
-    exact = functools.partial(jnp.matmul, precision='highest')
-    x, gate, up, down = (
-      a.astype(jnp.float32)
-      for a in (args[0][own], *(w[expert] for w in args[1:4]))
+    expected = _exact_swiglu(
+      args[0][own], *(w[expert] for w in args[1:4]), args[4][own]
     )
-    hidden = jax.nn.silu(exact(x, gate)) * exact(x, up) * args[4][own][:, None]
-    gpu_table.check_close('results', out[own], exact(hidden, down), BOUND)
+    gpu_table.check_close('results', out[own], expected, BOUND)
+
+
+_exact = functools.partial(jnp.matmul, precision='highest')
+
+
+@jax.jit
+def _exact_products(x, w, dy):
+  """Of one expert, in float32: result, gradients of rows and weights."""
+  x, w, dy = (a.astype(jnp.float32) for a in (x, w, dy))
+  return _exact(x, w), _exact(dy, w.T), _exact(x.T, dy)
+
+
+@jax.jit
+def _exact_swiglu(x, gate, up, down, scale):
+  x, gate, up, down = (a.astype(jnp.float32) for a in (x, gate, up, down))
+  hidden = jax.nn.silu(_exact(x, gate)) * _exact(x, up) * scale[:, None]
+  return _exact(hidden, down)
 
 
 def _tiling_words(tiling: Tiling) -> tuple[str, ...]:

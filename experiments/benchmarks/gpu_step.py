@@ -17,6 +17,7 @@ import numpy as np
 import ours
 
 from seekax.config import (
+  ATTENTION_BACKENDS,
   Config,
   GROUPED_MATMULS,
   ModelConfig,
@@ -37,6 +38,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEER = ROOT / 'third_party' / 'transformers' / 'peer_gpu.py'
 # Rows of the table of a step's time.
 KERNELS = 15
+# Grouped matmul, attention, rematerialisation of the step that is profiled.
+PROFILED = ('auto', 'auto', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +110,11 @@ class Step:
     return [self.step(), self.time(), self.peer()]
 
   def step(self) -> Section:
-    matmuls = [x for x in GROUPED_MATMULS if x not in ('ragged', 'dense')]
-    ways = [(matmul, REMAT_POLICIES[0]) for matmul in matmuls]
-    ways += [(matmuls[0], remat) for remat in REMAT_POLICIES[1:]]
+    # The references compile soonest.
+    profiled = ('dense', 'plain', 'none') if self.smoke else PROFILED
     cases = [
-      Case(way, functools.partial(self._step, *way, profiled=not i))
-      for i, way in enumerate(ways[:1] if self.smoke else ways)
+      Case(way, functools.partial(self._step, *way, profiled=way == profiled))
+      for way in ([profiled] if self.smoke else _ways())
     ]
     model, size = self.size.model, self.size
     return Section(
@@ -122,17 +124,23 @@ class Step:
       f'{model.num_experts} experts top-{model.experts_per_token}, '
       f'{size.batch} sequences of {size.length} tokens, '
       f'{training_flops_per_token(model, size.length) / 1e9:.2f} GFLOP per '
-      'token. MFU is the share of the dense bfloat16 peak.',
-      ('grouped matmul', 'rematerialised'),
-      ('tokens/s', 'ms', 'MFU', 'peak memory, GB'),
+      'token. Backends and policies as the config names them, auto as the '
+      'device allows. MFU is the share of the dense bfloat16 peak; memory is '
+      'the most that this row or one above it took, so the first rows are '
+      'those that keep least.',
+      ('grouped matmul', 'attention', 'rematerialised'),
+      ('tokens/s', 'ms', 'MFU', 'peak memory so far, GB'),
       cases,
       clear=not self.smoke,
     )
 
-  def _step(self, matmul: str, remat: str, profiled: bool):
+  def _step(self, matmul: str, attention: str, remat: str, profiled: bool):
     size = self.size
     model = dataclasses.replace(
-      self.size.model, grouped_matmul=matmul, remat=remat
+      size.model,
+      grouped_matmul=matmul,
+      attention_backend=attention,
+      remat=remat,
     )
     config = ours.run_config(model, size.batch, size.length, OptimConfig())
     train = dataclasses.replace(
@@ -151,12 +159,12 @@ class Step:
     use = model_flops_utilization(
       training_flops_per_token(model, size.length), tokens / spent, peak
     )
-    memory = jax.devices()[0].memory_stats() or {}
+    memory = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
     return {
       'tokens/s': f'{tokens / spent:.0f}',
       'ms': milliseconds(spent),
       'MFU': f'{use:.1%}' if use else 'peak unknown',
-      'peak memory, GB': f'{memory.get("peak_bytes_in_use", 0) / 1e9:.1f}',
+      'peak memory so far, GB': f'{memory / 1e9:.1f}',
     }
 
   def time(self) -> Section:
@@ -167,8 +175,8 @@ class Step:
     return Section(
       'time',
       "Where a step's time goes",
-      'The kernels that take most of the time of the first row above, by the '
-      'profiler.',
+      'The kernels that take most of the time of the row '
+      f'{", ".join(PROFILED)} above, by the profiler.',
       ('rank',),
       ('kernel', 'ms per step', 'share'),
       cases,
@@ -245,6 +253,20 @@ class Step:
       'peak memory, GB': f'{peak / 1e9:.1f}',
       'versions': versions,
     }
+
+
+def _ways() -> list[tuple[str, str, str]]:
+  """Every policy, then every backend; those that are references left out."""
+  matmul, attention, remat = PROFILED
+  ways = [(matmul, attention, x) for x in reversed(REMAT_POLICIES)]
+  ways += [
+    (x, attention, remat)
+    for x in GROUPED_MATMULS
+    if x not in ('auto', 'ragged', 'dense')
+  ]
+  return ways + [
+    (matmul, x, remat) for x in ATTENTION_BACKENDS if x not in ('auto', 'plain')
+  ]
 
 
 class _Stepper:

@@ -22,8 +22,8 @@ time is that of calls that fill about 20 ms together.
 - loss: cross-entropy with its gradients, from hidden states.
 - step: the whole training step (gradients, clipping, AdamW with float32
   masters, router bias), random tokens, no token dropped.
-- time: where a step's time goes, by the profiler, of the first row of step,
-  which has to be measured in the same run.
+- time: where a step's time goes, by the profiler, where auto chooses the
+  backends and nothing is rematerialised; step has to be in the same run.
 - peer: the same model in transformers, which trains in pure bfloat16.
 
 Command: python experiments/benchmarks/h200.py --oracle=PYTHON  (about half an
