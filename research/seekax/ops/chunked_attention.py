@@ -58,7 +58,8 @@ def chunked_attention(
   Args:
     q_BNGLK: queries; L is a multiple of the block.
     k_BNLK: keys.
-    v_BNLU: values, of any width.
+    v_BNLU: values, of any width. What a query doesn't see is multiplied by 0,
+      not skipped: NaN or infinity there would reach it.
     segments_BL: document numbers; a query sees its own document only. None:
       every earlier position.
     scale: factor on the logits.

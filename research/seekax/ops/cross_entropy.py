@@ -46,7 +46,8 @@ def cross_entropy_sum(
     hidden_TD: hidden states after the final norm.
     head_DV: output head.
     targets_T: target ids.
-    weights_T: weight of each target; no gradient flows to it.
+    weights_T: weight of each target; no gradient flows to it. 0 multiplies, so
+      that the hidden state has to be finite all the same.
 
   Returns:
     float32 scalar.
