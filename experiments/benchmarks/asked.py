@@ -6,10 +6,13 @@ import os
 import subprocess
 from typing import Any
 
-# The same allocator for everybody: glibc's, which keeps what is freed, as
-# `seekax train` sets it too. Both frameworks free their temporaries every step,
-# and giving them back to the kernel costs page faults.
-ALLOCATOR = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647'
+# The same allocator for everybody: glibc's, in huge pages, keeping what is
+# freed. Both frameworks free their temporaries every step, and giving them back
+# to the kernel costs page faults.
+ALLOCATOR = ':'.join(
+  f'glibc.malloc.{option}'
+  for option in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=2147483647')
+)
 
 
 class Child:

@@ -36,7 +36,7 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options
 from seekax.storage.open import open_checkpoint
 from seekax.training.state import init_state, start_from, to_parts
-from seekax.training.step import train_step
+from seekax.training.step import compile_ahead, train_step
 
 FOREVER = 1_000_000
 
@@ -147,8 +147,11 @@ class Ours:
     if self.state is None:
       self.config = run_config(self.model, *batch.tokens_BL.shape, self.optim)
       # The step donates the state, and with it the weights.
-      self.state = start_from(self.config, *self.weights)
+      state = start_from(self.config, *self.weights)
+      # All of it placed, as after a step: the second compiles nothing.
+      self.state = jax.device_put(state, jax.devices()[0])
       self.weights = None
+      compile_ahead(self.config, self.state, batch)
     began = time.perf_counter()
     self.state, metrics = train_step(self.config, self.state, batch)
     loss = float(metrics.loss)

@@ -130,7 +130,9 @@ def _run_backward(fn, saved, dy_TF):
   dy_TF = dy_TF.astype(x_TD.dtype)
 
   def backward(group, own_weights, kept):
-    x_GCD, scale_GC, slot_GC = _gather(blocks, group, x_TD, scale_TA)
+    x_GCD, scale_GC, slot_GC = _gather(
+      blocks, group, x_TD, scale_TA, again=True
+    )
     dy_GCF = _rows(dy_TF, slot_GC // scale_TA.shape[1])
     if kept is None:
       kept = fn.forward(x_GCD, scale_GC, own_weights)[1]
@@ -280,11 +282,14 @@ def _leftovers(blocks: _Blocks, done, group_size: int) -> _Group:
   )
 
 
-def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA):
+def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA, again=False):
   """The group's tokens, scales and slots.
 
   Past an expert's last row the scale is 0, so that whatever token stands there
-  adds nothing to results or gradients.
+  adds nothing to results or gradients. Gathering `again` is written another way
+  than the first time, or the compiler would store the rows from the forward
+  pass to the backward pass, A times as many as there are tokens. (On a CPU it
+  does so through an optimization_barrier.)
   """
   slots, count = blocks.slots, scale_TA.size
   size_G = jnp.take(slots.sizes_E, group.experts_G, mode='fill', fill_value=0)
@@ -292,7 +297,10 @@ def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA):
   rank_GC = group.first_G[:, None] + jnp.arange(group.rows)
   slot_GC = jnp.take(slots.order_S, start_G[:, None] + rank_GC, mode='clip')
   slot_GC = jnp.where(rank_GC < size_G[:, None], slot_GC, count)
-  x_GCD = jnp.take(x_TD, slot_GC // scale_TA.shape[1], axis=0, mode='clip')
+  token_GC = slot_GC // scale_TA.shape[1]
+  if again:
+    token_GC = jnp.where(token_GC < x_TD.shape[0], token_GC, 0)
+  x_GCD = jnp.take(x_TD, token_GC, axis=0, mode='clip')
   return x_GCD, _rows(scale_TA.reshape(-1), slot_GC), slot_GC
 
 

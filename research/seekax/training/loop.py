@@ -27,7 +27,7 @@ from seekax.training.state import (
   to_parts,
   TrainState,
 )
-from seekax.training.step import train_step
+from seekax.training.step import compile_ahead, train_step
 
 
 def train(
@@ -71,6 +71,8 @@ def train(
     try:
       while step < config.train.steps and not should_stop():
         batch = next(batches)
+        if step == start:
+          compile_ahead(config, state, batch)
         step += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           state, metrics = train_step(config, state, batch)
