@@ -29,6 +29,7 @@ from seekax.config import (
 from seekax.data.pipeline import Batch
 from seekax.inference import engine
 from seekax.inference.cache import init_cache
+from seekax.model.stack import taken_apart
 from seekax.ops import compiling
 from seekax.presets import v3_671b
 from seekax.storage import checkpoint
@@ -83,7 +84,7 @@ class Ours:
   """The model, its training state, the commands."""
 
   def __init__(self):
-    self.model, self.weights = None, None
+    self.model, self.weights, self.served = None, None, None
     self.optim, self.config, self.state = None, None, None
 
   def make(
@@ -169,10 +170,19 @@ class Ours:
     seconds = time.perf_counter() - began
     return {'seconds': seconds, 'logits': np.asarray(logits_BV).tolist()}
 
+  def served_weights(self):
+    """The weights as inference wants them."""
+    if self.served is None:
+      params, bias = self.weights
+      self.served = taken_apart(self.model, params), bias
+    return self.served
+
   def _prefill(self, tokens_BL: np.ndarray, room: int):
     batch, length = tokens_BL.shape
     lengths_B = np.full((batch,), length, np.int32)
-    return engine.prefill(self.model, *self.weights, tokens_BL, lengths_B, room)
+    return engine.prefill(
+      self.model, *self.served_weights(), tokens_BL, lengths_B, room
+    )
 
   def decode(self, tokens: list[list[int]], count: int) -> dict[str, Any]:
     """Greedy tokens after prompts: seconds of `count` steps, the tokens.
@@ -184,7 +194,9 @@ class Ours:
     first_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     jax.block_until_ready((first_B, cache))
     began = time.perf_counter()
-    more = continue_greedily(self.model, *self.weights, first_B, cache, count)
+    more = continue_greedily(
+      self.model, *self.served_weights(), first_B, cache, count
+    )
     more = np.asarray(more)
     seconds = time.perf_counter() - began
     produced = np.concatenate([np.asarray(first_B)[None], more]).T

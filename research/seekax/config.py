@@ -86,7 +86,7 @@ GROUPED_MATMULS = (
 )
 ATTENTION_BACKENDS = ('auto', 'chunked', 'cudnn', 'tokamax', 'plain')
 LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
-REMAT_POLICIES = ('none', 'full')
+REMAT_POLICIES = ('none', 'paper', 'full')
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
 MESH_AXES = ('data',)
@@ -148,7 +148,7 @@ class ModelConfig:
   )
   attention_backend: str = _key('auto', 'auto, chunked, cudnn, tokamax, plain')
   latent_attention_backend: str = _key('auto', 'decoding: auto, plain, pallas')
-  remat: str = _key('none', 'recompute layers in the backward pass: none, full')
+  remat: str = _key('none', 'recomputed for gradients: none, paper, full')
   unroll_layers: int = _key(8, 'stacks of more layers than this are a scan')
 
   @property

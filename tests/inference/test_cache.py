@@ -71,14 +71,14 @@ class FillTest(absltest.TestCase):
     config = cases.LLAMA
     cache = init_cache(config, 2, 6, jnp.bfloat16)
     entries = jax.tree.map(
-      lambda x: jnp.ones((*x.shape[:2], 4, *x.shape[3:])), cache.layers
+      lambda x: jnp.ones((x.shape[0], 4, *x.shape[2:])), cache.layers
     )
     filled = fill(cache, entries, jnp.array([4, 2]))
     self.assertIsInstance(filled, Cache)
     for leaf in jax.tree.leaves(filled.layers):
       self.assertEqual(leaf.dtype, jnp.bfloat16)
-      self.assertTrue((leaf[:, :, :4] == 1).all())
-      self.assertFalse(leaf[:, :, 4:].any())
+      self.assertTrue((leaf[:, :4] == 1).all())
+      self.assertFalse(leaf[:, 4:].any())
 
 
 if __name__ == '__main__':

@@ -52,6 +52,8 @@ class CountTest(parameterized.TestCase):
 class TreeTest(parameterized.TestCase):
   @parameterized.parameters(
     {'unroll_layers': 0},
+    {'remat': 'paper'},
+    {'remat': 'paper', 'unroll_layers': 0},
     {'remat': 'full'},
     {'remat': 'full', 'unroll_layers': 0},
     {'grouped_matmul': 'dense'},

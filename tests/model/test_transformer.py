@@ -89,6 +89,7 @@ class ForwardTest(parameterized.TestCase):
 class SwitchesTest(parameterized.TestCase):
   @parameterized.parameters(
     {'unroll_layers': 0},
+    {'remat': 'paper'},
     {'remat': 'full'},
     {'grouped_matmul': 'dense'},
     {'grouped_matmul': 'ragged'},

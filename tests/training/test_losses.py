@@ -116,14 +116,24 @@ class OracleTest(parameterized.TestCase):
     self.assertEqual(float(sums.tokens), batch.tokens_BL.size)
 
 
-class SwitchesTest(absltest.TestCase):
-  def test_remat_and_unrolling_do_not_change_gradients(self):
-    model = cases.V3_ONE_MTP
+class SwitchesTest(parameterized.TestCase):
+  @parameterized.product(
+    remat=('none', 'paper', 'full'),
+    unroll_layers=(0, 8),
+    model=(cases.V3_ONE_MTP, cases.LLAMA),
+  )
+  def test_remat_and_unrolling_do_not_change_gradients(
+    self, model, remat, unroll_layers
+  ):
+    if (remat, unroll_layers) == (model.remat, model.unroll_layers):
+      self.skipTest('what the others are compared with')
     params, bias = cases.weights(model, 1)
     batch = cases.batch(model)
-    plain, _ = _gradient(_config(model), params, bias, batch)
-    other = dataclasses.replace(model, remat='full', unroll_layers=0)
-    other, _ = _gradient(_config(other), params, bias, batch)
+    plain, sums = _gradient(_config(model), params, bias, batch)
+    other = dataclasses.replace(model, remat=remat, unroll_layers=unroll_layers)
+    other, other_sums = _gradient(_config(other), params, bias, batch)
+    self.assertLess(cases.difference(other_sums.main, sums.main), 1e-6)
+    self.assertLess(cases.difference(other_sums.mtp, sums.mtp), 1e-6)
     pairs = zip(
       jax.tree_util.tree_leaves_with_path(other),
       jax.tree.leaves(plain),

@@ -46,16 +46,20 @@ def run(argv: Sequence[str]) -> int:
   _check(values)
   # Only now: everything above answers in a fraction of a second.
   from seekax.inference import engine
+  from seekax.model.stack import taken_apart
   from seekax.storage import open as open_lib
 
   found = open_lib.find(values.checkpoint)
   tokenizer = found.tokenizer()
   prompt = _prompt(values, tokenizer)
   opened = open_lib.open_checkpoint(found, values.precision)
+  model, router_bias = opened.config.model, opened.router_bias
+  params = taken_apart(model, opened.params)
+  del opened  # The weights are held once.
   tokens = engine.generate(
-    opened.config.model,
-    opened.params,
-    opened.router_bias,
+    model,
+    params,
+    router_bias,
     prompt,
     values.max_new_tokens,
     temperature=values.temperature,

@@ -18,7 +18,8 @@ class Cache:
   """What decoding needs of the positions so far.
 
   Attributes:
-    layers: {'dense': entry, 'experts': entry}, each stacked [N, B, M, ...].
+    layers: {'dense': entries, 'experts': entries}: a list with [B, M, ...] per
+      layer, or stacked [N, B, M, ...] where the layers are a scan.
     lengths_B: int32, positions in use per request.
   """
 
@@ -31,25 +32,29 @@ def init_cache(
 ) -> Cache:
   """An empty cache with room for max_length positions per request."""
 
-  def zeros(num_layers: int, *widths: int) -> jax.Array:
-    return jnp.zeros((num_layers, batch_size, max_length, *widths), dtype)
+  def entry(*stacked: int):
+    def zeros(*widths: int) -> jax.Array:
+      return jnp.zeros((*stacked, batch_size, max_length, *widths), dtype)
 
-  def entry(num_layers: int):
     if config.attention == 'mla':
       return LatentCache(
-        zeros(num_layers, config.kv_latent_dim),
-        zeros(num_layers, config.rope_head_dim),
+        zeros(config.kv_latent_dim), zeros(config.rope_head_dim)
       )
     return KeyValueCache(
-      zeros(num_layers, config.kv_heads, config.qk_head_dim),
-      zeros(num_layers, config.kv_heads, config.value_head_dim),
+      zeros(config.kv_heads, config.qk_head_dim),
+      zeros(config.kv_heads, config.value_head_dim),
     )
+
+  def entries(count: int):
+    if count <= config.unroll_layers:
+      return [entry() for _ in range(count)]
+    return entry(count)
 
   counts = {
     'dense': config.num_plain_layers,
     'experts': config.num_expert_layers,
   }
-  layers = {name: entry(count) for name, count in counts.items() if count}
+  layers = {name: entries(count) for name, count in counts.items() if count}
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
 
 
@@ -58,7 +63,7 @@ def fill(cache: Cache, entries: dict[str, Any], lengths_B: jax.Array) -> Cache:
 
   Args:
     cache: empty, with room of M positions.
-    entries: the trunk's, [N, B, L, ...] with L at most M.
+    entries: the trunk's, of L positions, at most M.
     lengths_B: valid positions of every request; what lies behind is never
       read, since attention masks it and decoding overwrites it.
   """

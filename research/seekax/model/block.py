@@ -10,6 +10,7 @@ from seekax.config import ModelConfig
 from seekax.model.attention import attention_module
 from seekax.model.experts import Experts
 from seekax.model.layers import RmsNorm, SwiGlu
+from seekax.ops.rematerialisation import keep
 from seekax.parallel.rules import constrain
 
 
@@ -32,6 +33,7 @@ class Block(nn.Module):
   def _ffn(self, x_BLD, y_BLD, bias_E):
     """Adds attention's output, then the FFN's; the norm reads the exact sum."""
     dtype = x_BLD.dtype
+    y_BLD = keep(y_BLD, 'attention_projected')
     sum_BLD = x_BLD.astype(jnp.float32) + y_BLD.astype(jnp.float32)
     normed_BLD = self.ffn_norm(sum_BLD).astype(dtype)
     x_BLD = sum_BLD.astype(dtype)

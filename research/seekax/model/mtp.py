@@ -42,7 +42,14 @@ class MtpModule(nn.Module):
       DeepSeek-V3, equations 21 to 23; the released weights take the embedding
       first and the hidden state second, against the report's order.
     """
-    pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
-    x_BLD = linear(jnp.concatenate(pair, axis=-1), self.project)
+    enter = MtpModule._enter
+    if self.config.remat != 'none':
+      enter = nn.remat(enter)
+    x_BLD = enter(self, hidden_BLD, embedded_BLD)
     x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)
     return self.final_norm(x_BLD), load
+
+  def _enter(self, hidden_BLD, embedded_BLD):
+    """Both norms and the projection; the norms can be made again."""
+    pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
+    return linear(jnp.concatenate(pair, axis=-1), self.project)

@@ -13,13 +13,29 @@ import jax.numpy as jnp
 
 from seekax.config import ModelConfig
 from seekax.model.block import Block
+from seekax.ops.rematerialisation import POLICIES, recomputed_in_turn
 
 
-def block_class(config: ModelConfig) -> type[nn.Module]:
-  """The layer, recomputed in the backward pass if the config says so."""
-  if config.remat == 'full':
-    return nn.remat(Block, methods=['__call__'], prevent_cse=False)
-  return Block
+def block_class(config: ModelConfig, scanned: bool = False) -> type[nn.Module]:
+  """The layer, recomputed in the backward pass as far as the config says.
+
+  Args:
+    config: the model.
+    scanned: whether it becomes the body of a scan. Elsewhere the compiler sees
+      both passes at once and has to be kept from taking the first computation
+      for the second, which would keep everything after all.
+
+  Returns:
+    The module's class.
+  """
+  if config.remat == 'none':
+    return Block
+  return nn.remat(
+    Block,
+    methods=['__call__'],
+    prevent_cse=not scanned,
+    policy=POLICIES[config.remat],
+  )
 
 
 def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
@@ -31,7 +47,7 @@ def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
   scanned = nn.scan(
-    block_class(config),
+    block_class(config, scanned=True),
     methods={
       '__call__': dict(in_axes=(0, nn.broadcast, nn.broadcast), **shared),
       'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
@@ -54,30 +70,81 @@ def run(
   stacked, and sliced again, a quarter of a small model's step on a CPU.
 
   Args:
-    layers: from `stacked`, bound.
+    layers: from `stacked`, bound; its parameters are stacked [N, ...], or one
+      tree per layer under '0', '1', ...
     method: of Block.
     x: input of the first layer.
-    per_layer: arguments after x, stacked [N, ...].
+    per_layer: arguments after x, each stacked [N, ...] or a list of N.
     shared: arguments after those, the same for all layers.
 
   Returns:
-    (output of the last layer, everything else the method returns, stacked).
+    (output of the last layer, everything else the method returns: a list with
+    an item per layer where they are written out, stacked where they aren't).
   """
   config = layers.config
   params = layers.variables.get('params')
-  length = jax.tree.leaves(params)[0].shape[0] if params else 0
+  length = num_layers(params) if params else 0
   if not 0 < length <= config.unroll_layers:
     return getattr(layers, method)(x, *per_layer, *shared)
-  block = block_class(config)(config, layers.use_experts, parent=None)
+  block = Block(config, layers.use_experts, parent=None)
+
+  def layer(own, x, arguments, shared):
+    return block.apply({'params': own}, x, *arguments, *shared, method=method)
+
+  if config.remat != 'none' and method == '__call__':
+    layer = recomputed_in_turn(layer, POLICIES[config.remat])
   outputs = []
-  for own, arguments in zip(
-    unstack(params, length), unstack(per_layer, length), strict=True
-  ):
-    x, output = block.apply(
-      {'params': own}, x, *arguments, *shared, method=method
-    )
+  own_params = one_by_one(params, length)
+  own_arguments = [one_by_one(x, length) for x in per_layer]
+  for own, *arguments in zip(own_params, *own_arguments, strict=True):
+    x, output = layer(own, x, arguments, shared)
     outputs.append(output)
-  return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+  return x, outputs
+
+
+def num_layers(params: dict[str, Any]) -> int:
+  """N of a stack's parameters, stacked or one by one."""
+  return len(params) if '0' in params else jax.tree.leaves(params)[0].shape[0]
+
+
+def one_by_one(tree: Any, length: int) -> list[Any]:
+  """What belongs to each layer of something stacked or already taken apart."""
+  if isinstance(tree, list):
+    return tree
+  if isinstance(tree, dict) and '0' in tree:
+    return [tree[str(i)] for i in range(length)]
+  return unstack(tree, length)
+
+
+def join(outputs: Any) -> Any:
+  """Stacks what `run` returned as a list."""
+  if not isinstance(outputs, list):
+    return outputs
+  return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+
+def taken_apart(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+  """Parameters with each layer's in arrays of its own, for inference.
+
+  A program that reads one layer of a stack copies it first (on a CPU a third of
+  the time of decoding a token). Stacks of more than `unroll_layers` layers stay
+  as they are, since they are run as a scan.
+
+  Args:
+    config: the model.
+    params: of the whole model, stacked.
+
+  Returns:
+    The same tree, with {'0': ..., '1': ...} in place of a stack; other leaves
+    are shared.
+  """
+  apart = dict(params)
+  for name in ('dense_layers', 'expert_layers'):
+    own = params.get(name, {'0': None})
+    if '0' not in own and num_layers(own) <= config.unroll_layers:
+      layers = jax.jit(unstack, static_argnums=1)(own, num_layers(own))
+      apart[name] = {str(i): layer for i, layer in enumerate(layers)}
+  return apart
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -32,7 +32,8 @@ class Trunk:
   Attributes:
     hidden_BLD: hidden states after the final norm.
     load: stacked [N, ...], or None without experts.
-    cache: {'dense': entry [N, B, L, ...], 'experts': ...}.
+    cache: {'dense': a list of entries [B, L, ...], or one [N, B, L, ...] where
+      the layers are a scan; 'experts': ...}.
   """
 
   hidden_BLD: jax.Array
@@ -80,14 +81,17 @@ class Transformer(nn.Module):
     cache, load = {}, None
     shared = positions_BL, segments_BL
     if self.config.num_plain_layers:
-      x_BLD, (_, cache['dense']) = stack.run(
+      x_BLD, outputs = stack.run(
         self.dense_layers, '__call__', x_BLD, (None,), shared
       )
+      _, cache['dense'] = _apart(outputs)
     if self.config.num_expert_layers:
       bias_NE = self._bias(router_bias, LAYERS)
-      x_BLD, (load, cache['experts']) = stack.run(
+      x_BLD, outputs = stack.run(
         self.expert_layers, '__call__', x_BLD, (bias_NE,), shared
       )
+      load, cache['experts'] = _apart(outputs)
+      load = stack.join(load)
     return Trunk(self.final_norm(x_BLD), load, cache)
 
   def decode(
@@ -207,6 +211,13 @@ def bias_shapes(
   if config.mtp_depth:
     shapes[MTP] = (config.mtp_depth, config.num_experts)
   return shapes
+
+
+def _apart(outputs):
+  """(loads, cache entries) of all layers."""
+  if isinstance(outputs, list):
+    return [load for load, _ in outputs], [entry for _, entry in outputs]
+  return outputs
 
 
 def shift_left(x_BL: jax.Array, steps: int) -> jax.Array:

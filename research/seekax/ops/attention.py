@@ -75,8 +75,8 @@ def causal_attention(
     )
   length = q_BLHK.shape[1]
   if choice.name == 'chunked' and length > QUERY_BLOCK:
-    keep = keep_weights and length <= KEPT_LENGTH
-    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, keep)
+    kept = keep_weights and length <= KEPT_LENGTH
+    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, kept)
   visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
   if segments_BL is not None:
     same = segments_BL[:, :, None] == segments_BL[:, None, :]
@@ -84,7 +84,7 @@ def causal_attention(
   return _attend(q_BLHK, k_BLNK, v_BLNU, visible, scale)
 
 
-def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, keep):
+def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, kept):
   """Pads to whole blocks; no query sees a padded key, which come last."""
   batch, length, heads, width = q_BLHK.shape
   kv_heads = k_BLNK.shape[2]
@@ -103,7 +103,7 @@ def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, keep):
     head_major(v_BLNU),
     segments_BL,
     scale,
-    Chunking(block=QUERY_BLOCK, keep=keep),
+    Chunking(block=QUERY_BLOCK, keep=kept),
   )
   out_BHLU = out_BNGLU.reshape(batch, heads, length + padding, -1)
   return jnp.swapaxes(out_BHLU[:, :, :length], 1, 2)

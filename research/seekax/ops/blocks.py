@@ -23,6 +23,8 @@ BLOCK_MULTIPLE = 8
 # this share of the experts: an expert rarely has a whole block too many.
 LEFTOVER_ROWS_SHARE = 8
 LEFTOVER_GROUP_SHARE = 2
+# Up to so many choices are computed one by one in decoding.
+SEPARATE_SLOTS = 16
 
 
 @struct.dataclass
@@ -176,12 +178,33 @@ def each_slot(
 
   For decoding: with fewer slots than experts, only the chosen are read.
   """
-  experts_S = experts_TA.reshape(-1)
-  own_weights = jax.tree.map(lambda w: _rows(w, experts_S), weights)
+  num_experts = jax.tree.leaves(weights)[0].shape[0]
+  experts_S = jnp.minimum(experts_TA.reshape(-1), num_experts - 1)
+  scale_TA = jnp.where(experts_TA < num_experts, scale_TA, 0)
+  scale_S1 = scale_TA.reshape(-1, 1)
   x_S1D = jnp.repeat(x_TD, experts_TA.shape[1], axis=0)[:, None]
-  y_S1F, _ = fn.forward(x_S1D, scale_TA.reshape(-1, 1), own_weights)
+  if experts_S.size <= SEPARATE_SLOTS:
+    y_S1F = jnp.concatenate(
+      [
+        _one_slot(fn, x_S1D[i : i + 1], scale_S1[i : i + 1], expert, weights)
+        for i, expert in enumerate(experts_S)
+      ]
+    )
+  else:
+    own_weights = jax.tree.map(
+      lambda w: jnp.take(w, experts_S, axis=0, mode='clip'), weights
+    )
+    y_S1F, _ = fn.forward(x_S1D, scale_S1, own_weights)
   y_TAF = y_S1F.reshape(*experts_TA.shape, -1)
   return y_TAF.sum(axis=1, dtype=jnp.float32)
+
+
+def _one_slot(fn, x_11D, scale_11, expert, weights):
+  """[1, 1, F]; whole matrices are copied, several times as fast as gathered."""
+  own_weights = jax.tree.map(
+    lambda w: jax.lax.dynamic_index_in_dim(w, expert), weights
+  )
+  return fn.forward(x_11D, scale_11, own_weights)[0]
 
 
 @struct.dataclass

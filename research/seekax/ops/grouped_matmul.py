@@ -18,9 +18,9 @@ Backends, all exact and dropless for every pattern of group sizes, chosen by
   on CPU.
 * `dense`: every row times every expert, plainly. A reference for tests.
 
-With no more slots than experts (decoding) `blocked` gathers the chosen experts'
-weights instead, so that the others are never read; with FP8 weights the kernels
-do so too.
+With at most half as many slots as experts (decoding) `blocked` takes the chosen
+experts' weights instead, so that the others are never read; with FP8 weights
+the kernels do so too.
 """
 
 import functools
@@ -118,7 +118,7 @@ def grouped_swiglu(
   )
   backends.announce(choice)
   weights = dict(zip(_MATRICES, (gate_EDF, up_EDF, down_EFD), strict=True))
-  few = experts_TA.size <= gate_EDF.shape[0]
+  few = 2 * experts_TA.size <= gate_EDF.shape[0]
   references = choice.name in ('ragged', 'dense')
   fp8 = isinstance(gate_EDF, BlockScaled)
   if few and not references and (choice.name == 'blocked' or fp8):

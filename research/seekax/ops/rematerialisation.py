@@ -16,10 +16,12 @@ Names say what to keep, not what to make again: an array that isn't kept would
 have its input kept in its place, which is as large.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 
 # Named where they are made.
 NAMES = (
@@ -65,3 +67,70 @@ def paper_policy(primitive: Any, *avals: Any, **params: Any) -> bool:
   if primitive.name in _PRIMITIVES:
     return True
   return _keep_names(primitive, *avals, **params)
+
+
+# Per value of model.remat; None keeps the input alone.
+POLICIES = {'paper': paper_policy, 'full': None}
+
+
+def recomputed_in_turn(
+  function: Callable[..., Any], policy: Callable[..., bool] | None
+) -> Callable[..., Any]:
+  """`jax.checkpoint` of one of several layers that are written out.
+
+  `jax.checkpoint` keeps the compiler from taking the first computation for the
+  second, but doesn't say when the second is due. XLA's scheduler for CPUs
+  starts it when its inputs are there, which is at once, and so all layers' are
+  alive together: a model of six layers took as much memory as without. Here
+  what was kept waits for the gradient of the layer's output, and the gradient
+  of its input, with which the layer before begins, for those of the parameters.
+  (The body of a scan has that from the loop.)
+
+  Args:
+    function: of (parameters, array, ...); gives a tuple whose first entry is an
+      array.
+    policy: for `jax.checkpoint`.
+
+  Returns:
+    The same function. It has no forward-mode derivative.
+  """
+  checkpointed = jax.checkpoint(function, policy=policy)
+
+  def forward(params, *args):
+    out, pullback = jax.vjp(checkpointed, params, *args)
+    # To wait, a parameter would have to be copied.
+    own = set(map(id, jax.tree.leaves(params)))
+    fixed = jax.tree.map(lambda x: x if id(x) in own else None, pullback)
+    waiting = jax.tree.map(lambda x: None if id(x) in own else x, pullback)
+    return out, (fixed, waiting)
+
+  def backward(saved, gradients):
+    fixed, waiting = saved
+    waiting = jax.tree.map(lambda x: _after(x, gradients[0]), waiting)
+    pullback = jax.tree.map(
+      lambda a, b: b if a is None else a,
+      fixed,
+      waiting,
+      is_leaf=lambda x: x is None,
+    )
+    dparams, dx, *others = pullback(gradients)
+    for gradient in jax.tree.leaves(dparams):
+      dx = _after(dx, gradient)
+    return dparams, dx, *others
+
+  run = jax.custom_vjp(function)
+  run.defvjp(forward, backward)
+  return run
+
+
+def _after(x: Any, other: jax.Array) -> Any:
+  """x, once `other` is there, in a way that no compiler sees through.
+
+  One entry gets 0 added, or NaN where `other` begins with NaN and the gradients
+  are lost anyway; in place, where x is not read again.
+  """
+  if not (isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)):
+    return x
+  first = other[(0,) * other.ndim]
+  zero = jnp.where(first != first, first, 0).astype(x.dtype)
+  return x.at[(0,) * x.ndim].add(zero)

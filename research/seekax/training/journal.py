@@ -12,6 +12,7 @@ import numpy as np
 from seekax.config import Config, parse_mesh
 from seekax.inference import engine
 from seekax.model.parameters import cast_params
+from seekax.model.stack import taken_apart
 from seekax.planning import flops, hardware, price
 from seekax.training import evaluate
 from seekax.training.corpus import Corpus
@@ -188,6 +189,7 @@ class Journal:
     """Continues the fixed prompts."""
     config, tokenizer = self._config, self._corpus.tokenizer
     params = cast_params(state.params, jnp.dtype(config.train.precision))
+    params = taken_apart(config.model, params)
     for prompt in config.eval.prompts:
       tokens = engine.generate(
         config.model,
