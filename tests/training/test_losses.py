@@ -117,16 +117,19 @@ class OracleTest(parameterized.TestCase):
 
 
 class SwitchesTest(parameterized.TestCase):
-  @parameterized.product(
-    remat=('none', 'paper', 'full'),
-    unroll_layers=(0, 8),
-    model=(cases.V3_ONE_MTP, cases.LLAMA),
+  @parameterized.parameters(
+    (cases.V3_ONE_MTP, 'none', 0),
+    (cases.V3_ONE_MTP, 'paper', 0),
+    (cases.V3_ONE_MTP, 'paper', 8),
+    (cases.V3_ONE_MTP, 'full', 0),
+    (cases.V3_ONE_MTP, 'full', 8),
+    (cases.LLAMA, 'paper', 0),
+    (cases.LLAMA, 'paper', 8),
+    (cases.LLAMA, 'full', 8),
   )
   def test_remat_and_unrolling_do_not_change_gradients(
     self, model, remat, unroll_layers
   ):
-    if (remat, unroll_layers) == (model.remat, model.unroll_layers):
-      self.skipTest('what the others are compared with')
     params, bias = cases.weights(model, 1)
     batch = cases.batch(model)
     plain, sums = _gradient(_config(model), params, bias, batch)
