@@ -22,8 +22,8 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
 from seekax.ops.pallas_tiles import (
-  group_ends,
   gradient_tiling,
+  group_ends,
   product_tiling,
   row_tiles,
   Tiling,
