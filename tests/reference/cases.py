@@ -19,6 +19,7 @@ from seekax.data.pipeline import Batch
 from seekax.model.experts import Load
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import Transformer
+from seekax.ops import compiling
 
 _SMALL = dict(
   vocab_size=29,
@@ -104,10 +105,12 @@ MODELS = {'v3': V3, 'v2': V2, 'moonlight': MOONLIGHT, 'llama': LLAMA}
 # The same with one MTP module, for laws that need no second one.
 V3_ONE_MTP = dataclasses.replace(V3, mtp_depth=1)
 
-# Compiling takes nearly all of the tests' time; this halves it.
+# The programs' own options; compiling takes nearly all of the tests' time, and
+# the two others halve it.
 jit = functools.partial(
   jax.jit,
   compiler_options={
+    **compiling.COMPILER_OPTIONS,
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
   },
