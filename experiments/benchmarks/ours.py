@@ -227,12 +227,11 @@ def batch_of(tokens_BL: np.ndarray) -> Batch:
   )
 
 
-def serve() -> None:
-  """Answers until stdin ends."""
+def serve(ours: Ours) -> None:
+  """Answers with its methods until stdin ends."""
   # Whatever else prints goes to stderr.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
-  ours = Ours()
   for line in sys.stdin:
     command = json.loads(line)
     answer = getattr(ours, command.pop('do'))(**command)
@@ -240,4 +239,4 @@ def serve() -> None:
 
 
 if __name__ == '__main__':
-  serve()
+  serve(Ours())
