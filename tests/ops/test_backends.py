@@ -1,12 +1,14 @@
 """The ladder of implementations, on machines made up."""
 
 import contextlib
+import dataclasses
 import io
 
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
+from seekax import presets
 from seekax.config import ConfigError
 from seekax.ops import backends, cudnn_attention, tokamax_backends
 from seekax.ops.backends import Device
@@ -162,6 +164,20 @@ class PresentTest(absltest.TestCase):
     if device.platform == 'cpu':
       self.assertEqual(_grouped('auto', device).name, 'blocked')
       self.assertEqual(_attention('auto', device).name, 'chunked')
+
+  def test_a_training_run_knows_its_choices(self):
+    dense = presets.llama3_tiny()
+    mixture = presets.tiny()
+    for model, subjects in (
+      (dense, [backends.ATTENTION]),
+      (mixture, [backends.ATTENTION, backends.GROUPED_MATMUL]),
+    ):
+      choices = backends.for_training(model, 'float32', True)
+      self.assertEqual([choice.subject for choice in choices], subjects)
+    model = dataclasses.replace(mixture, grouped_matmul='mosaic')
+    if jax.default_backend() == 'cpu':
+      with self.assertRaisesRegex(ConfigError, 'needs an NVIDIA GPU'):
+        backends.for_training(model, 'float32', False)
 
   def test_a_choice_is_announced_once(self):
     choice = backends.Choice('blocked', 'only in this test', 'grouped matmul')

@@ -66,7 +66,6 @@ def causal_attention(
     value_width=v_BLNU.shape[-1],
     segments=segments_BL is not None,
   )
-  backends.announce(choice)
   if choice.name == 'cudnn':
     return cudnn_attention.causal_attention(q_BLHK, k_BLNK, v_BLNU, scale)
   if choice.name == 'tokamax':
@@ -181,7 +180,6 @@ def latent_attention(
   choice = backends.choose_latent_attention(
     backend, backends.present(), latent_BMC.dtype
   )
-  backends.announce(choice)
   if choice.name == 'pallas':
     return pallas_latent_attention.latent_attention(
       q_latent_BHC, q_rope_BHR, latent_BMC, k_rope_BMR, lengths_B, scale

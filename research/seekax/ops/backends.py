@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ConfigError, did_you_mean
+from seekax.config import ConfigError, did_you_mean, ModelConfig
 from seekax.ops import cudnn_attention, tokamax_backends
 
 AUTO = 'auto'
@@ -191,6 +191,35 @@ def choose_latent_attention(
   return _choose(
     LATENT_ATTENTION, key, requested, need, problems, LATENT_ATTENTIONS
   )
+
+
+def for_training(
+  model: ModelConfig, dtype: Any, isolate_documents: bool
+) -> list[Choice]:
+  """What a training run on the default device takes.
+
+  Args:
+    model: names of backends, widths.
+    dtype: compute dtype.
+    isolate_documents: whether documents are kept apart.
+
+  Raises:
+    ConfigError: what the model asks for can't run here.
+  """
+  device = present()
+  choices = [
+    choose_attention(
+      model.attention_backend,
+      device,
+      dtype,
+      qk_width=model.qk_head_dim,
+      value_width=model.value_head_dim,
+      segments=isolate_documents,
+    )
+  ]
+  if model.uses_experts:
+    choices.append(choose_grouped_matmul(model.grouped_matmul, device, dtype))
+  return choices
 
 
 _announced: set[Choice] = set()

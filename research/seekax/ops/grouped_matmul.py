@@ -116,7 +116,6 @@ def grouped_swiglu(
   choice = backends.choose_grouped_matmul(
     backend, backends.present(), x_TD.dtype, interpret=interpret
   )
-  backends.announce(choice)
   weights = dict(zip(_MATRICES, (gate_EDF, up_EDF, down_EFD), strict=True))
   few = 2 * experts_TA.size <= gate_EDF.shape[0]
   references = choice.name in ('ragged', 'dense')

@@ -17,6 +17,7 @@ import rich.table
 from seekax.config import Config, ConfigError, to_dict
 from seekax.data import sources
 from seekax.model.parameters import abstract_weights
+from seekax.ops import backends
 from seekax.parallel import mesh as mesh_lib
 from seekax.planning.parameters import count_parameters
 from seekax.storage import checkpoint
@@ -60,6 +61,10 @@ def start(
   def say(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False)
 
+  for choice in backends.for_training(
+    config.model, config.train.precision, config.data.isolate_documents
+  ):
+    backends.announce(choice)
   compilation_cache.switch_on(config.train.compilation_cache, say)
   goes_on = workdir_lib.has_checkpoint(workdir)
   origin = None if goes_on else origin_lib.find_origin(config, workdir)
