@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seekax.ops import compiling
+from seekax.ops.grouped_matmul import grouped_swiglu
 from seekax.ops.rematerialisation import (
   keep,
   paper_policy,
@@ -52,6 +53,32 @@ class KeepTest(absltest.TestCase):
   def test_nothing_else_changes(self):
     x = jnp.arange(3.0)
     np.testing.assert_array_equal(keep(x, 'query'), x)
+
+
+class PolicyTest(absltest.TestCase):
+  def test_paper_keeps_both_products_of_a_fused_kernel(self):
+    """And nothing else of it but the order of the rows."""
+    gates_TA = jnp.ones((16, 2))
+    experts_TA = jnp.tile(jnp.array([[0, 1]]), (16, 1))
+
+    def experts(x_TD, *weights):
+      return grouped_swiglu(
+        jnp.sin(x_TD),
+        gates_TA,
+        experts_TA,
+        *weights,
+        backend='pallas',
+        interpret=True,
+      )
+
+    shapes = (16, 32), (4, 32, 48), (4, 32, 48), (4, 48, 32)
+    arguments = [jnp.ones(shape) for shape in shapes]
+    function = jax.checkpoint(experts, policy=paper_policy)
+    _, pullback = jax.vjp(function, *arguments)
+    kept = [x.shape for x in jax.tree.leaves(pullback)]
+    for shape in (*shapes, gates_TA.shape, experts_TA.shape):
+      kept.remove(shape)
+    self.assertCountEqual(kept, [(32, 48), (32, 48), (32,)])
 
 
 class InTurnTest(absltest.TestCase):

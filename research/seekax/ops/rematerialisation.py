@@ -81,7 +81,7 @@ def recomputed_in_turn(
   `jax.checkpoint` keeps the compiler from taking the first computation for the
   second, but doesn't say when the second is due. XLA's scheduler for CPUs
   starts it when its inputs are there, which is at once, and so all layers' are
-  alive together: a model of six layers took as much memory as without. Here
+  alive together: a model of six layers took nearly as much as without. Here
   what was kept waits for the gradient of the layer's output, and the gradient
   of its input, with which the layer before begins, for those of the parameters.
   (The body of a scan has that from the loop.)
