@@ -8,7 +8,7 @@ Backends, all exact and dropless for every pattern of group sizes, chosen by
 
 * `blocked` (the portable one): the first C rows of every expert are one batched
   product [E, C, D] x [E, D, F]; when the loads are near balance that is all.
-  What is left over follows in blocks of C/8 rows, E/2 blocks at a time, with
+  What is left over follows in blocks of C/2 rows, E/8 blocks at a time, with
   their experts' weights gathered, until nothing is left. The gradient goes the
   same way; of the first product the two up-projections are kept for it.
 * `pallas`: our kernels for NVIDIA GPUs, with gate, up, SwiGLU and the routing
