@@ -178,7 +178,7 @@ def each_slot(
 ) -> jax.Array:
   """The same as `blocked`, with every choice's own copy of the weights.
 
-  For decoding: with fewer slots than experts, only the chosen are read.
+  For decoding, with few slots: the experts that nobody chose are never read.
   """
   num_experts = jax.tree.leaves(weights)[0].shape[0]
   experts_S = jnp.minimum(experts_TA.reshape(-1), num_experts - 1)
@@ -202,7 +202,7 @@ def each_slot(
 
 
 def _one_slot(fn, x_11D, scale_11, expert, weights):
-  """[1, 1, F]; whole matrices are copied, several times as fast as gathered."""
+  """[1, 1, F]; on a CPU whole matrices are copied twice as fast as gathered."""
   own_weights = jax.tree.map(
     lambda w: jax.lax.dynamic_index_in_dim(w, expert), weights
   )
