@@ -90,9 +90,10 @@ class SelectionTest(parameterized.TestCase):
     config = dataclasses.replace(
       _V3, num_expert_groups=1, num_kept_groups=1, normalize_gates=False
     )
-    logits, bias = _logits(32, 50), np.zeros(32, np.float32)
-    plain = _route(logits, bias, config)
-    bias[7] = 10
+    logits, no_bias = _logits(32, 50), np.zeros(32, np.float32)
+    # An array of its own: a jitted call may still be reading the first.
+    bias = np.where(np.arange(32) == 7, np.float32(10), no_bias)
+    plain = _route(logits, no_bias, config)
     moved = _route(logits, bias, config)
     self.assertFalse((np.asarray(plain.experts_TA) == 7).any(axis=1).all())
     self.assertTrue((np.asarray(moved.experts_TA) == 7).any(axis=1).all())

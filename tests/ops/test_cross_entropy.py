@@ -111,9 +111,10 @@ class SweepTest(parameterized.TestCase):
     hidden, head, targets, weights = _inputs()
     results = []
     for poison in (0, 1e9):
-      hidden[weights == 0] = poison
+      # A copy: a jitted call may still be reading the array it was given.
+      poisoned = np.where(weights[:, None] == 0, np.float32(poison), hidden)
       results.append(
-        _sums_and_gradients(8, 0.3, hidden, head, targets, weights)
+        _sums_and_gradients(8, 0.3, poisoned, head, targets, weights)
       )
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
       np.testing.assert_array_equal(a, b)
