@@ -1,7 +1,6 @@
 """`seekax train`: train a model, or go on with a run that was stopped."""
 
 from collections.abc import Sequence
-import ctypes
 import json
 import os
 import pathlib
@@ -72,9 +71,11 @@ def _train(
   command: str,
 ) -> int:
   stop = _Stop()
-  _keep_memory()
   # Only now: everything above answers in a fraction of a second.
+  from seekax.ops import host_memory
   from seekax.training import journal, launch
+
+  host_memory.keep_freed_memory()
 
   try:
     finished = launch.start(config, overrides, workdir, stop.requested, command)
@@ -138,18 +139,3 @@ class _Stop:
 
   def requested(self) -> bool:
     return self.signal != 0
-
-
-def _keep_memory() -> None:
-  """Keeps freed memory in the process instead of returning it every step.
-
-  XLA on a CPU allocates and frees its temporaries in every step; with glibc's
-  defaults each one costs page faults, measured at 7 % of the step.
-  """
-  m_trim_threshold, m_mmap_max = -1, -4
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError):
-    return  # Not glibc.
-  mallopt(m_mmap_max, 0)
-  mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,11 +1,11 @@
 """How functions are compiled."""
 
-import contextlib
-import ctypes
 import functools
 from typing import Any
 
 import jax
+
+from seekax.ops.host_memory import return_freed_memory
 
 # Other platforms don't read these. Measured on two AVX-512 cores:
 COMPILER_OPTIONS = {
@@ -30,9 +30,3 @@ def compile_ahead(function: Any, *arguments: Any) -> None:
   """
   function.lower(*arguments).compile()
   return_freed_memory()
-
-
-def return_freed_memory() -> None:
-  """Gives memory that is free in this process back to the system (glibc)."""
-  with contextlib.suppress(AttributeError, OSError):  # Another C library.
-    ctypes.CDLL(None).malloc_trim(0)

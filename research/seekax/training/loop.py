@@ -7,6 +7,7 @@ import pathlib
 import jax
 
 from seekax.config import Config
+from seekax.ops import host_memory
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.storage import checkpoint
@@ -76,6 +77,9 @@ def train(
         step += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           state, metrics = train_step(config, state, batch)
+        if step == start + 1:
+          # What it left of memory is in pieces; the second needs one whole.
+          host_memory.return_freed_memory()
         # A step's metrics are fetched while the next one runs.
         if pending is not None:
           journal.step(step - 1, pending, first=step - 1 == start + 1)
