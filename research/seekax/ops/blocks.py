@@ -140,7 +140,6 @@ def _run_backward(fn, saved, dy_TF):
     dy_GCF = _rows(dy_TF, slot_GC // scale_TA.shape[1])
     if kept is None:
       kept = fn.forward(x_GCD, scale_GC, own_weights)[1]
-      own_weights = jax.tree.map(_transposed_in_memory, own_weights)
     dx_GCD, dscale_GC, dweights = fn.backward(
       x_GCD, scale_GC, own_weights, kept, dy_GCF
     )
@@ -334,17 +333,6 @@ def _to_tokens(group: _Group, y_GC):
   y_R = y_GC.reshape(-1, *y_GC.shape[2:])
   place_TA = jnp.where(group.inside_TA, group.place_TA, y_R.shape[0])
   return _rows(y_R, place_TA)
-
-
-def _transposed_in_memory(w_GDF):
-  """The same, laid out for products that contract its last axis.
-
-  With few rows, a product on a CPU takes up to three times as long if it has to
-  read its weights column by column.
-  """
-  return jnp.swapaxes(
-    jax.lax.optimization_barrier(jnp.swapaxes(w_GDF, 1, 2)), 1, 2
-  )
 
 
 def _rows(x, index):

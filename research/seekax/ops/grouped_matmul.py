@@ -37,7 +37,11 @@ from seekax.ops.blocks import (
   each_slot,
   sort_slots,
 )
-from seekax.ops.linear import swiglu_backward, swiglu_forward
+from seekax.ops.linear import (
+  swiglu_backward,
+  swiglu_forward,
+  transposed_in_memory,
+)
 from seekax.ops.quantize import BlockScaled, expand
 
 _MATRICES = ('gate', 'up', 'down')
@@ -202,8 +206,9 @@ def _linear(x_ECD, scale_EC, weights):
 
 def _linear_backward(x_ECD, scale_EC, weights, kept, dy_ECF):
   del kept
-  dx_ECD = jnp.einsum('ECF,EDF->ECD', dy_ECF, weights['w'])
-  dw_EDF = _float32_einsum('ECD,ECF->EDF', x_ECD, dy_ECF)
+  w_EDF = transposed_in_memory(weights['w'])
+  dx_ECD = jnp.einsum('ECF,EDF->ECD', dy_ECF, w_EDF)
+  dw_EDF = _float32_einsum('ECD,ECF->EDF', transposed_in_memory(x_ECD), dy_ECF)
   return dx_ECD, jnp.zeros_like(scale_EC), {'w': dw_EDF}
 
 
