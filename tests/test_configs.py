@@ -12,6 +12,7 @@ from seekax.config import Config, from_config_dict
 from seekax.data.pipeline import Batch
 from seekax.model.parameters import abstract_weights
 from seekax.planning.parameters import count_parameters
+from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state, init_state
 from seekax.training.step import train_step
 
@@ -69,7 +70,8 @@ class ConfigsTest(parameterized.TestCase):
     before = jax.tree.map(np.asarray, state.params)
     losses = []
     for step in range(2):
-      state, metrics = train_step(config, state, random_batch(config, step))
+      batch, rates = random_batch(config, step), Schedule(config).rates(step)
+      state, metrics = train_step(config, state, [batch], rates)
       losses.append(float(metrics.loss))
     uniform = math.log(config.model.vocab_size)
     np.testing.assert_allclose(losses, uniform, rtol=0.1)

@@ -31,6 +31,7 @@ from seekax.planning.flops import (
 from seekax.planning.hardware import peak_flops
 from seekax.planning.parameters import count_parameters
 from seekax.storage.published_config import published_config
+from seekax.training.schedules import Schedule
 from seekax.training.state import init_state
 from seekax.training.step import train_step
 
@@ -277,6 +278,7 @@ class _Stepper:
   def __init__(self, config: Config, repeats: int):
     self._config, self._repeats = config, repeats
     self._state = init_state(config)
+    self._rates = Schedule(config).rates(0)
     rng = np.random.default_rng(0)
     shape = config.data.batch_size, config.data.sequence_length + 1
     tokens = rng.integers(0, config.model.vocab_size, shape)
@@ -286,7 +288,9 @@ class _Stepper:
 
   def _steps(self, count: int) -> None:
     for _ in range(count):
-      self._state, metrics = train_step(self._config, self._state, self._batch)
+      self._state, metrics = train_step(
+        self._config, self._state, [self._batch], self._rates
+      )
     loss = float(metrics.loss)
     jax.block_until_ready(self._state)
     if not math.isfinite(loss):

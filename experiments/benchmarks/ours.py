@@ -36,6 +36,7 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options
 from seekax.storage.open import open_checkpoint
+from seekax.training.schedules import Schedule
 from seekax.training.state import init_state, start_from, to_parts
 from seekax.training.step import compile_ahead, train_step
 
@@ -86,6 +87,7 @@ class Ours:
   def __init__(self):
     self.model, self.weights, self.served = None, None, None
     self.optim, self.config, self.state = None, None, None
+    self.rates = None
 
   def make(
     self, model: dict[str, Any], workdir: str, published: str
@@ -128,7 +130,6 @@ class Ours:
     self.optim = OptimConfig(
       learning_rate=learning_rate,
       warmup_steps=0,
-      constant_steps=FOREVER,
       beta1=betas[0],
       beta2=betas[1],
       eps=eps,
@@ -152,10 +153,13 @@ class Ours:
       # All of it placed, as after a step: the second compiles nothing.
       self.state = jax.device_put(state, jax.devices()[0])
       self.weights = None
-      compile_ahead(self.config, self.state, batch)
+      self.rates = Schedule(self.config).rates(0)
+      compile_ahead(self.config, self.state, [batch], self.rates)
     first = self.state.step == 0
     began = time.perf_counter()
-    self.state, metrics = train_step(self.config, self.state, batch)
+    self.state, metrics = train_step(
+      self.config, self.state, [batch], self.rates
+    )
     loss = float(metrics.loss)
     jax.block_until_ready(self.state)
     seconds = time.perf_counter() - began

@@ -87,9 +87,7 @@ class Training(ours.Ours):
     self.model = ModelConfig(**model)
     params = jax.jit(lambda: init_params(self.model, 0))()
     self.weights = params, init_router_bias(self.model)
-    self.optim = OptimConfig(
-      learning_rate=1e-6, warmup_steps=0, constant_steps=ours.FOREVER
-    )
+    self.optim = OptimConfig(learning_rate=1e-6, warmup_steps=0)
     return self.about()
 
   def forget_peak(self) -> dict[str, Any]:

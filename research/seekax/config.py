@@ -91,6 +91,8 @@ REMAT_POLICIES = ('none', 'paper', 'full')
 MAX_SEED = 2**31 - 1
 MESH_AXES = ('data',)
 PRECISIONS = ('float32', 'bfloat16')
+OPTIMIZERS = ('adamw', 'muon')
+MOMENT_DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,28 +333,55 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """AdamW and its schedule: warm-up, constant, cosine, then the final rate."""
+  """The optimizer and its rate, scheduled by the tokens trained on."""
+
+  name: str = _key('adamw', 'adamw, or muon for the matrices')
 
   learning_rate: float = _key(2.2e-4, 'peak learning rate')
   final_learning_rate: float = _key(2.2e-5, 'learning rate after the cosine')
+  last_learning_rate: float = _key(7.3e-6, 'learning rate after final_tokens')
   warmup_steps: int = _key(2000, 'steps of linear warm-up from 0')
-  constant_steps: int = _key(157000, 'steps at the peak')
-  decay_steps: int = _key(0, 'steps of cosine decay; 0: to the last step')
+  constant_tokens: int = _key(
+    10_000_000_000_000, 'tokens to which the peak holds, warm-up included'
+  )
+  decay_tokens: int = _key(
+    0, 'tokens of cosine decay; 0: to the end of the run'
+  )
+  final_tokens: int = _key(
+    0, 'tokens at the final rate before the last one; 0: to the end of the run'
+  )
   beta1: float = _key(0.9, "Adam's first decay")
   beta2: float = _key(0.95, "Adam's second decay")
   eps: float = _key(1e-8, "Adam's epsilon")
+  moment_dtype: str = _key(
+    'float32', 'moments are kept in: float32, or bfloat16 as V3 did'
+  )
   weight_decay: float = _key(0.1, 'decoupled decay of matrices (not of norms)')
   clip_norm: float = _key(1.0, 'global gradient norm is clipped to this')
+  muon_momentum: float = _key(0.95, 'decay of the momentum, muon only')
+  muon_rms: float = _key(
+    0.2, "root mean square of muon's updates, which AdamW's rate then fits"
+  )
+  ema_decay: float = _key(
+    0.0, 'decay per step of averaged weights, kept on the host; 0: none'
+  )
+  ema_every: int = _key(10, 'steps between updates of averaged weights')
 
   def __post_init__(self):
-    _check_positive('optim', self, ('learning_rate', 'eps', 'clip_norm'))
+    _require_choice('optim.name', self.name, OPTIMIZERS)
+    _require_choice('optim.moment_dtype', self.moment_dtype, MOMENT_DTYPES)
+    _check_positive(
+      'optim',
+      self,
+      ('learning_rate', 'eps', 'clip_norm', 'muon_rms', 'ema_every'),
+    )
     _check_not_negative(
       'optim',
       self,
-      ('final_learning_rate', 'warmup_steps', 'constant_steps', 'decay_steps')
-      + ('weight_decay',),
+      ('final_learning_rate', 'last_learning_rate', 'warmup_steps')
+      + ('constant_tokens', 'decay_tokens', 'final_tokens', 'weight_decay'),
     )
-    for name in ('beta1', 'beta2'):
+    for name in ('beta1', 'beta2', 'muon_momentum', 'ema_decay'):
       value = getattr(self, name)
       _require(0 <= value < 1, f'optim.{name}={value} is not in [0, 1)')
 
@@ -397,14 +426,37 @@ class TrainConfig:
 
   steps: int = _key(235000, 'optimizer steps')
   micro_batches: int = _key(1, 'parts a batch is cut in; same update')
+  ramp_tokens: int = _key(
+    0, 'tokens over which the batch grows, by whole micro-batches; 0: no ramp'
+  )
+  ramp_micro_batches: int = _key(1, 'micro-batches of the first step of a ramp')
   seed: int = _key(0, 'initial weights')
   precision: str = _key('bfloat16', 'compute dtype: float32 or bfloat16')
   mtp_weight: float = _key(0.3, 'weight of the MTP loss (lambda)')
+  mtp_late_weight: float = _key(0.1, 'the same after mtp_weight_tokens')
+  mtp_weight_tokens: int = _key(
+    0, 'tokens to which mtp_weight holds; 0: to the end'
+  )
   balance_weight: float = _key(1e-4, 'sequence-wise balance loss (alpha)')
   z_loss_weight: float = _key(
     0.0, "weight of the squared log Z of each target's softmax; PaLM: 1e-4"
   )
   bias_update_rate: float = _key(1e-3, 'router bias speed per step (gamma)')
+  bias_update_tokens: int = _key(
+    0, 'tokens after which the router bias stands still; 0: never'
+  )
+  center_bias: bool = _key(
+    False, 'subtract the mean from every move of the router bias'
+  )
+  nonfinite_limit: int = _key(
+    3, 'steps in a row without a finite loss and gradient that end the run'
+  )
+  spike_deviations: float = _key(
+    0.0,
+    'a step is skipped whose loss or gradient norm is so many deviations above '
+    'the mean of the last ones; 0: none is',
+  )
+  spike_window: int = _key(128, 'steps of that mean')
   init_from: str = _key('', 'checkpoint whose weights the run starts from')
   log_every: int = _key(10, 'steps between log lines')
   checkpoint_every: int = _key(1000, 'steps between checkpoints')
@@ -435,13 +487,20 @@ class TrainConfig:
       'train',
       self,
       ('steps', 'micro_batches', 'log_every', 'checkpoint_every')
-      + ('keep_checkpoints',),
+      + ('keep_checkpoints', 'ramp_micro_batches', 'nonfinite_limit')
+      + ('spike_window',),
     )
     _check_not_negative(
       'train',
       self,
       ('mtp_weight', 'balance_weight', 'z_loss_weight', 'bias_update_rate')
-      + ('price_per_device_hour',),
+      + ('price_per_device_hour', 'ramp_tokens', 'mtp_late_weight')
+      + ('mtp_weight_tokens', 'bias_update_tokens', 'spike_deviations'),
+    )
+    _require(
+      self.ramp_micro_batches <= self.micro_batches,
+      f'train.ramp_micro_batches={self.ramp_micro_batches} is above '
+      f'train.micro_batches={self.micro_batches}; a batch only grows',
     )
 
 
@@ -515,6 +574,13 @@ class Config:
       f'data.batch_size={self.data.batch_size} is not divisible by '
       f'train.micro_batches={parts} times the {devices} devices of '
       f'parallel.mesh={self.parallel.mesh!r}',
+    )
+    rows = self.data.batch_size // parts
+    _require(
+      not self.train.ramp_tokens or rows % self.data.num_shards == 0,
+      f'train.ramp_tokens needs micro-batches ({rows} rows: data.batch_size / '
+      f'train.micro_batches) divisible by data.num_shards='
+      f'{self.data.num_shards}, so that every shard gives as many rows',
     )
     _require(
       self.data.sequence_length <= self.model.context_length,

@@ -200,6 +200,7 @@ def shrink(model: ModelConfig) -> ModelConfig:
     experts_per_token=min(model.experts_per_token, 4),
     init_std=0.02,
     rope_original_length=min(model.rope_original_length, 64),
+    remat='none',
   )
 
 
@@ -220,9 +221,16 @@ def shrink_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.data.num_shards = min(config.data.num_shards, 4)
   config.optim.learning_rate = 1e-3
   config.optim.warmup_steps = 2
-  config.optim.constant_steps = 10
-  config.optim.decay_steps = 0
+  batch_tokens = config.data.batch_size * config.data.sequence_length
+  config.optim.constant_tokens = 12 * batch_tokens
+  config.optim.decay_tokens = 0
+  config.optim.final_tokens = 0
   config.train.steps = 20
+  config.train.micro_batches = 1
+  config.train.ramp_tokens = 0
+  config.train.ramp_micro_batches = 1
+  config.train.mtp_weight_tokens = 0
+  config.train.bias_update_tokens = 0
   config.train.precision = 'float32'
   config.train.log_every = 1
   config.train.checkpoint_every = 10

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from model import test_against_transformers as recorded
 from reference import cases
 from seekax.training import step
+from seekax.training.schedules import Schedule
 from seekax.training.state import TrainState
 
 _accumulate = cases.jit(step.accumulate.__wrapped__, static_argnums=0)
@@ -49,7 +50,9 @@ class TrainingTest(absltest.TestCase):
       mock.patch.object(step, 'apply', _apply),
     ):
       for tokens_BL in self.fixture.answers['batches']:
-        state, metrics = step.train_step(config, state, _batch_of(tokens_BL))
+        state, metrics = step.train_step(
+          config, state, [_batch_of(tokens_BL)], Schedule(config).rates(0)
+        )
         losses.append(float(metrics.loss))
         norms.append(float(metrics.gradient_norm))
     return losses, norms
@@ -60,7 +63,11 @@ class TrainingTest(absltest.TestCase):
     expected = recorded.our_params(tensors, self.config.model)
     self.assertEmpty(tensors)
     batch = _batch_of(self.fixture.answers['tokens'])
-    result = jax.device_get(_accumulate(self.config, self._state(), batch))
+    result = jax.device_get(
+      _accumulate(
+        self.config, self._state(), batch, Schedule(self.config).rates(0)
+      )
+    )
     pairs = zip(
       jax.tree_util.tree_leaves_with_path(result.gradients),
       jax.tree_util.tree_leaves_with_path(expected),

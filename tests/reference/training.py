@@ -1,5 +1,6 @@
 """Bias rule and AdamW, entry by entry where it matters, float64."""
 
+import fractions
 import math
 
 import numpy as np
@@ -18,39 +19,61 @@ def moved_bias(bias_NE, load_NE, rate: float) -> np.ndarray:
   return result
 
 
-def learning_rate(step: int, optim, steps: int) -> float:
-  """Linear warm-up, constant, cosine, final; the first step has step 0."""
-  rate, final = optim.learning_rate, optim.final_learning_rate
+def learning_rate(step: int, config) -> float:
+  """The rate of a step, its tokens counted one step after the other."""
+  optim = config.optim
+  before = [0]
+  for _ in range(max(step, config.train.steps, optim.warmup_steps)):
+    before.append(before[-1] + batch_tokens(before[-1], config))
+  tokens, warm = before[step], before[optim.warmup_steps]
   if step < optim.warmup_steps:
-    return rate * (step + 1) / optim.warmup_steps
-  start = optim.warmup_steps + optim.constant_steps
-  if step < start:
-    return rate
-  span = optim.decay_steps if optim.decay_steps else steps - start
-  if step >= start + span:
-    return final
-  cosine = math.cos(math.pi * (step - start) / span)
-  return final + (rate - final) * (1 + cosine) / 2
+    return optim.learning_rate * (step + 1) / optim.warmup_steps
+  start = optim.constant_tokens if optim.constant_tokens > warm else warm
+  if tokens < start:
+    return optim.learning_rate
+  end = before[config.train.steps]
+  if optim.decay_tokens:
+    end = start + optim.decay_tokens
+  if tokens < end:
+    cosine = math.cos(math.pi * (tokens - start) / (end - start))
+    low, high = optim.final_learning_rate, optim.learning_rate
+    return low + (high - low) * (1 + cosine) / 2
+  if optim.final_tokens and tokens >= end + optim.final_tokens:
+    return optim.last_learning_rate
+  return optim.final_learning_rate
+
+
+def batch_tokens(tokens: int, config) -> int:
+  """Tokens of the step that follows so many: whole micro-batches of a line."""
+  train = config.train
+  parts = train.micro_batches
+  if train.ramp_tokens and tokens < train.ramp_tokens:
+    first = train.ramp_micro_batches
+    parts = first + math.floor(
+      fractions.Fraction((parts - first) * tokens, train.ramp_tokens)
+    )
+  rows = config.data.batch_size // train.micro_batches
+  return parts * rows * config.data.sequence_length
 
 
 class AdamW:
   """AdamW on a flat dict of arrays, after clipping by the global norm."""
 
-  def __init__(self, params, optim, steps):
+  def __init__(self, params, optim):
     self.params = {name: np.array(p, np.float64) for name, p in params.items()}
     self.first = {name: np.zeros_like(p) for name, p in self.params.items()}
     self.second = {name: np.zeros_like(p) for name, p in self.params.items()}
-    self.optim, self.steps, self.count = optim, steps, 0
+    self.optim, self.count = optim, 0
 
-  def step(self, gradients, decayed) -> float:
+  def step(self, gradients, decayed, rate: float) -> float:
     """One update; returns the gradient's norm before clipping.
 
     Args:
       gradients: name -> array.
       decayed: names under weight decay.
+      rate: learning rate.
     """
     optim = self.optim
-    rate = learning_rate(self.count, optim, self.steps)
     self.count += 1
     norm = math.sqrt(sum(np.sum(g**2) for g in gradients.values()))
     shrink = optim.clip_norm / norm if norm > optim.clip_norm else 1.0

@@ -10,6 +10,7 @@ import numpy as np
 from seekax import config as config_lib
 from seekax import presets
 from seekax.data.pipeline import Batch
+from seekax.training.schedules import Schedule
 from seekax.training.state import init_state, TrainState
 from seekax.training.step import train_step
 
@@ -61,8 +62,10 @@ def losses(backend: str, start: TrainState) -> np.ndarray:
   """The main loss of every step, nats per token."""
   config, logged = run_config(backend), []
   state = jax.tree.map(jnp.copy, start)  # The first step takes its buffers.
-  for batch in batches():
-    state, metrics = train_step(config, state, batch)
+  schedule = Schedule(config)
+  for number, batch in enumerate(batches()):
+    rates = schedule.rates(number)
+    state, metrics = train_step(config, state, [batch], rates)
     logged.append(float(metrics.loss))
   return np.array(logged)
 

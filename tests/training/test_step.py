@@ -11,7 +11,9 @@ from reference import cases
 from reference import training as oracle
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
 from seekax.training import balance, step
+from seekax.training.guard import init_guard
 from seekax.training.optimizer import make_optimizer
+from seekax.training.schedules import Schedule
 from seekax.training.state import TrainState
 
 # One expert layer and one MTP module on plain attention: quick to compile.
@@ -45,12 +47,12 @@ _add = cases.jit(_plain, static_argnums=0)
 _apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
 
 
-def _accumulate(config, state, batch, so_far=None):
+def _accumulate(config, state, batch, rates, so_far=None):
   """Starts from zeros instead of None, which would be compiled apart."""
   if so_far is None:
-    shapes = jax.eval_shape(lambda: _plain(config, state, batch))
+    shapes = jax.eval_shape(lambda: _plain(config, state, batch, rates))
     so_far = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  return _add(config, state, batch, so_far)
+  return _add(config, state, batch, rates, so_far)
 
 
 def _state() -> TrainState:
@@ -59,7 +61,8 @@ def _state() -> TrainState:
     step=np.int32(0),
     params=params,
     router_bias=bias,
-    opt_state=make_optimizer(_CONFIG).init(params),
+    opt_state=make_optimizer(_CONFIG.optim).init(params),
+    guard=init_guard(_CONFIG.train),
   )
 
 
@@ -69,18 +72,20 @@ class StepTest(absltest.TestCase):
     super().setUpClass()
     cls.batch = cases.batch(_MODEL, True, batch_size=8)
     state, cls.parts = _state(), None
+    rates = Schedule(_CONFIG).rates(0)
+    micro_batches = step.micro_batches(cls.batch, 4)
     cls.before = jax.device_get(state)
-    cls.whole = jax.device_get(_accumulate(_CONFIG, state, cls.batch))
-    for part in range(4):
-      micro = step.micro_batch(cls.batch, part, 4)
-      cls.parts = _accumulate(_CONFIG, state, micro, cls.parts)
+    whole = _accumulate(_CONFIG, state, cls.batch, rates)
+    cls.whole = jax.device_get(whole)
+    for micro in micro_batches:
+      cls.parts = _accumulate(_CONFIG, state, micro, rates, cls.parts)
     cls.parts = jax.device_get(cls.parts)
     with (
       mock.patch.object(step, 'accumulate', _accumulate),
       mock.patch.object(step, 'apply', _apply),
     ):
       cls.after, cls.metrics = jax.device_get(
-        step.train_step(_CONFIG, state, cls.batch)
+        step.train_step(_CONFIG, state, micro_batches, rates)
       )
 
   def test_four_micro_batches_equal_one_batch(self):
@@ -112,7 +117,7 @@ class StepTest(absltest.TestCase):
       jax.tree_util.keystr(path): leaf
       for path, leaf in jax.tree_util.tree_leaves_with_path(self.before.params)
     }
-    expected = oracle.AdamW(named, _CONFIG.optim, _CONFIG.train.steps)
+    expected = oracle.AdamW(named, _CONFIG.optim)
     tokens = float(self.parts.sums.tokens)
     gradients = {
       jax.tree_util.keystr(path): np.asarray(leaf, np.float64) / tokens
@@ -121,7 +126,7 @@ class StepTest(absltest.TestCase):
       )
     }
     decayed = {name for name in named if "'scale'" not in name}
-    norm = expected.step(gradients, decayed)
+    norm = expected.step(gradients, decayed, oracle.learning_rate(0, _CONFIG))
     self.assertAlmostEqual(self.metrics.gradient_norm / norm, 1, delta=1e-5)
     for path, leaf in jax.tree_util.tree_leaves_with_path(self.after.params):
       name = jax.tree_util.keystr(path)
@@ -150,6 +155,39 @@ class StepTest(absltest.TestCase):
         metrics.max_violation[key], balance.max_violation(load), rtol=1e-6
       )
 
+  def test_rates_are_what_the_step_is_told(self):
+    rates = Schedule(_CONFIG).rates(0)
+    told = rates.replace(
+      learning_rate=np.float32(0), bias_update_rate=np.float32(0)
+    )
+    still, metrics = _apply(_CONFIG, _state(), self.whole, told)
+    before = (self.before.params, self.before.router_bias)
+    for a, b in zip(
+      jax.tree.leaves((still.params, still.router_bias)),
+      jax.tree.leaves(before),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(a, b)
+    self.assertEqual(float(metrics.learning_rate), 0)
+
+  def test_a_gradient_without_a_number_changes_nothing(self):
+    rates = Schedule(_CONFIG).rates(0)
+    for poison in (np.nan, np.inf):
+      broken = jax.tree.map(np.copy, self.whole)
+      jax.tree.leaves(broken.gradients)[3].flat[0] = poison
+      after, metrics = _apply(_CONFIG, _state(), broken, rates)
+      self.assertFalse(bool(metrics.taken))
+      self.assertEqual(int(metrics.nonfinite_in_a_row), 1)
+      self.assertEqual(int(after.step), 1)  # The data has moved on.
+      for name in ('params', 'router_bias', 'opt_state'):
+        for a, b in zip(
+          jax.tree.leaves(getattr(after, name)),
+          jax.tree.leaves(getattr(self.before, name)),
+          strict=True,
+        ):
+          np.testing.assert_array_equal(a, b)
+    self.assertTrue(bool(self.metrics.taken))
+
   def test_step_counts_and_state_keeps_its_form(self):
     self.assertEqual(int(self.after.step), 1)
 
@@ -164,15 +202,18 @@ class DonationTest(absltest.TestCase):
     """A step needs no room for a second state or a second gradient."""
     batch = cases.batch(_MODEL, True)
     state = jax.eval_shape(_state)
+    rates = Schedule(_CONFIG).rates(0)
     so_far = jax.eval_shape(
-      lambda s: step.accumulate.__wrapped__(_CONFIG, s, batch), state
+      lambda s: step.accumulate.__wrapped__(_CONFIG, s, batch, rates), state
     )
-    (_, batch_info, sums_info), _ = step.accumulate.lower(
-      _CONFIG, state, batch, so_far
+    (_, batch_info, _, sums_info), _ = step.accumulate.lower(
+      _CONFIG, state, batch, rates, so_far
     ).args_info
     self.assertTrue(all(x.donated for x in jax.tree.leaves(sums_info)))
     self.assertFalse(any(x.donated for x in jax.tree.leaves(batch_info)))
-    (state_info, _), _ = step.apply.lower(_CONFIG, state, so_far).args_info
+    (state_info, _, _), _ = step.apply.lower(
+      _CONFIG, state, so_far, rates
+    ).args_info
     self.assertTrue(all(x.donated for x in jax.tree.leaves(state_info)))
 
 

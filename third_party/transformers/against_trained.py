@@ -177,7 +177,7 @@ def _trained_on(
       f'--config.train.steps={MORE_STEPS}',
       '--config.train.log_every=1',
       '--config.optim.warmup_steps=0',
-      f'--config.optim.constant_steps={MORE_STEPS}',
+      f'--config.optim.constant_tokens={10**12}',
       '--config.eval.max_bytes=4096',
     )
     rows = read_rows(workdir / 'metrics.jsonl')

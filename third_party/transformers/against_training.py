@@ -12,6 +12,7 @@ from table import Row
 from seekax.storage import names
 from seekax.storage.open import open_checkpoint
 from seekax.training import step
+from seekax.training.schedules import Schedule
 
 CASE = 'v3'
 # Of a tensor's norm; of a loss in nats per token; of a gradient's norm.
@@ -27,8 +28,9 @@ def compare(oracle: asking.Oracle, work: pathlib.Path) -> Iterator[Row]:
   config = recipe.config_of(opened.config.model, training.about, len(wanted))
 
   state = recipe.start(config, opened.params, opened.router_bias)
+  rates = Schedule(config).rates(0)  # A constant.
   tokens = oracle.expected(CASE).tensors['tokens']
-  result = step.accumulate(config, state, recipe.batch_of(tokens))
+  result = step.accumulate(config, state, recipe.batch_of(tokens), rates)
   ours = jax.tree.map(lambda g: g / result.sums.tokens, result.gradients)
   # Selection biases have no gradient; any tree of their shapes will do.
   tree = {names.PARAMS: ours, names.BIAS: opened.router_bias}
@@ -39,7 +41,9 @@ def compare(oracle: asking.Oracle, work: pathlib.Path) -> Iterator[Row]:
 
   losses, norms = [], []
   for rows in training.tensors['batches']:
-    state, metrics = step.train_step(config, state, recipe.batch_of(rows))
+    state, metrics = step.train_step(
+      config, state, [recipe.batch_of(rows)], rates
+    )
     losses.append(float(metrics.loss))
     norms.append(float(metrics.gradient_norm))
   yield Row(

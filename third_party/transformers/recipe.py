@@ -12,6 +12,7 @@ from seekax.config import (
   TrainConfig,
 )
 from seekax.data.pipeline import Batch
+from seekax.training.guard import init_guard
 from seekax.training.optimizer import make_optimizer
 from seekax.training.state import TrainState
 
@@ -30,7 +31,6 @@ def config_of(model: ModelConfig, made: dict[str, Any], steps: int) -> Config:
     optim=OptimConfig(
       learning_rate=made['learning_rate'],
       warmup_steps=0,
-      constant_steps=steps,
       beta1=made['betas'][0],
       beta2=made['betas'][1],
       eps=made['eps'],
@@ -53,7 +53,8 @@ def start(config: Config, params: Any, router_bias: Any) -> TrainState:
     step=np.int32(0),
     params=params,
     router_bias=router_bias,
-    opt_state=make_optimizer(config).init(params),
+    opt_state=make_optimizer(config.optim).init(params),
+    guard=init_guard(config.train),
   )
 
 

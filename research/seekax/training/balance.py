@@ -8,18 +8,23 @@ import jax.numpy as jnp
 
 
 def update_bias(
-  bias_NE: jax.Array, load_NE: jax.Array, rate: float
+  bias_NE: jax.Array,
+  load_NE: jax.Array,
+  rate: jax.Array | float,
+  center: bool = False,
 ) -> jax.Array:
   """Raises the bias of underloaded experts and lowers that of the others.
 
   b += rate * sign(mean load - load), once per optimizer step, from the load of
-  the whole batch just trained on, outside the gradient. Not centred, like the
-  released weights.
+  the whole batch just trained on, outside the gradient. Not centred by default,
+  like the released weights.
 
   Args:
     bias_NE: float32 selection biases.
     load_NE: choices of each expert in the global batch.
     rate: gamma.
+    center: subtracts the mean of the moves of a layer, so that its biases keep
+      their mean; the choice of experts is the same.
 
   Returns:
     The new biases.
@@ -29,7 +34,10 @@ def update_bias(
   """
   load_NE = load_NE.astype(jnp.float32)
   mean_N1 = load_NE.mean(axis=-1, keepdims=True)
-  return bias_NE + rate * jnp.sign(mean_N1 - load_NE)
+  move_NE = jnp.sign(mean_N1 - load_NE)
+  if center:
+    move_NE -= move_NE.mean(axis=-1, keepdims=True)
+  return bias_NE + rate * move_NE
 
 
 def max_violation(load_NE: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from seekax.planning import flops, hardware, price
 from seekax.training import evaluate
 from seekax.training.corpus import Corpus
 from seekax.training.metrics import MetricsWriter, peak_memory_bytes
+from seekax.training.schedules import Schedule
 from seekax.training.state import TrainState
 from seekax.training.step import Metrics
 
@@ -51,11 +52,13 @@ class Journal:
     corpus: Corpus,
     writer: MetricsWriter,
     progress: Progress,
+    schedule: Schedule,
   ):
     self._config = config
     self._corpus = corpus
     self._writer = writer
     self._progress = progress
+    self._schedule = schedule
     # Durations of the steps since the last row, without the first step's.
     self._recent: list[float] = []
     self._compiling = True
@@ -79,11 +82,8 @@ class Journal:
     norm = float(metrics.gradient_norm)
     now = time.perf_counter()
     seconds, self._clock = now - self._clock, now
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-      raise NonFiniteError(
-        f'step {step}: loss is {loss}, gradient norm {norm}; lower '
-        'optim.learning_rate or raise optim.warmup_steps'
-      )
+    if not metrics.taken:
+      self._thrown_away(step, loss, norm, int(metrics.nonfinite_in_a_row))
     if first:
       # Compilation and one step; the step is taken off when one is timed.
       self._progress.compile_seconds = seconds
@@ -102,11 +102,27 @@ class Journal:
     if step == 1 or last or step % self._config.eval.every == 0:
       self._write_load(step, metrics)
 
+  def _thrown_away(self, step, loss, norm, in_a_row: int) -> None:
+    """Says that a step changed nothing; too many without a number end it."""
+    kind = 'nonfinite' if in_a_row else 'spike'
+    self._writer.write(
+      'skipped', step, reason=kind, loss=str(loss), gradient_norm=str(norm)
+    )
+    what = f'step {step}: loss is {loss}, gradient norm {norm}'
+    self._writer.say(f'{what}: thrown away ({kind})')
+    limit = self._config.train.nonfinite_limit
+    if in_a_row >= limit:
+      raise NonFiniteError(
+        f'{what}, for {in_a_row} steps in a row '
+        f'(train.nonfinite_limit={limit}); lower optim.learning_rate or raise '
+        'optim.warmup_steps'
+      )
+
   def _write_train(self, step, metrics, loss, norm) -> None:
     config = self._config
     recent, self._recent = self._recent, []
     seconds = float(np.median(recent)) if recent else None
-    batch_tokens = config.data.batch_size * config.data.sequence_length
+    batch_tokens = self._schedule.batch_tokens(step - 1)
     rate = batch_tokens / seconds if seconds else None
     utilization = flops.model_flops_utilization(
       self._flops_per_token, (rate or 0) / self._num_devices, self._peak_flops
@@ -118,7 +134,8 @@ class Journal:
       for key, value in metrics.max_violation.items()
     }
     row = {
-      'tokens': step * batch_tokens,
+      'tokens': self._schedule.tokens_before(step),
+      'batch_tokens': batch_tokens,
       'seconds': self._progress.train_seconds,
       'compile_seconds': self._progress.compile_seconds,
       'loss': loss,
@@ -171,7 +188,7 @@ class Journal:
     self._writer.write(
       'eval',
       step,
-      tokens=step * config.data.batch_size * config.data.sequence_length,
+      tokens=self._schedule.tokens_before(step),
       seconds=self._progress.train_seconds,
       heldout_bits_per_byte=bits,
       heldout_bytes=num_bytes,

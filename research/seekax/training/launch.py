@@ -27,6 +27,7 @@ from seekax.storage.open import Found
 from seekax.training import compilation_cache, loop
 from seekax.training import corpus as corpus_lib
 from seekax.training import origin as origin_lib
+from seekax.training.schedules import Schedule
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 _PACKAGES += ('tokenizers', 'numpy', 'ml-collections')
@@ -191,14 +192,9 @@ def _print_run(
   device = jax.devices()[0]
   console.print(
     f'device: {device.device_kind}, mesh {config.parallel.mesh}; tokens to '
-    f'train on: {config.train.steps * batch_tokens(config):,}',
+    f'train on: {Schedule(config).total_tokens:,}',
     soft_wrap=True,
   )
-
-
-def batch_tokens(config: Config) -> int:
-  """Tokens of an optimizer step."""
-  return config.data.batch_size * config.data.sequence_length
 
 
 def parameter_table(config: Config) -> rich.table.Table:

@@ -20,6 +20,7 @@ from seekax.training.metrics import MetricsWriter
 from seekax.training.origin import find_origin
 from seekax.training.prefetch import Prefetcher
 from seekax.training.profile import StepProfiler
+from seekax.training.schedules import Schedule
 from seekax.training.state import (
   abstract_state,
   from_parts,
@@ -28,7 +29,7 @@ from seekax.training.state import (
   to_parts,
   TrainState,
 )
-from seekax.training.step import compile_ahead, train_step
+from seekax.training.step import compile_ahead, micro_batches, train_step
 
 
 def train(
@@ -58,25 +59,28 @@ def train(
     state, progress = _restore_or_start(config, workdir, corpus, mesh)
     step, start = int(state.step), int(state.step)
     writer = MetricsWriter(workdir, step, config.train.steps)
-    journal = Journal(config, corpus, writer, progress)
+    schedule = Schedule(config)
+    journal = Journal(config, corpus, writer, progress, schedule)
     profiler = StepProfiler(
       config.train.profile_steps, workdir, start, writer.say
     )
     sharding = rules.sharding(mesh, ('batch', 'length'))
     batches = Prefetcher(
       corpus.batches,
-      lambda batch: jax.device_put(batch, sharding),
+      lambda batch: jax.device_put(
+        micro_batches(batch, config.train.micro_batches), sharding
+      ),
       count=config.train.steps - step,
     )
     pending = None
     try:
       while step < config.train.steps and not should_stop():
-        batch = next(batches)
+        batch, rates = next(batches), schedule.rates(step)
         if step == start:
-          compile_ahead(config, state, batch)
+          compile_ahead(config, state, batch, rates)
         step += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
-          state, metrics = train_step(config, state, batch)
+          state, metrics = train_step(config, state, batch, rates)
         if step == start + 1:
           # What it left of memory is in pieces; the second needs one whole.
           host_memory.return_freed_memory()

@@ -74,6 +74,7 @@ def loss_sums(
   router_bias: dict[str, jax.Array],
   batch: Batch,
   config: Config,
+  mtp_weight: jax.Array | float | None = None,
 ) -> tuple[jax.Array, LossSums]:
   """The objective times the number of main targets, and its parts.
 
@@ -93,6 +94,7 @@ def loss_sums(
     router_bias: selection biases.
     batch: a whole batch or a micro-batch.
     config: the run.
+    mtp_weight: lambda of this step; the config's first one if None.
 
   Returns:
     (float32 scalar, LossSums).
@@ -140,7 +142,9 @@ def loss_sums(
   if mtp:
     mtp_J = jnp.stack([depth.cross_entropy for depth in mtp])
     mtp_objective_J = jnp.stack([depth.objective for depth in mtp])
-    objective += config.train.mtp_weight * mtp_objective_J.mean()
+    if mtp_weight is None:
+      mtp_weight = config.train.mtp_weight
+    objective += mtp_weight * mtp_objective_J.mean()
   sums = LossSums(
     main=main.cross_entropy,
     mtp=mtp_J,

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard, the screen.
 
-Rows of metrics.jsonl are JSON objects with a `kind`: train, eval, load, sample.
+Rows of metrics.jsonl are JSON objects with a `kind`: train, eval, load, sample,
+skipped.
 """
 
 import json

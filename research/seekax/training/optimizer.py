@@ -1,14 +1,21 @@
-"""AdamW with clipping, decay by parameter name."""
+"""AdamW and Muon; clipping, and decay by parameter name."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
-from seekax.config import Config
+from seekax.config import OptimConfig
 from seekax.ops.reductions import sum_of_squares
-from seekax.training.schedules import learning_rate
+
+# What numbers matrices, as leading axes: layers in these stacks, and experts.
+_STACKS = ('dense_layers', 'expert_layers')
+_PER_EXPERT = ('gate', 'up', 'down')
+# Not for Muon: tables of one vector per token or per expert, and norms.
+_NOT_MATRICES = ('embedding', 'head', 'router', 'scale')
 
 
 def decays(params: Any) -> Any:
@@ -42,14 +49,92 @@ def mean_and_clip(
   return jax.tree.map(lambda x: x * factor, sums), norm
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW at the scheduled rate."""
-  optim = config.optim
-  return optax.adamw(
-    lambda step: learning_rate(step, optim, config.train.steps),
-    b1=optim.beta1,
-    b2=optim.beta2,
-    eps=optim.eps,
-    weight_decay=optim.weight_decay,
-    mask=decays,
+def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
+  """Directions to be multiplied by minus the learning rate.
+
+  Decay is decoupled from the gradient and multiplied by the rate with the rest.
+  """
+  adam = _adam(optim)
+  if optim.name == 'adamw':
+    directions = adam
+  else:
+    directions = optax.partition({'adam': adam, 'muon': _muon(optim)}, _labels)
+  return optax.chain(
+    directions, optax.add_decayed_weights(optim.weight_decay, mask=decays)
   )
+
+
+def _adam(optim: OptimConfig) -> optax.GradientTransformation:
+  """Adam, its moments kept in a dtype of choice and computed in float32."""
+  adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
+
+  def cast(state, dtype):
+    mu, nu = optax.tree.cast((state.mu, state.nu), dtype)
+    return state._replace(mu=mu, nu=nu)
+
+  def update(gradients, state, params=None):
+    directions, state = adam.update(gradients, cast(state, jnp.float32), params)
+    return directions, cast(state, optim.moment_dtype)
+
+  return optax.GradientTransformation(
+    lambda params: cast(adam.init(params), optim.moment_dtype), update
+  )
+
+
+def _muon(optim: OptimConfig) -> optax.GradientTransformation:
+  """Momentum of each matrix, made orthogonal, at the size of Adam's updates.
+
+  References:
+    Muon is Scalable for LLM Training (arXiv 2502.16982), sections 2.1 and 2.2.
+  """
+  return optax.chain(
+    contrib.scale_by_muon(
+      beta=optim.muon_momentum,
+      mu_dtype=optim.moment_dtype,
+      weight_dimension_numbers=matrix_axes,
+    ),
+    optax.stateless(
+      lambda updates, _: jax.tree_util.tree_map_with_path(
+        lambda path, x: optim.muon_rms * _longer_side(path, x) ** 0.5 * x,
+        updates,
+      )
+    ),
+  )
+
+
+def _names(path) -> list[str]:
+  return [entry.key for entry in path]
+
+
+def _labels(params: Any) -> Any:
+  def label(path, _):
+    spared = any(name in _NOT_MATRICES for name in _names(path))
+    return 'adam' if spared else 'muon'
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def matrix_axes(params: Any) -> Any:
+  """Which axes of each parameter are a matrix's rows and columns, for Muon.
+
+  By name. The heads of an attention projection are columns of one matrix (rows,
+  for the output's); layers and experts are matrices of their own.
+  """
+  return jax.tree_util.tree_map_with_path(_matrix_axes, params)
+
+
+def _matrix_axes(path, x) -> contrib.MuonDimensionNumbers:
+  *scopes, name = _names(path)
+  first = int(scopes[0] in _STACKS)
+  first += scopes[-1] == 'experts' and name in _PER_EXPERT
+  summed = 2 if scopes[-1] == 'attention' and name == 'out' else 1
+  return contrib.MuonDimensionNumbers(
+    reduction_axis=tuple(range(first, first + summed)),
+    output_axis=tuple(range(first + summed, x.ndim)),
+  )
+
+
+def _longer_side(path, x) -> int:
+  axes = _matrix_axes(path, x)
+  sides = (axes.reduction_axis, axes.output_axis)
+  return max(math.prod(x.shape[a] for a in side) for side in sides)

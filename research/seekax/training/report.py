@@ -64,11 +64,12 @@ def _summarize(run: Run) -> dict[str, float | int | None]:
 
 def _median_rate(run: Run) -> float | None:
   """Tokens per second of the median step."""
-  seconds = [step for row in run.train for step in row.get('step_seconds', [])]
-  if not seconds:
-    return None
-  last = run.train[-1]
-  return last['tokens'] / last['step'] / statistics.median(seconds)
+  rates = [
+    row['batch_tokens'] / seconds
+    for row in run.train
+    for seconds in row.get('step_seconds', [])
+  ]
+  return statistics.median(rates) if rates else None
 
 
 def _page(run: Run, summary: Row) -> Page:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from seekax.config import Config
 from seekax.model.parameters import init_params, init_router_bias
+from seekax.training.guard import Guard, init_guard
 from seekax.training.optimizer import make_optimizer
 
 
@@ -25,12 +26,14 @@ class TrainState:
     params: float32 master weights.
     router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
     opt_state: the optimizer's.
+    guard: what decides which steps are thrown away.
   """
 
   step: jax.Array
   params: Any
   router_bias: dict[str, jax.Array]
   opt_state: Any
+  guard: Guard
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -41,7 +44,8 @@ def init_state(config: Config) -> TrainState:
     step=jnp.zeros((), jnp.int32),
     params=params,
     router_bias=init_router_bias(config.model),
-    opt_state=make_optimizer(config).init(params),
+    opt_state=make_optimizer(config.optim).init(params),
+    guard=init_guard(config.train),
   )
 
 
@@ -49,12 +53,13 @@ def start_from(
   config: Config, params: Any, router_bias: dict[str, jax.Array]
 ) -> TrainState:
   """The state at step 0 with these weights and a fresh optimizer."""
-  init_optimizer = jax.jit(make_optimizer(config).init)
+  init_optimizer = jax.jit(make_optimizer(config.optim).init)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     router_bias=router_bias,
     opt_state=init_optimizer(params),
+    guard=init_guard(config.train),
   )
 
 
@@ -67,7 +72,11 @@ def to_parts(state: TrainState) -> dict[str, Any]:
   """The state as it is stored: weights can be loaded without the optimizer."""
   return {
     'weights': {'params': state.params, 'router_bias': state.router_bias},
-    'optimizer': {'step': state.step, 'opt_state': state.opt_state},
+    'optimizer': {
+      'step': state.step,
+      'opt_state': state.opt_state,
+      'guard': state.guard,
+    },
   }
 
 
@@ -78,4 +87,5 @@ def from_parts(parts: dict[str, Any]) -> TrainState:
     params=parts['weights']['params'],
     router_bias=parts['weights']['router_bias'],
     opt_state=parts['optimizer']['opt_state'],
+    guard=parts['optimizer']['guard'],
   )

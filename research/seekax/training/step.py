@@ -5,20 +5,21 @@ they are compiled together, so that gradients never outlive a program and every
 step asks the allocator for the same.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.ops import compiling
 from seekax.training.balance import max_violation, update_bias
+from seekax.training.guard import judge
 from seekax.training.losses import loss_sums, LossSums
 from seekax.training.optimizer import make_optimizer, mean_and_clip
-from seekax.training.schedules import learning_rate
+from seekax.training.schedules import Rates
 from seekax.training.state import TrainState
 
 
@@ -42,6 +43,9 @@ class Metrics:
     z_loss: of the main targets, weighted as in the objective; 0 without.
     gradient_norm: before clipping.
     learning_rate: of this step.
+    taken: whether the step changed anything but the data's position.
+    nonfinite_in_a_row: steps without a finite loss and gradient, up to now.
+    spikes: steps thrown away as spikes so far.
     load: choices per expert, {'layers': [N, E], 'mtp': [J, E]}.
     max_violation: {'layers': [N], 'mtp': [J]}.
   """
@@ -52,6 +56,9 @@ class Metrics:
   z_loss: jax.Array
   gradient_norm: jax.Array
   learning_rate: jax.Array
+  taken: jax.Array
+  nonfinite_in_a_row: jax.Array
+  spikes: jax.Array
   load: dict[str, jax.Array]
   max_violation: dict[str, jax.Array]
 
@@ -60,11 +67,12 @@ def _accumulate(
   config: Config,
   state: TrainState,
   batch: Batch,
+  rates: Rates,
   so_far: Accumulated | None = None,
 ) -> Accumulated:
   """Adds a micro-batch's gradient and sums to those so far."""
   gradients, sums = jax.grad(loss_sums, has_aux=True)(
-    state.params, state.router_bias, batch, config
+    state.params, state.router_bias, batch, config, rates.mtp_weight
   )
   new = Accumulated(gradients, sums)
   if so_far is None:
@@ -73,54 +81,80 @@ def _accumulate(
 
 
 def _apply(
-  config: Config, state: TrainState, accumulated: Accumulated
+  config: Config, state: TrainState, accumulated: Accumulated, rates: Rates
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer update and one move of the router bias."""
+  """One optimizer update and one move of the router bias, or neither."""
   sums = accumulated.sums
   gradients, norm = mean_and_clip(
     accumulated.gradients, sums.tokens, config.optim.clip_norm
   )
-  updates, opt_state = make_optimizer(config).update(
+  loss = sums.main / sums.tokens
+  taken, guard = judge(state.guard, loss, norm, config.train.spike_deviations)
+  directions, opt_state = make_optimizer(config.optim).update(
     gradients, state.opt_state, state.params
   )
+  params = jax.tree.map(
+    lambda x, direction: x - rates.learning_rate * direction,
+    state.params,
+    directions,
+  )
   bias = {
-    key: update_bias(value, sums.load[key], config.train.bias_update_rate)
+    key: update_bias(
+      value,
+      sums.load[key],
+      rates.bias_update_rate,
+      center=config.train.center_bias,
+    )
     for key, value in state.router_bias.items()
   }
+  params, bias, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(taken, new, old),
+    (params, bias, opt_state),
+    (state.params, state.router_bias, state.opt_state),
+  )
   new_state = TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     router_bias=bias,
     opt_state=opt_state,
+    guard=guard,
   )
   routers = sum(load.shape[0] for load in sums.load.values())
   metrics = Metrics(
-    loss=sums.main / sums.tokens,
+    loss=loss,
     mtp_loss=sums.mtp.sum() / (sums.tokens * max(sums.mtp.shape[0], 1)),
     balance_loss=sums.balance / (sums.sequences * max(routers, 1)),
     z_loss=config.train.z_loss_weight * sums.squared_log_z / sums.tokens,
     gradient_norm=norm,
-    learning_rate=learning_rate(state.step, config.optim, config.train.steps),
+    learning_rate=rates.learning_rate,
+    taken=taken,
+    nonfinite_in_a_row=guard.nonfinite_in_a_row,
+    spikes=guard.spikes,
     load=sums.load,
     max_violation=jax.tree.map(max_violation, sums.load),
   )
   return new_state, metrics
 
 
-def micro_batch(batch: Batch, part: int, parts: int) -> Batch:
-  """Every parts-th row, so that a part has its share of every data shard."""
-  return jax.tree.map(lambda x: x[part::parts], batch) if parts > 1 else batch
+def micro_batches(batch: Batch, parts: int) -> list[Batch]:
+  """Every parts-th row each, so that a part has its share of every shard."""
+
+  def part(first: int) -> Batch:
+    return jax.tree.map(lambda x: x[first::parts], batch)
+
+  return [part(first) for first in range(parts)]
 
 
 def _whole_step(
-  config: Config, state: TrainState, batch: Batch
+  config: Config, state: TrainState, batch: Batch, rates: Rates
 ) -> tuple[TrainState, Metrics]:
   """One update from a batch in one part."""
-  return _apply(config, state, _accumulate(config, state, batch))
+  accumulated = _accumulate(config, state, batch, rates)
+  return _apply(config, state, accumulated, rates)
 
 
 accumulate = compiling.jit(
-  _accumulate, static_argnums=(0,), donate_argnums=(3,)
+  _accumulate, static_argnums=(0,), donate_argnums=(4,)
 )
 apply = compiling.jit(_apply, static_argnums=(0,), donate_argnums=(1,))
 whole_step = compiling.jit(
@@ -128,26 +162,23 @@ whole_step = compiling.jit(
 )
 
 
-def compile_ahead(config: Config, state: TrainState, batch: Batch) -> None:
+def compile_ahead(
+  config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
+) -> None:
   """Compiles the costly program, so that memory peaks less in the first step.
 
-  Args:
-    config: the run.
-    state: of the first step.
-    batch: of the first step.
+  Args: as of train_step, for the first step.
   """
-  parts = config.train.micro_batches
-  if parts == 1:
-    compiling.compile_ahead(whole_step, config, state, batch)
-    return
-  part = micro_batch(batch, 0, parts)
-  compiling.compile_ahead(accumulate, config, state, part, None)
+  if config.train.micro_batches == 1:
+    compiling.compile_ahead(whole_step, config, state, batch[0], rates)
+  else:
+    compiling.compile_ahead(accumulate, config, state, batch[0], rates, None)
 
 
 def train_step(
-  config: Config, state: TrainState, batch: Batch
+  config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
 ) -> tuple[TrainState, Metrics]:
-  """One step on a global batch, in `train.micro_batches` parts.
+  """One step on a global batch, in one or more micro-batches.
 
   The update doesn't depend on the number of parts: gradients are sums, divided
   once by the targets of the whole batch, and the bias moves by its whole load.
@@ -155,17 +186,16 @@ def train_step(
   Args:
     config: the run, validated.
     state: donated; don't use it afterwards.
-    batch: B = data.batch_size sequences.
+    batch: micro-batches, each of data.batch_size / train.micro_batches
+      sequences; fewer than that in a batch ramp.
+    rates: of this step (`schedules.Schedule`).
 
   Returns:
     (the new state, metrics still on the device).
   """
-  parts = config.train.micro_batches
-  if parts == 1:
-    return whole_step(config, state, batch)
+  if config.train.micro_batches == 1:
+    return whole_step(config, state, batch[0], rates)
   accumulated = None
-  for part in range(parts):
-    accumulated = accumulate(
-      config, state, micro_batch(batch, part, parts), accumulated
-    )
-  return apply(config, state, accumulated)
+  for part in batch:
+    accumulated = accumulate(config, state, part, rates, accumulated)
+  return apply(config, state, accumulated, rates)
