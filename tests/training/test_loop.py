@@ -4,15 +4,16 @@ import pathlib
 
 from absl.testing import absltest
 import jax
+import numpy as np
 
 import runs
 from seekax.config import Config, ConfigError
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
-from seekax.storage.open import open_checkpoint
+from seekax.storage.open import find, open_checkpoint
 from seekax.training import journal, launch
-from seekax.training.state import abstract_state, to_parts
+from seekax.training.state import abstract_state, to_parts, weights_of
 
 
 class Stopper:
@@ -97,6 +98,51 @@ class LoopTest(absltest.TestCase):
     for ours in (workdir / workdir_lib.SAMPLES).iterdir():
       theirs = self.unbroken / workdir_lib.SAMPLES / ours.name
       self.assertEqual(ours.read_text(), theirs.read_text())
+
+  def test_averaged_weights_are_saved_and_go_on(self):
+    optim = dataclasses.replace(self.config.optim, ema_decay=0.5, ema_every=2)
+    config = dataclasses.replace(self.config, optim=optim)
+    shapes = weights_of(abstract_state(config))
+    averages = []
+    for stops in ((100,), (3, 2, 100)):
+      workdir = self.new_workdir()
+      for steps in stops:
+        launch.start(config, {}, workdir, Stopper(steps))
+      folder = workdir / workdir_lib.CHECKPOINTS
+      parts = to_parts(abstract_state(config), shapes)
+      averages.append(checkpoint.restore(folder, 8, parts)[0])
+    one, other = map(checkpoint.state_hash, averages)
+    self.assertEqual(one, other)
+    found = find(workdir, averaged=True)
+    opened = open_checkpoint(found)
+    mean = averages[0]['ema']['params']['head']
+    np.testing.assert_array_equal(opened.params['head'], mean)
+    last = averages[0]['weights']['params']['head']
+    self.assertGreater(np.abs(mean - last).max(), 0)
+    with self.assertRaisesRegex(StorageError, 'no averaged weights'):
+      find(self.unbroken, averaged=True)
+
+  def test_a_flipped_bit_is_named_and_the_step_before_taken_if_asked(self):
+    workdir = self.new_workdir()
+    launch.start(self.config, {}, workdir)
+    folder = workdir / workdir_lib.CHECKPOINTS
+    largest = max(
+      (path for path in (folder / '8').rglob('*') if path.is_file()),
+      key=lambda path: path.stat().st_size,
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4
+    largest.write_bytes(data)
+    message = f'{largest.name} does not match.*--restore=previous'
+    with self.assertRaisesRegex(StorageError, message):
+      launch.start(self.config, {}, workdir)
+    self.assertEqual(checkpoint.proven_steps(folder), [4, 8])
+    self.assertTrue(launch.start(self.config, {}, workdir, restore_step=4))
+    self.assertEqual(
+      state_hash(workdir, self.config), state_hash(self.unbroken, self.config)
+    )
+    steps = [row['step'] for row in self.rows(workdir, 'train')]
+    self.assertEqual(steps, list(range(1, 9)))
 
   def test_a_finished_run_stays_as_it_is(self):
     before = state_hash(self.unbroken, self.config)

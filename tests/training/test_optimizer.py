@@ -78,6 +78,96 @@ class AdamWTest(parameterized.TestCase):
       np.testing.assert_allclose(updates[name], 0.1 * params[name], rtol=1e-5)
 
 
+class MomentsTest(parameterized.TestCase):
+  @parameterized.parameters('adamw', 'muon')
+  def test_moments_are_kept_in_their_dtype(self, name):
+    params = abstract_weights(cases.V3)['params']
+    for dtype in ('float32', 'bfloat16'):
+      optim = OptimConfig(name=name, moment_dtype=dtype)
+      state = jax.eval_shape(make_optimizer(optim).init, params)
+      kept = {x.dtype.name for x in jax.tree.leaves(state) if x.size > 20}
+      self.assertEqual(kept, {dtype})
+
+  def test_bfloat16_moments_change_the_update_little(self):
+    params, directions = _trees(0, 1.0), []
+    for dtype in ('float32', 'bfloat16'):
+      optimizer = make_optimizer(
+        dataclasses.replace(_OPTIM, moment_dtype=dtype)
+      )
+      state, update = optimizer.init(params), cases.jit(optimizer.update)
+      for seed in range(4):
+        direction, state = update(_trees(seed, 0.1), state, params)
+      directions.append(direction)
+    for name in _SHAPES:
+      distance = cases.difference(directions[1][name], directions[0][name])
+      self.assertBetween(distance, 1e-6, 2**-7)
+
+
+class MuonTest(absltest.TestCase):
+  def test_every_matrix_is_made_orthogonal_by_itself(self):
+    optim = OptimConfig(name='muon', weight_decay=0.0, muon_rms=0.2)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: rng.standard_normal(x.shape).astype(np.float32),
+      abstract_weights(cases.V3)['params'],
+    )
+    optimizer = make_optimizer(optim)
+    directions, _ = cases.jit(optimizer.update)(
+      params, optimizer.init(params), params
+    )
+
+    def matrices(tree, stack, name):
+      """[matrices, rows, columns], as the model multiplies by them."""
+      module = tree[stack].get('attention', {})
+      if name in ('query_up', 'kv_up', 'kv_down'):
+        layers = module[name]
+        return layers.reshape(*layers.shape[:2], -1)
+      if name == 'out':
+        layers = module[name]
+        return layers.reshape(layers.shape[0], -1, layers.shape[-1])
+      layers = tree[stack]['experts'][name]
+      return layers.reshape(-1, *layers.shape[2:])
+
+    for name in ('query_up', 'kv_up', 'kv_down', 'out', 'gate', 'down'):
+      for direction, gradient in zip(
+        matrices(directions, 'expert_layers', name),
+        matrices(params, 'expert_layers', name),
+        strict=True,
+      ):
+        rows, columns = direction.shape
+        singular = np.linalg.svd(direction, compute_uv=False)
+        unit = 0.2 * max(rows, columns) ** 0.5
+        self.assertBetween(singular.min() / unit, 0.5, 1.3, name)
+        self.assertBetween(singular.max() / unit, 0.5, 1.3, name)
+        # In the gradient's own directions: U diag(s) V turns to about U V.
+        left, _, right = np.linalg.svd(gradient, full_matrices=False)
+        aligned = np.diag(left.T @ direction @ right.T) / unit
+        self.assertGreater(aligned.min(), 0.5, name)
+
+  def test_tables_norms_and_the_router_are_adams(self):
+    params = abstract_weights(cases.V3)['params']
+    state = jax.eval_shape(
+      make_optimizer(OptimConfig(name='muon')).init, params
+    )
+    by_adam = set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(state):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      if '/nu/' in name:
+        by_adam.add(name.split('/nu/')[1])
+    names = {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
+    expected = {
+      name
+      for name in names
+      if name.endswith('/scale')
+      or name in ('embedding/table', 'head')
+      or '/router/' in name
+    }
+    self.assertEqual(by_adam, expected)
+
+
 class MaskTest(absltest.TestCase):
   def test_only_norms_are_spared(self):
     for config in (cases.V3, cases.LLAMA):

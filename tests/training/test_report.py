@@ -72,6 +72,7 @@ def _train_row(step: int, model: config_lib.ModelConfig, dollars=None) -> dict:
     'step_seconds': [] if step == 1 else [2.56 / step],
     'max_violation': [0.5 / step] * model.num_expert_layers,
     'max_violation_mtp': [0.9 / step] * model.mtp_depth,
+    'batch_tokens': 256,
     'peak_memory_bytes': 1000 * step,
     'mfu': None,
     'dollars': dollars and dollars * step,

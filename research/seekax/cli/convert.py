@@ -23,6 +23,9 @@ def run(argv: Sequence[str]) -> int:
     'source', '', 'a workdir or a Hugging Face folder', **define
   )
   flags.DEFINE_string('target', '', 'folder to write', **define)
+  flags.DEFINE_bool(
+    'ema', False, "a run's averaged weights (optim.ema_decay)", **define
+  )
   flags.DEFINE_enum(
     'format',
     'seekax',
@@ -60,7 +63,11 @@ def run(argv: Sequence[str]) -> int:
   from seekax.storage import convert as convert_lib
 
   options = convert_lib.Options(
-    values.format, values.dtype, values.mtp == 'drop', shard_bytes
+    values.format,
+    values.dtype,
+    values.mtp == 'drop',
+    shard_bytes,
+    averaged=values.ema,
   )
   progress = _Progress()
   try:

@@ -18,6 +18,9 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'checkpoint', '', 'a workdir or a Hugging Face folder', **define
   )
+  flags.DEFINE_bool(
+    'ema', False, "a run's averaged weights (optim.ema_decay)", **define
+  )
   flags.DEFINE_string('prompt', '', 'text to continue', **define)
   flags.DEFINE_bool(
     'chat',
@@ -49,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
   from seekax.model.stack import taken_apart
   from seekax.storage import open as open_lib
 
-  found = open_lib.find(values.checkpoint)
+  found = open_lib.find(values.checkpoint, averaged=values.ema)
   tokenizer = found.tokenizer()
   prompt = _prompt(values, tokenizer)
   opened = open_lib.open_checkpoint(found, values.precision)

@@ -19,6 +19,9 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'checkpoint', '', 'a workdir or a Hugging Face folder', **define
   )
+  flags.DEFINE_bool(
+    'ema', False, "a run's averaged weights (optim.ema_decay)", **define
+  )
   flags.DEFINE_string('text', '', 'UTF-8 file to score', **define)
   flags.DEFINE_string('tokens', '', '.npy file of ids [B, L]', **define)
   flags.DEFINE_string(
@@ -50,7 +53,8 @@ def run(argv: Sequence[str]) -> int:
   # Only now: everything above answers in a fraction of a second.
   from seekax.storage import open as open_lib
 
-  opened = open_lib.open_checkpoint(values.checkpoint, values.precision)
+  found = open_lib.find(values.checkpoint, averaged=values.ema)
+  opened = open_lib.open_checkpoint(found, values.precision)
   if text is not None:
     result = _score_text(values, opened, text)
   else:

@@ -36,6 +36,12 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'workdir', '', 'folder of the run; made if missing', flag_values=values
   )
+  flags.DEFINE_string(
+    'restore',
+    'newest',
+    "the checkpoint to go on from: newest, previous, or a step's number",
+    flag_values=values,
+  )
   given = argv
   argv, has_config = flags_lib.define_config(values, argv)
   flags_lib.parse(
@@ -58,16 +64,23 @@ def run(argv: Sequence[str]) -> int:
     )
   workdir_lib.prepare(workdir)
   with workdir_lib.lock(workdir):
+    step = None
     if workdir_lib.has_checkpoint(workdir):
       _refuse_other_config(workdir, config)
+      step = _step_to_restore(workdir, values.restore)
+    elif values.restore != 'newest':
+      raise InputError(
+        f'--restore={values.restore}: {workdir} holds no checkpoint'
+      )
     command = shlex.join(['seekax', 'train', *given])
-    return _train(config, overrides, workdir, command)
+    return _train(config, overrides, workdir, step, command)
 
 
 def _train(
   config: Config,
   overrides: dict[str, Any],
   workdir: pathlib.Path,
+  step: int | None,
   command: str,
 ) -> int:
   stop = _Stop()
@@ -78,7 +91,9 @@ def _train(
   host_memory.keep_freed_memory()
 
   try:
-    finished = launch.start(config, overrides, workdir, stop.requested, command)
+    finished = launch.start(
+      config, overrides, workdir, stop.requested, command, step
+    )
   except journal.NonFiniteError as error:
     print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
     return NOT_FINITE
@@ -112,6 +127,23 @@ def _refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
       + '; '.join(changed)
       + '); choose another folder, or leave --config out to go on with that run'
     )
+
+
+def _step_to_restore(workdir: pathlib.Path, word: str) -> int | None:
+  """The step that --restore names; None for the newest."""
+  from seekax.storage import checkpoint
+
+  if word == 'newest':
+    return None
+  steps = checkpoint.proven_steps(workdir / workdir_lib.CHECKPOINTS)
+  if word == 'previous' and len(steps) > 1:
+    return steps[-2]
+  if word.isdecimal() and int(word) in steps:
+    return int(word)
+  raise InputError(
+    f'--restore={word} is none of newest, previous and the steps that '
+    f'{workdir} holds: {", ".join(map(str, steps))}'
+  )
 
 
 def _last_good(workdir: pathlib.Path) -> str:

@@ -120,16 +120,34 @@ def verify(folder: pathlib.Path, step: int) -> None:
     verify_manifest(folder / str(step), manifest_path(folder, step))
   except StorageError as error:
     older = [proven for proven in proven_steps(folder) if proven < step]
-    fix = f'go on from step {older[-1]}' if older else 'start anew'
-    raise StorageError(
-      f'{error}; restore it, or delete {manifest_path(folder, step)} to {fix}'
-    ) from error
+    fix = f'start anew in another folder than {folder.parent}'
+    if older:
+      fix = f'go on from step {older[-1]} with --restore=previous'
+    raise StorageError(f'{error}; restore the file, or {fix}') from error
 
 
 def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  """What a checkpoint keeps beside the state."""
+  """What a checkpoint keeps beside the state.
+
+  Raises:
+    StorageError: it can't be read.
+  """
   path = folder.absolute() / str(step)
-  return ocp.checkpointables_metadata(path).custom_metadata
+  try:
+    return ocp.checkpointables_metadata(path).custom_metadata
+  except (ValueError, KeyError, OSError, TypeError) as error:
+    verify(folder, step)  # Names the file, if one was changed.
+    raise StorageError(
+      f'checkpoint {path} can not be loaded: {_first_line(error)}'
+    ) from error
+
+
+def set_aside(folder: pathlib.Path, step: int) -> list[int]:
+  """Makes all steps after this one unproven, and returns them."""
+  later = [proven for proven in proven_steps(folder) if proven > step]
+  for proven in later:
+    manifest_path(folder, proven).unlink()
+  return later
 
 
 def restore(

@@ -64,12 +64,14 @@ class Options:
     dtype: keep, float32, bfloat16 or float8.
     drop_mtp: leave the MTP modules out.
     shard_bytes: a file takes tensors until it would be larger.
+    averaged: of a run, take the exponential moving average of its weights.
   """
 
   format: str = 'seekax'
   dtype: str = 'keep'
   drop_mtp: bool = False
   shard_bytes: int = 5_000_000_000
+  averaged: bool = False
 
 
 # (files done, of how many, name, bytes of the file)
@@ -98,7 +100,7 @@ def convert(
       show is found before anything is written; what only checksums show, before
       the target looks complete, and then nothing of it is left.
   """
-  found = find(source, options.drop_mtp)
+  found = find(source, options.drop_mtp, options.averaged)
   for name in _CARRIED:
     weights.refuse_leaving(found.folder / name)
   found.check()

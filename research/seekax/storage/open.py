@@ -33,6 +33,7 @@ class Found:
     published: fields of the published config.json, {} without one.
     tensors: safetensors by name; {} for a training state.
     ignored_from: tensors of this layer and later ones are left alone; 0: none.
+    averaged: the weights are the run's exponential moving average.
   """
 
   folder: pathlib.Path
@@ -41,10 +42,16 @@ class Found:
   published: dict[str, Any]
   tensors: weights.Tensors
   ignored_from: int = 0
+  averaged: bool = False
 
   @property
   def model(self) -> ModelConfig:
     return self.config.model
+
+  @property
+  def part(self) -> str:
+    """The part of a training state that holds the weights."""
+    return 'ema' if self.averaged else 'weights'
 
   @property
   def is_workdir(self) -> bool:
@@ -135,12 +142,15 @@ class Opened:
     return self.found.tokenizer()
 
 
-def find(path: str | pathlib.Path, drop_mtp: bool = False) -> Found:
+def find(
+  path: str | pathlib.Path, drop_mtp: bool = False, averaged: bool = False
+) -> Found:
   """Looks at a --checkpoint without loading it.
 
   Args:
     path: a workdir or a folder of published weights.
     drop_mtp: leave MTP modules out, whatever the config says of them.
+    averaged: take the exponential moving average of a run's weights.
 
   Raises:
     StorageError: nothing usable is there.
@@ -158,6 +168,13 @@ def find(path: str | pathlib.Path, drop_mtp: bool = False) -> Found:
     found = _find_published(folder)
   else:
     _refuse(folder)
+  if averaged:
+    if found.step is None or not found.config.optim.ema_decay:
+      raise StorageError(
+        f'{folder} holds no averaged weights; only a run with '
+        '--config.optim.ema_decay= above 0 does'
+      )
+    found = dataclasses.replace(found, averaged=True)
   if not drop_mtp:
     return found
   model = dataclasses.replace(found.model, mtp_depth=0)
@@ -269,5 +286,8 @@ def _restore(found: Found, dtype: jnp.dtype, shardings: Any) -> dict[str, Any]:
       shardings,
     )
   return checkpoint.restore_some(
-    found.folder / workdir_lib.CHECKPOINTS, found.step, 'weights', abstract
+    found.folder / workdir_lib.CHECKPOINTS,
+    found.step,
+    found.part,
+    abstract,
   )

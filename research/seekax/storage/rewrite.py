@@ -78,6 +78,7 @@ class _StateReader:
   def __init__(self, found: Found):
     self.folder = found.folder / workdir_lib.CHECKPOINTS
     self.step, self.abstract = found.step, abstract_weights(found.model)
+    self.part = found.part
     self.path: Path = ()
     self.array = np.empty(0)
 
@@ -91,7 +92,7 @@ class _StateReader:
     wanted = leaf(self.abstract, path)
     for name in reversed(path):
       wanted = {name: wanted}
-    found = checkpoint.restore_some(self.folder, self.step, 'weights', wanted)
+    found = checkpoint.restore_some(self.folder, self.step, self.part, wanted)
     return np.asarray(leaf(found, path))
 
 

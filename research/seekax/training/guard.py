@@ -21,7 +21,8 @@ class Guard:
     nonfinite: int32, of the whole run.
     spikes: int32, of the whole run.
     seen: int32, finite steps.
-    losses_W: float32, the last ones, in a ring; W is 0 if spikes are kept.
+    losses_W: float32, the last ones, in a ring; unused, and of one place, if no
+      step is a spike.
     norms_W: gradient norms.
   """
 
@@ -35,9 +36,12 @@ class Guard:
 
 def init_guard(train: TrainConfig) -> Guard:
   """Before the first step."""
-  window = train.spike_window if train.spike_deviations else 0
-  zero, none_W = jnp.zeros((), jnp.int32), jnp.zeros(window, jnp.float32)
-  return Guard(zero, zero, zero, zero, none_W, none_W)
+  window = train.spike_window if train.spike_deviations else 1
+  # Arrays of their own: a step takes their buffers.
+  return Guard(
+    *(jnp.zeros((), jnp.int32) for _ in range(4)),
+    *(jnp.zeros(window, jnp.float32) for _ in range(2)),
+  )
 
 
 def judge(
@@ -60,10 +64,10 @@ def judge(
     (bool scalar, the guard after the step).
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-  window = guard.losses_W.shape[0]
   spike = jnp.zeros((), bool)
   losses_W, norms_W = guard.losses_W, guard.norms_W
-  if window:
+  if deviations:
+    window = losses_W.shape[0]
     full = guard.seen >= window
     spike = (
       finite

@@ -35,12 +35,14 @@ class Progress:
     fingerprint: of the data.
     train_seconds: summed over resumes; no compilation, evaluation or saving.
     compile_seconds: of the last start.
+    ema_updates: of the averaged weights.
   """
 
   data: dict[str, Any]
   fingerprint: str
   train_seconds: float = 0.0
   compile_seconds: float = 0.0
+  ema_updates: int = 0
 
 
 class Journal:

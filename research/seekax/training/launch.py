@@ -39,6 +39,7 @@ def start(
   workdir: pathlib.Path,
   should_stop: Callable[[], bool] = lambda: False,
   command: str = '',
+  restore_step: int | None = None,
 ) -> bool:
   """Prepares the data, writes run.json, prints what will run, and runs it.
 
@@ -48,6 +49,7 @@ def start(
     workdir: prepared and locked.
     should_stop: asked after every step.
     command: what the user typed, for run.json.
+    restore_step: the checkpoint to go on from, if it isn't the newest one.
 
   Returns:
     Whether the last step was reached.
@@ -72,7 +74,7 @@ def start(
   tokenizer = origin_lib.find_tokenizer(config, workdir, origin)
   corpus = corpus_lib.load(config, tokenizer)
   if goes_on:
-    _refuse_other_data(workdir, corpus)
+    _refuse_other_data(workdir, corpus, restore_step)
   else:
     origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
   _check_prompts(config, corpus)
@@ -80,14 +82,14 @@ def start(
   run['started_from'] = _started_from(workdir, origin)
   workdir_lib.write_run(workdir, {'command': command, **run})
   _print_run(console, config, overrides, corpus)
-  return loop.train(config, workdir, corpus, should_stop)
+  return loop.train(config, workdir, corpus, should_stop, restore_step)
 
 
 def _refuse_other_data(
-  workdir: pathlib.Path, corpus: corpus_lib.Corpus
+  workdir: pathlib.Path, corpus: corpus_lib.Corpus, step: int | None
 ) -> None:
   folder = workdir / workdir_lib.CHECKPOINTS
-  step = checkpoint.newest(folder)
+  step = checkpoint.newest(folder) if step is None else step
   saved = checkpoint.read_progress(folder, step)
   if saved['fingerprint'] != corpus.fingerprint:
     raise StorageError(

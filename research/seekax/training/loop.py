@@ -14,12 +14,14 @@ from seekax.storage import checkpoint
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
 from seekax.training import report
+from seekax.training.averaging import Average
 from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
 from seekax.training.metrics import MetricsWriter
 from seekax.training.origin import find_origin
 from seekax.training.prefetch import Prefetcher
 from seekax.training.profile import StepProfiler
+from seekax.training.saving import Saver
 from seekax.training.schedules import Schedule
 from seekax.training.state import (
   abstract_state,
@@ -28,6 +30,7 @@ from seekax.training.state import (
   start_from,
   to_parts,
   TrainState,
+  weights_of,
 )
 from seekax.training.step import compile_ahead, micro_batches, train_step
 
@@ -37,6 +40,7 @@ def train(
   workdir: pathlib.Path,
   corpus: Corpus,
   should_stop: Callable[[], bool] = lambda: False,
+  restore_step: int | None = None,
 ) -> bool:
   """Trains from the newest proven checkpoint, or from the start.
 
@@ -45,6 +49,7 @@ def train(
     workdir: prepared and locked.
     corpus: the run's text.
     should_stop: asked after every step; true saves and returns.
+    restore_step: the checkpoint to go on from, if it isn't the newest one.
 
   Returns:
     Whether the last step was reached.
@@ -56,9 +61,14 @@ def train(
   mesh = mesh_lib.make_mesh(config.parallel.mesh)
   # 'highest' keeps float32 products float32 on GPUs, where the default rounds.
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
-    state, progress = _restore_or_start(config, workdir, corpus, mesh)
+    state, average, progress = _restore_or_start(
+      config, workdir, corpus, mesh, restore_step
+    )
     step, start = int(state.step), int(state.step)
     writer = MetricsWriter(workdir, step, config.train.steps)
+    if restore_step is not None:
+      later = checkpoint.set_aside(workdir / workdir_lib.CHECKPOINTS, step)
+      writer.say(f'going on from step {step}, not from {later}')
     schedule = Schedule(config)
     journal = Journal(config, corpus, writer, progress, schedule)
     profiler = StepProfiler(
@@ -72,18 +82,36 @@ def train(
       ),
       count=config.train.steps - step,
     )
+    saver = Saver(
+      workdir / workdir_lib.CHECKPOINTS, config.train.keep_checkpoints
+    )
+
+    def save(state):
+      progress.data = batches.get_state()
+      averaged = None
+      if average:
+        averaged, progress.ema_updates = average.tree, average.updates
+      saver.start(
+        int(state.step),
+        to_parts(state, averaged),
+        dataclasses.asdict(progress),
+      )
+
     pending = None
     try:
       while step < config.train.steps and not should_stop():
         batch, rates = next(batches), schedule.rates(step)
         if step == start:
           compile_ahead(config, state, batch, rates)
+        saver.check()
         step += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
           state, metrics = train_step(config, state, batch, rates)
         if step == start + 1:
           # What it left of memory is in pieces; the second needs one whole.
           host_memory.return_freed_memory()
+        if average and average.is_due(step) and metrics.taken:
+          average.update(state)
         # A step's metrics are fetched while the next one runs.
         if pending is not None:
           journal.step(step - 1, pending, first=step - 1 == start + 1)
@@ -105,16 +133,18 @@ def train(
         if sampling:
           journal.sample(step, state)
         if saving:
-          _save(config, workdir, state, batches, progress)
+          save(state)
         if tracing:
           profiler.begin(state)
         journal.restart_clock()
       if pending is not None:
         journal.step(step, pending, first=step == start + 1)
       if step < config.train.steps and step > start:
-        _save(config, workdir, state, batches, progress)
+        save(state)
+      saver.wait()
     finally:
       batches.close()
+      saver.close()
       profiler.end()
       writer.close()
   if step:
@@ -123,8 +153,12 @@ def train(
 
 
 def _restore_or_start(
-  config: Config, workdir: pathlib.Path, corpus: Corpus, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, Progress]:
+  config: Config,
+  workdir: pathlib.Path,
+  corpus: Corpus,
+  mesh: jax.sharding.Mesh,
+  step: int | None,
+) -> tuple[TrainState, Average | None, Progress]:
   """The state to go on from, and the data at its position."""
   replicated = rules.sharding(mesh, ())
   abstract = jax.tree.map(
@@ -132,12 +166,17 @@ def _restore_or_start(
     abstract_state(config),
   )
   folder = workdir / workdir_lib.CHECKPOINTS
-  step = checkpoint.newest(folder)
+  step = checkpoint.newest(folder) if step is None else step
   if step is not None:
-    parts, saved = checkpoint.restore(folder, step, to_parts(abstract))
-    progress = Progress(**saved)
+    averaged = weights_of(abstract) if config.optim.ema_decay else None
+    parts, saved = checkpoint.restore(
+      folder, step, to_parts(abstract, averaged)
+    )
+    progress, average = Progress(**saved), None
     corpus.batches.set_state(progress.data)
-    return from_parts(parts), progress
+    if averaged:
+      average = Average(config.optim, parts['ema'], progress.ema_updates)
+    return from_parts(parts), average, progress
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   origin = find_origin(config, workdir)
   if origin is None:
@@ -147,14 +186,8 @@ def _restore_or_start(
     opened = open_lib.open_checkpoint(origin, expand_fp8=True, shardings=wanted)
     state = start_from(config, opened.params, opened.router_bias)
   state = jax.device_put(state, shardings)
-  return state, Progress(corpus.batches.get_state(), corpus.fingerprint)
-
-
-def _save(config, workdir, state, batches, progress) -> None:
-  progress.data = batches.get_state()
-  folder = workdir / workdir_lib.CHECKPOINTS
-  step = int(state.step)
-  if step in checkpoint.proven_steps(folder):
-    return
-  checkpoint.save(folder, step, to_parts(state), dataclasses.asdict(progress))
-  checkpoint.clean(folder, config.train.keep_checkpoints)
+  progress = Progress(corpus.batches.get_state(), corpus.fingerprint)
+  average = None
+  if config.optim.ema_decay:
+    average = Average(config.optim, weights_of(state))
+  return state, average, progress

@@ -68,10 +68,21 @@ def abstract_state(config: Config) -> TrainState:
   return jax.eval_shape(lambda: init_state(config))
 
 
-def to_parts(state: TrainState) -> dict[str, Any]:
-  """The state as it is stored: weights can be loaded without the optimizer."""
-  return {
-    'weights': {'params': state.params, 'router_bias': state.router_bias},
+def weights_of(state: TrainState) -> dict[str, Any]:
+  """What a model is: {'params', 'router_bias'}."""
+  return {'params': state.params, 'router_bias': state.router_bias}
+
+
+def to_parts(state: TrainState, average: Any = None) -> dict[str, Any]:
+  """The state as it is stored: weights can be loaded without the optimizer.
+
+  Args:
+    state: the state.
+    average: {'params', 'router_bias'} of averaged weights, if there are any.
+  """
+  averaged = {} if average is None else {'ema': average}
+  return averaged | {
+    'weights': weights_of(state),
     'optimizer': {
       'step': state.step,
       'opt_state': state.opt_state,
@@ -81,7 +92,7 @@ def to_parts(state: TrainState) -> dict[str, Any]:
 
 
 def from_parts(parts: dict[str, Any]) -> TrainState:
-  """The inverse of to_parts."""
+  """The inverse of to_parts, without the averaged weights."""
   return TrainState(
     step=parts['optimizer']['step'],
     params=parts['weights']['params'],

@@ -1,0 +1,63 @@
+"""Laws of averaged weights."""
+
+from absl.testing import absltest
+import numpy as np
+
+from seekax.config import OptimConfig
+from seekax.training.averaging import Average
+from seekax.training.state import TrainState
+
+
+def _state(value) -> TrainState:
+  params = {'w': np.full((2, 3), value, np.float32)}
+  bias = {'layers': np.full((1, 2), -value, np.float32)}
+  return TrainState(0, params, bias, (), ())
+
+
+class AverageTest(absltest.TestCase):
+  def test_updates_match_the_definition(self):
+    optim = OptimConfig(ema_decay=0.9, ema_every=2)
+    values = np.random.default_rng(0).standard_normal(12)
+    average = Average(optim, {'params': {'w': 7.0}, 'router_bias': {}})
+    self.assertEqual(float(average.tree['params']['w']), 7)
+    first = _state(values[0])
+    average = Average(
+      optim, {'params': first.params, 'router_bias': first.router_bias}
+    )
+    for n, value in enumerate(values, start=1):
+      average.update(_state(value))
+      weights = 0.81 ** np.arange(n)[::-1]
+      expected = np.sum(weights * values[:n]) / weights.sum()
+      np.testing.assert_allclose(
+        average.tree['params']['w'], expected, atol=1e-6
+      )
+      np.testing.assert_allclose(
+        average.tree['router_bias']['layers'], -expected, atol=1e-6
+      )
+    self.assertEqual(average.updates, 12)
+
+  def test_it_goes_on_where_it_was(self):
+    optim = OptimConfig(ema_decay=0.99)
+    whole = Average(optim, {'params': {}, 'router_bias': {}})
+    whole.tree = {
+      'params': {'w': np.zeros((2, 3), np.float32)},
+      'router_bias': {'layers': np.zeros((1, 2), np.float32)},
+    }
+    for value in (1, 2, 3):
+      whole.update(_state(value))
+    again = Average(optim, whole.tree, whole.updates)
+    for value in (4, 5):
+      whole.update(_state(value))
+      again.update(_state(value))
+    np.testing.assert_array_equal(
+      again.tree['params']['w'], whole.tree['params']['w']
+    )
+
+  def test_due_every_so_many_steps(self):
+    average = Average(OptimConfig(ema_decay=0.9, ema_every=3), {})
+    due = [step for step in range(1, 10) if average.is_due(step)]
+    self.assertEqual(due, [3, 6, 9])
+
+
+if __name__ == '__main__':
+  absltest.main()
