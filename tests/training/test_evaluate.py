@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 from absl.testing import absltest, parameterized
@@ -66,6 +67,25 @@ class LogLikelihoodTest(absltest.TestCase):
     alone = [self.score([sequence])[0] for sequence in self.sequences]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
     self.assertEqual(together[2], 0.0)
+
+  def test_acceptance_compares_drafts_with_what_the_model_says(self):
+    config = dataclasses.replace(self.config, mtp_depth=2, context_length=40)
+    params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)
+    # Heads that make a few tokens likely, so that some drafts are right.
+    params['head'] = params['head'].at[:, 3:].multiply(0.01)
+    bias = init_router_bias(config)
+    shares = evaluate.acceptance(config, params, bias, self.sequences, 4)
+    right, seen = np.zeros(2), np.zeros(2)
+    for sequence in self.sequences:
+      tokens = sequence[:40]
+      main, mtp = evaluate.all_logits(config, params, bias, tokens[None])
+      for depth in range(2):
+        for i in range(len(tokens) - depth - 1):
+          draft = np.argmax(mtp[depth, 0, i])
+          right[depth] += draft == np.argmax(main[0, i + depth + 1])
+          seen[depth] += 1
+    np.testing.assert_allclose(shares, right / seen)
+    self.assertBetween(min(shares), 0.05, 0.95)
 
   def test_bits_per_byte_of_a_coin_per_byte_is_one(self):
     self.assertAlmostEqual(evaluate.bits_per_byte(-10 * math.log(2), 10), 1.0)

@@ -5,6 +5,7 @@ Letters: N layers, E experts.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def update_bias(
@@ -45,3 +46,15 @@ def max_violation(load_NE: jax.Array) -> jax.Array:
   load_NE = load_NE.astype(jnp.float32)
   mean_N = load_NE.mean(axis=-1)
   return (load_NE.max(axis=-1) - mean_N) / mean_N
+
+
+def entropy(load_NE: np.ndarray) -> np.ndarray:
+  """Entropy of every layer's load over that of a balanced one: float64 [N]."""
+  share_NE = load_NE / load_NE.sum(axis=-1, keepdims=True, dtype=np.float64)
+  logs_NE = np.log(share_NE, where=share_NE > 0, out=np.zeros_like(share_NE))
+  return -(share_NE * logs_NE).sum(axis=-1) / np.log(load_NE.shape[-1])
+
+
+def unused_share(load_NE: np.ndarray) -> np.ndarray:
+  """Share of every layer's experts that no token chose: float64 [N]."""
+  return (load_NE == 0).mean(axis=-1)

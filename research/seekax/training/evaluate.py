@@ -107,6 +107,84 @@ def log_likelihoods(
   return totals
 
 
+# Rows whose logits are in memory at once.
+_GREEDY_ROWS = 256
+
+
+@functools.partial(compiling.jit, static_argnums=(0,))
+def _greedy_tokens(config, params, router_bias, tokens_BL):
+  """Likeliest tokens, of the main model [B, L] and every depth [J, B, L]."""
+  model, variables = Transformer(config), {'params': params}
+  positions_BL = jnp.broadcast_to(
+    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
+  )
+  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  further, _ = model.apply(
+    variables,
+    trunk.hidden_BLD,
+    shift_left(tokens_BL, 1),
+    positions_BL,
+    None,
+    router_bias,
+    method='predict_further',
+  )
+
+  def best(hidden_BLD):
+    rows = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+    rows = jnp.pad(rows, ((0, -len(rows) % _GREEDY_ROWS), (0, 0)))
+    best_R = jax.lax.map(
+      lambda hidden: jnp.argmax(
+        model.apply(variables, hidden, method='logits'), axis=-1
+      ),
+      rows.reshape(-1, _GREEDY_ROWS, rows.shape[-1]),
+    )
+    return best_R.reshape(-1)[: tokens_BL.size].reshape(tokens_BL.shape)
+
+  return best(trunk.hidden_BLD), jnp.stack([best(hidden) for hidden in further])
+
+
+def acceptance(
+  config: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  sequences: Sequence[np.ndarray],
+  batch_size: int,
+) -> list[float]:
+  """How often each MTP depth foretells what the main model will say.
+
+  The share of positions at which the likeliest token of depth k, from k tokens
+  earlier, is the main model's likeliest one: of greedy drafts so many would be
+  accepted on this text. (A draft in generation reads the model's own tokens.)
+
+  Args:
+    config: a model with MTP modules.
+    params: weights, in the compute dtype.
+    router_bias: selection biases.
+    sequences: token ids; each one's first window is read.
+    batch_size: windows computed at once; all are one batch of that many.
+
+  Returns:
+    One share per depth; NaN without a position.
+  """
+  context = config.context_length
+  chosen = [sequence[:context] for sequence in sequences[:batch_size]]
+  tokens_BL = np.zeros((batch_size, context), np.int32)
+  for row, tokens in enumerate(chosen):
+    tokens_BL[row, : len(tokens)] = tokens
+  main_BL, mtp_JBL = jax.device_get(
+    _greedy_tokens(config, params, router_bias, tokens_BL)
+  )
+  shares = []
+  for depth, draft_BL in enumerate(mtp_JBL, start=1):
+    same = [
+      draft_BL[row, : len(tokens) - depth] == main_BL[row, depth : len(tokens)]
+      for row, tokens in enumerate(chosen)
+      if len(tokens) > depth
+    ]
+    shares.append(float(np.concatenate(same).mean()) if same else math.nan)
+  return shares
+
+
 def bits_per_byte(log_likelihood: float, num_bytes: int) -> float:
   """Nats of a text to bits per byte of it."""
   return -log_likelihood / math.log(2) / num_bytes

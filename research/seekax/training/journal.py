@@ -14,7 +14,7 @@ from seekax.inference import engine
 from seekax.model.parameters import cast_params
 from seekax.model.stack import taken_apart
 from seekax.planning import flops, hardware, price
-from seekax.training import evaluate
+from seekax.training import balance, evaluate
 from seekax.training.corpus import Corpus
 from seekax.training.metrics import MetricsWriter, peak_memory_bytes
 from seekax.training.schedules import Schedule
@@ -135,6 +135,8 @@ class Journal:
       key: np.asarray(value, np.float64).tolist()
       for key, value in metrics.max_violation.items()
     }
+    loads = [np.asarray(load) for load in metrics.load.values()]
+    load_NE = np.concatenate(loads) if loads else np.zeros((0, 1))
     row = {
       'tokens': self._schedule.tokens_before(step),
       'batch_tokens': batch_tokens,
@@ -150,6 +152,9 @@ class Journal:
       'step_seconds': recent,
       'max_violation': violation.get('layers', []),
       'max_violation_mtp': violation.get('mtp', []),
+      # Of all routers, the MTP modules' last.
+      'load_entropy': balance.entropy(load_NE).tolist(),
+      'unused_experts': balance.unused_share(load_NE).tolist(),
       'peak_memory_bytes': peak_memory_bytes(),
       'mfu': utilization or None,
       'dollars': self._dollars(),
@@ -179,13 +184,16 @@ class Journal:
     config, corpus = self._config, self._corpus
     chosen = corpus.evaluated(0 if last else config.eval.max_bytes)
     num_bytes = sum(corpus.heldout_bytes[i] for i in chosen)
-    totals = evaluate.log_likelihoods(
+    model = (
       config.model,
       cast_params(state.params, jnp.dtype(config.train.precision)),
       state.router_bias,
-      [corpus.heldout[i] for i in chosen],
-      config.eval.batch_size,
     )
+    texts = [corpus.heldout[i] for i in chosen]
+    totals = evaluate.log_likelihoods(*model, texts, config.eval.batch_size)
+    accepted = []
+    if config.model.mtp_depth:
+      accepted = evaluate.acceptance(*model, texts, config.eval.batch_size)
     bits = evaluate.bits_per_byte(sum(totals), num_bytes)
     self._writer.write(
       'eval',
@@ -195,6 +203,7 @@ class Journal:
       heldout_bits_per_byte=bits,
       heldout_bytes=num_bytes,
       heldout_documents=len(chosen),
+      mtp_acceptance=accepted,
       peak_memory_bytes=peak_memory_bytes(),
       dollars=self._dollars(),
     )
@@ -202,6 +211,10 @@ class Journal:
       f'held-out text, {len(chosen)} documents: {bits:.4f} bits/byte '
       f'(all of it: gzip {corpus.compression.gzip:.4f}, '
       f'xz {corpus.compression.xz:.4f})'
+      + ''.join(
+        f'; MTP {k} foretells {share:.1%}'
+        for k, share in enumerate(accepted, start=1)
+      )
     )
 
   def sample(self, step: int, state: TrainState) -> None:

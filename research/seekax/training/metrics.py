@@ -20,7 +20,13 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.rows import cut_back
 
 # Kept as lists in metrics.jsonl, too long for the screen and for scalars.
-_LISTS = ('max_violation', 'max_violation_mtp')
+_LISTS = (
+  'max_violation',
+  'max_violation_mtp',
+  'load_entropy',
+  'unused_experts',
+)
+_LISTS += ('mtp_acceptance',)
 
 
 def peak_memory_bytes() -> int:
