@@ -1,0 +1,132 @@
+"""The bias after 20 steps under every way to compute them; run as a process.
+
+Prints {variant: [SHA-256 of the biases, smallest margin of any choice]}. The
+weights stand still, so that the biases depend on the counts alone; a count can
+depend on the variant only where two candidates are as close as rounding.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax import presets
+from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
+from seekax.data.pipeline import Batch
+from seekax.model import router
+from seekax.parallel import mesh as mesh_lib
+from seekax.parallel import rules
+from seekax.training.schedules import Schedule
+from seekax.training.state import init_state
+from seekax.training.step import micro_batches, train_step
+
+STEPS, ROWS, LENGTH = 20, 4, 8
+VARIANTS = {
+  'plain': {},
+  'four_shards': {'mesh': 'data:4'},
+  'four_micro_batches': {'micro_batches': 4},
+  'scanned': {'unroll_layers': 0},
+  'remat_full': {'remat': 'full'},
+  'remat_paper': {'remat': 'paper'},
+  'shards_scanned_remat': {
+    'mesh': 'data:4',
+    'unroll_layers': 0,
+    'remat': 'full',
+  },
+}
+
+
+def watch_margins(margins: list[float]) -> None:
+  """Notes how close every choice of experts and groups was."""
+  route = router.route
+
+  def gap(values_TE, count):
+    if count == values_TE.shape[1]:
+      return jnp.inf
+    best = jax.lax.top_k(values_TE, count + 1)[0]
+    return jnp.min(best[:, count - 1] - best[:, count])
+
+  def watched(logits_TE, bias_E, config):
+    z_TE = jax.nn.sigmoid(logits_TE) + bias_E
+    z_TGI = z_TE.reshape(len(z_TE), config.num_expert_groups, -1)
+    groups_TG = jax.lax.top_k(z_TGI, 2)[0].sum(-1)
+    margin = jnp.minimum(
+      gap(groups_TG, config.num_kept_groups),
+      gap(router.keep_best_groups(z_TE, config), config.experts_per_token),
+    )
+    jax.debug.callback(lambda value: margins.append(float(value)), margin)
+    return route(logits_TE, bias_E, config)
+
+  router.route = watched
+
+
+def run_config(mesh='', micro_batches=1, unroll_layers=8, remat='none'):
+  model = dataclasses.replace(
+    presets.tiny(),
+    vocab_size=64,
+    embed_dim=32,
+    num_layers=3,
+    num_experts=8,
+    num_expert_groups=4,
+    num_kept_groups=2,
+    experts_per_token=2,
+    init_std=0.2,
+    unroll_layers=unroll_layers,
+    remat=remat,
+  )
+  return Config(
+    model=model,
+    data=DataConfig(sequence_length=LENGTH, batch_size=ROWS, num_shards=4),
+    optim=OptimConfig(learning_rate=1e-9, final_learning_rate=0.0),
+    train=TrainConfig(
+      steps=STEPS,
+      precision='float32',
+      micro_batches=micro_batches,
+      bias_update_rate=0.01,
+    ),
+  )
+
+
+def biases(config: Config, mesh: str, seed: int) -> str:
+  """SHA-256 of the router biases after the steps."""
+  devices = mesh_lib.make_mesh(mesh or 'data:1')
+  with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
+    state = jax.device_put(init_state(config), rules.sharding(devices, ()))
+    rng, schedule = np.random.default_rng(seed), Schedule(config)
+    still = schedule.rates(0).replace(learning_rate=np.float32(0))
+    for _ in range(STEPS):
+      tokens = rng.integers(0, 64, (ROWS, LENGTH + 1), dtype=np.int32)
+      ones = np.ones((ROWS, LENGTH), np.int32)
+      positions = np.cumsum(ones, 1, dtype=np.int32) - 1
+      batch = Batch(tokens[:, :-1], tokens[:, 1:], positions, ones, ones)
+      parts = micro_batches(batch, config.train.micro_batches)
+      spec = ('batch', 'length') if mesh else ()
+      parts = jax.device_put(parts, rules.sharding(devices, spec))
+      state, _ = train_step(config, state, parts, still)
+    digest = hashlib.sha256()
+    for name, value in sorted(state.router_bias.items()):
+      digest.update(name.encode() + np.asarray(value).tobytes())
+      assert np.abs(np.asarray(value)).max() > 0
+    return digest.hexdigest()
+
+
+def main(seed: int) -> None:
+  margins: list[float] = []
+  watch_margins(margins)
+  found = {}
+  for name, change in VARIANTS.items():
+    margins.clear()
+    config = run_config(**change)
+    digest = biases(config, change.get('mesh', ''), seed)
+    jax.effects_barrier()
+    assert margins
+    found[name] = [digest, min(margins)]
+  print(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(int(sys.argv[1]))
