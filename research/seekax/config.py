@@ -458,6 +458,9 @@ class TrainConfig:
   )
   spike_window: int = _key(128, 'steps of that mean')
   init_from: str = _key('', 'checkpoint whose weights the run starts from')
+  extend_context: bool = _key(
+    False, "init_from's weights get this run's context and rotary embedding"
+  )
   log_every: int = _key(10, 'steps between log lines')
   checkpoint_every: int = _key(1000, 'steps between checkpoints')
   keep_checkpoints: int = _key(2, 'newest checkpoints kept')
@@ -612,6 +615,9 @@ _ONLY_EXPERTS += ('experts_per_token', 'normalize_gates', 'routed_scale')
 _ONLY_GROUPS = ('num_expert_groups', 'num_kept_groups', 'group_score')
 _ONLY_LATENT = ('query_latent_dim', 'kv_latent_dim', 'latent_norm_eps')
 _ONLY_SCALED = ('rope_factor', 'rope_original_length')
+# Beginnings of what a context extension changes.
+_POSITIONS = ('context_length', 'rope_theta', 'rope_scaling', 'rope_factor')
+_POSITIONS += ('rope_original_length', 'yarn_', 'llama3_')
 
 
 def _what(model: ModelConfig) -> dict[str, Any]:
@@ -634,14 +640,25 @@ def _what(model: ModelConfig) -> dict[str, Any]:
   return {name: v for name, v in fields.items() if name not in unused}
 
 
-def model_differences(there: ModelConfig, here: ModelConfig) -> list[str]:
-  """What keeps two models from computing the same with the same weights."""
+def model_differences(
+  there: ModelConfig, here: ModelConfig, extended: bool = False
+) -> list[str]:
+  """What keeps two models from computing the same with the same weights.
+
+  Args:
+    there: the one.
+    here: the other.
+    extended: how positions are encoded, and how many, may differ.
+  """
   there_, here_ = _what(there), _what(here)
+  allowed = _POSITIONS if extended else ()
   return [
     f'model.{name}: {getattr(there, name)!r} there, {getattr(here, name)!r} '
     'here'
     for name in {**there_, **here_}
     if there_.get(name) != here_.get(name)
+    and getattr(there, name) != getattr(here, name)
+    and not name.startswith(allowed)
   ]
 
 

@@ -211,6 +211,16 @@ def run_of(model: ModelConfig) -> ml_collections.ConfigDict:
   return config
 
 
+def scale_phases(config: ml_collections.ConfigDict, ratio: float) -> None:
+  """Multiplies the tokens of every phase of a run, in place."""
+  for group, keys in (
+    (config.optim, ('constant_tokens', 'decay_tokens', 'final_tokens')),
+    (config.train, ('ramp_tokens', 'mtp_weight_tokens', 'bias_update_tokens')),
+  ):
+    for key in keys:
+      group[key] = round(group[key] * ratio)
+
+
 def shrink_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The run at laptop size: small model, short sequences, few steps."""
   config.model = dataclasses.asdict(

@@ -208,5 +208,25 @@ class PaperTest(absltest.TestCase):
     self.assertEqual(self.schedule.mtp_weight(after), 0.1)
 
 
+class ScaledTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('v3_16b', 5.7e12), ('v3_1b', 20e9), ('v3_100m', 2e9)
+  )
+  def test_phases_stand_in_the_papers_proportions(self, name, tokens):
+    schedule = Schedule(from_config_dict(load_config(name)))
+    config = schedule.config
+    self.assertEqual(config.train.steps, schedule.step_at(int(tokens)))
+    self.assertEqual(5 * schedule.batch_tokens(0), schedule.batch_tokens(10**9))
+    optim = config.optim
+    for share, value in (
+      (10 / 14.8, optim.constant_tokens),
+      (4.3 / 14.8, optim.decay_tokens),
+      (0.333 / 14.8, optim.final_tokens),
+      (0.469 / 14.8, config.train.ramp_tokens),
+      (14.3 / 14.8, config.train.bias_update_tokens),
+    ):
+      self.assertAlmostEqual(value / tokens, share, delta=1e-6)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -22,11 +22,17 @@ def find_origin(config: Config, workdir: pathlib.Path) -> Found | None:
       return None
     path = workdir  # A convert target is a workdir at step 0.
   origin = find(path, drop_mtp=not config.model.mtp_depth)
-  differences = model_differences(origin.model, config.model)
+  differences = model_differences(
+    origin.model, config.model, extended=config.train.extend_context
+  )
   if differences:
+    hint = ''
+    if not model_differences(origin.model, config.model, extended=True):
+      hint = '; train.extend_context=True allows for it'
     raise StorageError(
       f'{path} holds another model than the config describes: '
       + '; '.join(differences)
+      + hint
     )
   return origin
 

@@ -31,10 +31,14 @@ class Rates:
 
 
 class Schedule:
-  """The plan of a run. Steps count from 0: step k has k steps before it."""
+  """The plan of a run. Steps count from 0: step k has k steps before it.
+
+  Attributes:
+    config: the run.
+  """
 
   def __init__(self, config: Config):
-    self._config = config
+    self.config = config
     full = config.train.micro_batches
     self._part_tokens = (
       config.data.batch_size // full * config.data.sequence_length
@@ -46,7 +50,7 @@ class Schedule:
 
   def _parts_at(self, tokens: int) -> int:
     """Micro-batches of the step that follows so many tokens."""
-    train = self._config.train
+    train = self.config.train
     if not train.ramp_tokens:
       return train.micro_batches
     first, full = train.ramp_micro_batches, train.micro_batches
@@ -55,20 +59,20 @@ class Schedule:
   @property
   def total_tokens(self) -> int:
     """Tokens of the whole run."""
-    return self.tokens_before(self._config.train.steps)
+    return self.tokens_before(self.config.train.steps)
 
   def tokens_before(self, step: int) -> int:
     """Tokens trained on in the steps before this one."""
     if step < len(self._ramp):
       return self._ramp[step]
-    full = self._config.train.micro_batches * self._part_tokens
+    full = self.config.train.micro_batches * self._part_tokens
     return self._ramp[-1] + (step - len(self._ramp) + 1) * full
 
   def step_at(self, tokens: int) -> int:
     """The first step that has at least so many tokens before it."""
     if tokens <= self._ramp[-1]:
       return bisect.bisect_left(self._ramp, tokens)
-    full = self._config.train.micro_batches * self._part_tokens
+    full = self.config.train.micro_batches * self._part_tokens
     return len(self._ramp) - 1 - (self._ramp[-1] - tokens) // full
 
   def micro_batches(self, step: int) -> int:
@@ -85,7 +89,7 @@ class Schedule:
     The peak holds until `constant_tokens`, or the end of the warm-up if that is
     later; the cosine's end is the run's if `decay_tokens` is 0.
     """
-    optim, tokens = self._config.optim, self.tokens_before(step)
+    optim, tokens = self.config.optim, self.tokens_before(step)
     start = max(optim.constant_tokens, self.tokens_before(optim.warmup_steps))
     end = self.total_tokens
     if optim.decay_tokens:
@@ -100,13 +104,13 @@ class Schedule:
 
   def bias_update_rate(self, step: int) -> float:
     """Gamma; 0 from `bias_update_tokens` on."""
-    train = self._config.train
+    train = self.config.train
     ended = self._is_past(train.bias_update_tokens, step)
     return 0.0 if ended else train.bias_update_rate
 
   def mtp_weight(self, step: int) -> float:
     """Lambda; the late one from `mtp_weight_tokens` on."""
-    train = self._config.train
+    train = self.config.train
     late = self._is_past(train.mtp_weight_tokens, step)
     return train.mtp_late_weight if late else train.mtp_weight
 
