@@ -45,5 +45,5 @@ def get_config(arg: str = '') -> ConfigDict:
   train = config.train
   train.steps = 311_548
   train.micro_batches = 36
-  train.ramp_micro_batches = 8  # A fifth, as in the paper.
+  train.ramp_micro_batches = 8  # About a fifth, as in the paper.
   return presets.variant(config, arg)

@@ -216,7 +216,8 @@ class ScaledTest(parameterized.TestCase):
     schedule = Schedule(from_config_dict(load_config(name)))
     config = schedule.config
     self.assertEqual(config.train.steps, schedule.step_at(int(tokens)))
-    self.assertEqual(5 * schedule.batch_tokens(0), schedule.batch_tokens(10**9))
+    first, full = schedule.batch_tokens(0), schedule.batch_tokens(10**9)
+    self.assertAlmostEqual(first / full, 1 / 5, delta=0.03)
     optim = config.optim
     for share, value in (
       (10 / 14.8, optim.constant_tokens),
