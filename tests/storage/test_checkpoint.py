@@ -1,5 +1,6 @@
 import contextlib
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -42,6 +43,20 @@ class CheckpointTest(absltest.TestCase):
     self.assertEqual(
       checkpoint.state_hash(state), checkpoint.state_hash(parts())
     )
+
+  def test_without_room_nothing_is_begun(self):
+    self.save(5)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts()))
+    for free, enough in ((size - 1, False), (size, True)):
+      usage = mock.Mock(return_value=mock.Mock(free=free))
+      with mock.patch.object(checkpoint.shutil, 'disk_usage', usage):
+        if enough:
+          self.save(6)
+        else:
+          with self.assertRaisesRegex(StorageError, 'make room'):
+            self.save(6)
+          self.assertFalse((self.folder / '6').exists())
+    self.assertEqual(checkpoint.proven_steps(self.folder), [5, 6])
 
   def test_a_part_restores_alone(self):
     self.save(5)

@@ -67,6 +67,7 @@ def save(
   """
   folder = folder.absolute()  # As orbax wants it.
   target = folder / str(step)
+  _check_room(folder, parts)
   try:
     if target.exists():
       # An interrupted save of this very step: out of the way, `clean` takes it.
@@ -80,6 +81,23 @@ def save(
       f'checkpoint {target} could not be saved: {_first_line(error)}; older '
       'checkpoints are untouched'
     ) from error
+
+
+def _check_room(folder: pathlib.Path, parts: dict[str, Any]) -> None:
+  """Raises StorageError if a state surely doesn't fit on the disk.
+
+  Orbax would find out halfway, with pages of its threads' tracebacks.
+  """
+  existing = folder
+  while not existing.exists():
+    existing = existing.parent
+  needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
+  free = shutil.disk_usage(existing).free
+  if needed > free:
+    raise StorageError(
+      f'a checkpoint in {folder} needs {needed / 1e6:,.1f} MB, the disk has '
+      f'{free / 1e6:,.1f} MB left; make room, older checkpoints are untouched'
+    )
 
 
 def clean(folder: pathlib.Path, keep: int) -> None:
