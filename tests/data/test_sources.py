@@ -1,6 +1,5 @@
 """Laws of the sources: names, order, the split, and every bad input."""
 
-import json
 import os
 import pathlib
 import sysconfig
@@ -165,63 +164,6 @@ class BadSourceTest(SourcesTestCase):
     with self.assertRaises(sources.DataError) as caught:
       sources.read_documents(self.write('a.jsonl', '{"text":\n"a"}'))
     self.assertNotIn('\n', str(caught.exception))
-
-
-class SplitTest(SourcesTestCase):
-  documents = tuple(sources.Document(f'{n}.txt', str(n)) for n in range(200))
-
-  def test_split_keeps_every_document_once(self):
-    train, heldout = sources.split(self.documents, 0.1)
-    self.assertCountEqual(train + heldout, self.documents)
-    self.assertBetween(len(heldout), 8, 32)
-
-  def test_split_depends_on_the_name_alone(self):
-    _, heldout = sources.split(self.documents, 0.1)
-    other_texts = [sources.Document(d.name, 'x') for d in self.documents[::-2]]
-    _, fewer = sources.split(other_texts, 0.1)
-    self.assertContainsSubset(
-      {document.name for document in fewer},
-      {document.name for document in heldout},
-    )
-
-  def test_larger_fraction_holds_out_more(self):
-    _, few = sources.split(self.documents, 0.05)
-    _, many = sources.split(self.documents, 0.2)
-    self.assertContainsSubset(few, many)
-
-  def test_file_name_that_is_not_utf8_can_be_split(self):
-    sources.split([*self.documents, sources.Document('\udcff', 'x')], 0.1)
-
-  @parameterized.parameters(('none', 1e-9), ('all', 1 - 1e-9))
-  def test_empty_side_is_an_error_whose_fix_works(self, bound, fraction):
-    with self.assertRaisesRegex(
-      sources.DataError, f'holds out {bound}.* 200 documents'
-    ) as caught:
-      sources.split(self.documents, fraction)
-    fix = float(str(caught.exception).split(' it to ')[1].split()[0])
-    train, heldout = sources.split(self.documents, fix)
-    self.assertNotEmpty(train)
-    self.assertNotEmpty(heldout)
-
-  @parameterized.parameters((100, 0.04, 4), (3, 0.04, 1), (2, 0.5, 1))
-  def test_single_document_loses_its_last_lines(self, lines, fraction, held):
-    text = ''.join(f'{n}\n' for n in range(lines))
-    document = sources.Document('book', text)
-    (train,), (heldout,) = sources.split([document], fraction)
-    self.assertEqual(train.text + heldout.text, text)
-    self.assertLen(heldout.text.splitlines(), held)
-    self.assertNotEqual(train.name, heldout.name)
-
-  @parameterized.parameters(('one line', 0.04), ('two\nlines', 0.9))
-  def test_single_document_without_enough_lines_is_an_error(self, text, share):
-    with self.assertRaisesRegex(sources.DataError, 'book is the only document'):
-      sources.split([sources.Document('book', text)], share)
-
-  def test_jsonl_documents_can_be_split(self):
-    lines = [json.dumps({'text': str(n)}) for n in range(50)]
-    path = self.write('a.jsonl', '\n'.join(lines))
-    train, heldout = sources.split(sources.read_documents(path), 0.2)
-    self.assertLen(train + heldout, 50)
 
 
 if __name__ == '__main__':
