@@ -353,9 +353,10 @@ class MixtureTest(parameterized.TestCase):
     expected = inner[0] / sum(inner)
     batches = _take(_mixed(weights), 500)
     streams = [_tokens(batches, slice(shard, None, 4)) for shard in range(4)]
-    for stream in (*streams, np.concatenate(streams)):
+    streams.append(np.concatenate(streams))
+    for stream, delta in zip(streams, [0.02] * 4 + [0.005], strict=True):
       share = (stream[stream > 1] < 5000).mean()
-      self.assertAlmostEqual(share, expected, delta=0.01)
+      self.assertAlmostEqual(share, expected, delta=delta)
 
   def test_each_source_is_read_whole_before_it_is_repeated(self):
     stream = _tokens(_take(_mixed(num_shards=1, batch_size=1), 1200))

@@ -160,6 +160,9 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       f'{path} has the format {manifest.get("format")!r}, this seekax reads '
       f'{FORMAT!r}; write the folder anew with seekax tokenize'
     )
+  for key in ('bos', 'eos', 'tokenizer_sha256', 'dtype', 'shards'):
+    if not manifest.get(key):
+      raise DataError(f'{path} lacks {key}; tokenize again')
   return manifest
 
 
