@@ -78,6 +78,14 @@ class ResultTest(WriterTestCase):
       {p: p.stat().st_mtime_ns for p in self.whole.iterdir()}, before
     )
 
+  def test_what_a_kill_after_the_manifest_leaves_is_cleared_away(self):
+    target = self.fresh()
+    self.tokenize(target)
+    (target / 'part-000000.done').write_text('{}')
+    (target / 'plan.json').write_text('{}')
+    self.assertFalse(self.tokenize(target))
+    self.assertEqual(files_of(target), files_of(self.whole))
+
   def test_progress_counts_up_to_everything(self):
     seen = []
     self.tokenize(self.fresh(), report=seen.append)

@@ -1,5 +1,6 @@
 """Laws of the sources: names, order, the split, and every bad input."""
 
+import contextlib
 import os
 import pathlib
 import sysconfig
@@ -164,6 +165,61 @@ class BadSourceTest(SourcesTestCase):
     with self.assertRaises(sources.DataError) as caught:
       sources.read_documents(self.write('a.jsonl', '{"text":\n"a"}'))
     self.assertNotIn('\n', str(caught.exception))
+
+
+class ParseTest(SourcesTestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(contextlib.chdir(self.folder))
+    self.write('code.jsonl', '{"text": "c"}')
+    self.write('books/a.txt', 'a')
+    self.write('more/books/a.txt', 'b')
+
+  def test_weights_are_shares(self):
+    code, books = sources.parse('7*code.jsonl, 3e0*books/')
+    self.assertEqual((code.paths, books.paths), (('code.jsonl',), ('books/',)))
+    self.assertAlmostEqual(code.weight, 0.7)
+    self.assertAlmostEqual(books.weight, 0.3)
+    self.assertEqual(sources.read_text(books)[0].name, 'books/a.txt')
+    self.assertEqual(sources.read_text(code)[0].name, 'code.jsonl:1')
+
+  def test_without_weights_they_are_one_source(self):
+    documents = sources.read_documents('books,code.jsonl')
+    self.assertEqual(
+      documents,
+      [
+        sources.Document('books/a.txt', 'a'),
+        sources.Document('code.jsonl:1', 'c'),
+      ],
+    )
+
+  def test_a_path_that_looks_like_a_mixture_is_a_path(self):
+    self.write('0.5*a,b', 'text')
+    self.assertLen(sources.parse('0.5*a,b'), 1)
+    self.assertEqual(sources.read_documents('0.5*a,b')[0].name, '0.5*a,b')
+
+  @parameterized.parameters(
+    ('0.7*code.jsonl,books', 'to some and not to all'),
+    ('0.7*code.jsonl,0.3*nowhere', "'nowhere' does not exist"),
+    ('code.jsonl,', "'' does not exist"),
+    ('0*code.jsonl,1*books', "the weight '0' is not above 0"),
+    ('1.2.3*code.jsonl', "the weight '1.2.3' is not above 0"),
+    ('1e999*code.jsonl', "the weight '1e999' is not above 0"),
+    ('0.5*books,0.5*more/books', "two of the name 'books'"),
+    ('-1*books', r"'-1\*books' does not exist"),
+  )
+  def test_what_can_not_be_read_is_refused(self, text, message):
+    with self.assertRaisesRegex(sources.DataError, message):
+      sources.parse(text)
+
+  def test_a_mixture_is_no_single_source(self):
+    with self.assertRaisesRegex(sources.DataError, 'not a single source'):
+      sources.read_documents('0.5*code.jsonl,0.5*books')
+
+  def test_a_folder_is_streamed_in_the_order_of_names(self):
+    self.write('books/b.jsonl', '{"text": "1"}\n' * 11)
+    names = [d.name for d in sources.stream(sources.parse('books')[0])]
+    self.assertEqual(names, ['a.txt', *(f'b.jsonl:{n}' for n in range(1, 12))])
 
 
 if __name__ == '__main__':
