@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from seekax import config as config_lib
-from seekax.data import packing, pipeline, sources
+from seekax.data import contents, packing, pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.documents import InMemory, Pieces
 
@@ -542,7 +542,7 @@ class TokenizeTest(absltest.TestCase):
       sources.Document('b', ''),
     ]
     tokenizer = tokenizer_lib.train(['one'], 260)
-    one, empty = pipeline.tokenize(documents, tokenizer)
+    one, empty = contents.tokenize(documents, tokenizer)
     self.assertEqual((one[0], one[-1]), (tokenizer.bos_id, tokenizer.eos_id))
     self.assertEqual(tokenizer.decode(one[1:-1]), 'one <|eos|>')
     self.assertNotIn(tokenizer.eos_id, one[1:-1])

@@ -10,7 +10,7 @@ from array_record.python import array_record_module
 import numpy as np
 
 from seekax.config import DataConfig
-from seekax.data import pipeline, shards, split
+from seekax.data import contents, pipeline, shards, split
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError, Document
 from seekax.data.shards import CorruptRecordError, TokenFolder
@@ -62,7 +62,7 @@ class FolderTestCase(parameterized.TestCase):
 class RoundTripTest(FolderTestCase):
   def test_documents_come_back_in_order(self):
     folder = self.open()
-    expected = pipeline.tokenize(_DOCUMENTS, self.tokenizer)
+    expected = contents.tokenize(_DOCUMENTS, self.tokenizer)
     self.assertEqual(folder.lengths.tolist(), [len(t) for t in expected])
     for number, tokens in enumerate(expected):
       read = folder.read(number)

@@ -222,7 +222,7 @@ class MixtureTest(absltest.TestCase):
     path.write_bytes(data)
     with self.assertRaisesRegex(DataError, 'is corrupt'):
       corpus_lib.load(self.config('{0}/torn'))
-    with self.assertLogs('seekax.training.corpus', 'WARNING') as logs:
+    with self.assertLogs('seekax.data.contents', 'WARNING') as logs:
       corpus = corpus_lib.load(self.config('{0}/torn', skip_corrupt=True))
     self.assertLen(logs.output, 1)
     self.assertLen(corpus.heldout, held.sum() - 1)

@@ -8,10 +8,8 @@ that it owns and no other; shard s belongs to process s mod P.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import json
 import operator
-import sys
 from typing import Any
 
 from flax import struct
@@ -24,9 +22,7 @@ from seekax.data import packing, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.augmentation import Augmentation
 from seekax.data.documents import Documents, InMemory, Pieces
-from seekax.data.mixing import document_rates, Turns
-from seekax.data.packing import Piece
-from seekax.data.shards import CorruptRecordError
+from seekax.data.order import ShardOrder
 
 # Raise it with every change to the order or the content of the batches.
 _FORMAT_VERSION = 1
@@ -228,25 +224,14 @@ def micro_batches(batch: Batch, parts: int) -> list[Batch]:
   ]
 
 
-def tokenize(
-  documents: Sequence[sources.Document], tokenizer: tokenizer_lib.Tokenizer
-) -> list[np.ndarray]:
-  """Returns each document as int32 [bos, tokens..., eos]."""
-  texts = [document.text for document in documents]
-  return [
-    packing.frame(tokens, tokenizer.bos_id, tokenizer.eos_id)
-    for tokens in tokenizer.encode_many(texts)
-  ]
-
-
 def batches(
   documents_tokens: Sequence[np.ndarray], config: config_lib.DataConfig
 ) -> BatchIterator:
   """Builds the endless stream of training batches from one source, unchanged.
 
   Args:
-    documents_tokens: int32 documents with their BOS and EOS, as `tokenize`
-      returns them.
+    documents_tokens: int32 documents with their BOS and EOS, as
+      `contents.tokenize` returns them.
     config: the `data` group.
 
   Raises:
@@ -318,62 +303,19 @@ def shard_rows(
 ) -> grain.IterDataset:
   """The endless rows of one logical shard, [sequence_length + 1] tokens each.
 
-  Of every source the shard takes pieces s, s + S, s + 2S, ... of an endless
-  global order, in which each piece stands once per epoch and each epoch is
-  shuffled anew. Whose turn it is doesn't depend on the shard.
+  Args:
+    pieces: of each source.
+    weights: each source's share of the tokens.
+    config: the `data` group.
+    augment: what is done to a document before packing.
+    shard: the number of the shard.
   """
-  order = _ShardOrder(pieces, weights, config, augment, shard)
+  order = ShardOrder(pieces, weights, config, augment, shard)
   # Reading threads would put the state ahead of the rows handed out.
   documents = grain.MapDataset.source(order).to_iter_dataset(
     grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   )
   return packing.PackedIterDataset(documents, config.sequence_length + 1)
-
-
-class _ShardOrder:
-  """The pieces of a shard by their position, endless; see `shard_rows`."""
-
-  def __init__(
-    self,
-    pieces: Sequence[Pieces],
-    weights: Sequence[float],
-    config: config_lib.DataConfig,
-    augment: Augmentation,
-    shard: int,
-  ):
-    self._pieces, self._config = pieces, config
-    self._augment, self._shard = augment, shard
-    means = [p.num_tokens / len(p) for p in pieces]
-    self._turns = Turns(document_rates(weights, means))
-    self._orders = [
-      grain.MapDataset.range(len(p))
-      .shuffle(seed=_shuffle_seed(config.seed, source))
-      .repeat()
-      for source, p in enumerate(pieces)
-    ]
-
-  def __len__(self) -> int:
-    return sys.maxsize
-
-  def __getitem__(self, position: int) -> Piece:
-    source, turn = self._turns[position]
-    place = turn * self._config.num_shards + self._shard
-    number = int(self._orders[source][place])
-    pieces = self._pieces[source]
-    try:
-      tokens = pieces.read(number)
-    except CorruptRecordError as error:
-      if not self._config.skip_corrupt:
-        raise
-      return Piece(np.zeros(0, np.int32), source, number, str(error))
-    tokens = self._augment(
-      tokens,
-      pieces.is_whole(number),
-      source,
-      *pieces.locate(number),
-      place // len(pieces),
-    )
-    return Piece(tokens, source, number)
 
 
 def fingerprint(
@@ -409,16 +351,6 @@ def fingerprint(
   if mixture:
     decisive['mixture'] = list(mixture)
   return sources.sha256(json.dumps(decisive, sort_keys=True))
-
-
-def _shuffle_seed(seed: int, source: int) -> int:
-  """A 32-bit seed far from that of the next run, and of the next source.
-
-  grain shuffles epoch e by seed + e: run 0 would see in its second epoch what
-  run 1 sees in its first.
-  """
-  text = f'{seed}/{source}' if source else str(seed)
-  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], 'big')
 
 
 def _positions(segments_BL: np.ndarray, isolate_documents: bool) -> np.ndarray:
