@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from seekax import config as config_lib
-from seekax.data import contents, packing, pipeline, sources
+from seekax.data import packing, pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.documents import InMemory, Pieces
 
@@ -490,7 +490,9 @@ class FingerprintTest(parameterized.TestCase):
 
   def test_same_data_has_the_same_fingerprint(self):
     again = tokenizer_lib.train(['text'], 260)
-    config = _config(source='elsewhere', heldout_fraction=0.5)
+    config = _config(
+      source='elsewhere', heldout_fraction=0.5, skip_corrupt=True
+    )
     self.assertEqual(
       pipeline.fingerprint(list(self.documents), again, config), self.print
     )
@@ -504,7 +506,6 @@ class FingerprintTest(parameterized.TestCase):
     {'isolate_documents': True},
     {'fim_rate': 0.1},
     {'split_punctuation_rate': 0.1},
-    {'skip_corrupt': True},
   )
   def test_every_decisive_key_changes_it(self, **changes):
     other = pipeline.fingerprint(
@@ -533,20 +534,6 @@ class FingerprintTest(parameterized.TestCase):
     self.assertNotEqual(
       pipeline.fingerprint(self.documents, tokenizer, _CONFIG), self.print
     )
-
-
-class TokenizeTest(absltest.TestCase):
-  def test_documents_are_framed_and_come_back(self):
-    documents = [
-      sources.Document('a', 'one <|eos|>'),
-      sources.Document('b', ''),
-    ]
-    tokenizer = tokenizer_lib.train(['one'], 260)
-    one, empty = contents.tokenize(documents, tokenizer)
-    self.assertEqual((one[0], one[-1]), (tokenizer.bos_id, tokenizer.eos_id))
-    self.assertEqual(tokenizer.decode(one[1:-1]), 'one <|eos|>')
-    self.assertNotIn(tokenizer.eos_id, one[1:-1])
-    np.testing.assert_array_equal(empty, [tokenizer.bos_id, tokenizer.eos_id])
 
 
 if __name__ == '__main__':

@@ -90,29 +90,6 @@ class MixtureTest(absltest.TestCase):
     data = dataclasses.replace(self.base.data, source=source, **data)
     return dataclasses.replace(self.base, data=data)
 
-  def assert_no_text_on_both_sides(self, corpus):
-    heldout = {document[1:-1].tobytes() for document in corpus.heldout}
-    self.assertNotEmpty(heldout)
-    read = set()
-    for ingredient in corpus.batches.records().sources:
-      for number in range(len(ingredient)):
-        self.assertTrue(ingredient.is_whole(number))
-        read.add(ingredient.read(number)[1:-1].tobytes())
-    self.assertEmpty(heldout & read)
-    # Copies stand on both sources, so that the law is not empty.
-    self.assertLess(len(read), corpus.train_documents)
-
-  def test_no_text_is_trained_on_and_held_out_in_a_mixture(self):
-    for source in (
-      '0.6*{0}/files,0.4*{0}/lines.jsonl',
-      '0.6*{0}/files,0.4*{0}/tokens',
-      '{0}/files,{0}/tokens',
-    ):
-      config = self.config(
-        source, tokenizer=str(self.folder / 'tokenizer.json')
-      )
-      self.assert_no_text_on_both_sides(corpus_lib.load(config))
-
   def test_tokens_train_as_their_text_does(self):
     as_text = corpus_lib.load(
       self.config(
@@ -197,16 +174,6 @@ class MixtureTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(ConfigError, 'model.vocab_size is 270'):
       corpus_lib.load(config)
-
-  def test_a_source_of_which_nothing_is_left_is_named(self):
-    text = next(
-      text
-      for text in (f'text {n}' for n in range(100))
-      if split.key(text) < 0.2 * 2**64
-    )
-    (self.folder / 'one.txt').write_text(text)
-    with self.assertRaisesRegex(DataError, 'every document of .*one.txt'):
-      corpus_lib.load(self.config('0.6*{0}/files,0.4*{0}/one.txt'))
 
   def test_corrupt_held_out_records_are_skipped_only_when_asked(self):
     torn = self.folder / 'torn'

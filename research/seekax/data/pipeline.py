@@ -327,7 +327,8 @@ def fingerprint(
   """SHA-256 over all that decides the order and the content of the batches.
 
   A saved position has a meaning only for data of the same fingerprint. What is
-  switched off isn't part of it, so that older runs keep theirs.
+  switched off isn't part of it, so that older runs keep theirs; nor is
+  data.skip_corrupt, so that a run that met a corrupt record can go on.
 
   Args:
     documents: the texts.
@@ -345,7 +346,7 @@ def fingerprint(
     'seed': config.seed,
     'isolate_documents': config.isolate_documents,
   }
-  for key in ('fim_rate', 'split_punctuation_rate', 'skip_corrupt'):
+  for key in ('fim_rate', 'split_punctuation_rate'):
     if value := getattr(config, key):
       decisive[key] = value
   if mixture:
