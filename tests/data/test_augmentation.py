@@ -6,9 +6,9 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.config import ConfigError, DataConfig
-from seekax.data import packing
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.augmentation import Augmentation
+from seekax.data.documents import frame
 from seekax.data.formats import DataError
 
 _TEXT = 'if x:\n  f(x)\n  g(y);\nelse:\n  h("a", 1)\n'
@@ -19,7 +19,7 @@ class AugmentationTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.tokenizer = tokenizer_lib.train([_TEXT] * 9, 320, tokenizer_lib.FIM)
-    cls.framed = packing.frame(cls.tokenizer.encode(_TEXT), 0, 1)
+    cls.framed = frame(cls.tokenizer.encode(_TEXT), 0, 1)
 
   def augmented(self, key, is_whole=True, **changes) -> tuple[int, ...]:
     config = DataConfig(**changes)

@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.data.documents import Chosen, InMemory, Joined, Pieces
+from seekax.data.documents import Chosen, frame, InMemory, Joined, Pieces
 
 
 def in_memory(lengths) -> InMemory:
@@ -80,6 +80,13 @@ class PiecesTest(parameterized.TestCase):
     self.assertEqual(pieces.name(4), 'document 2')
     self.assertTrue(pieces.any_whole())
     self.assertFalse(Pieces(in_memory((9,)), 2).any_whole())
+
+
+class FrameTest(absltest.TestCase):
+  def test_frame_puts_one_token_on_each_side(self):
+    framed = frame(np.array([7, 8], np.int32), 0, 1)
+    np.testing.assert_array_equal(framed, [0, 7, 8, 1])
+    self.assertEqual(framed.dtype, np.int32)
 
 
 if __name__ == '__main__':

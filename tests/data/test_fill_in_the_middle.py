@@ -3,8 +3,8 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.data import packing
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.documents import frame
 from seekax.data.fill_in_the_middle import fill_in_the_middle, require_tokens
 from seekax.data.formats import DataError
 
@@ -16,7 +16,7 @@ class FillInTheMiddleTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.tokenizer = tokenizer_lib.train([_TEXT] * 9, 300, tokenizer_lib.FIM)
-    cls.framed = packing.frame(cls.tokenizer.encode(_TEXT), 0, 1)
+    cls.framed = frame(cls.tokenizer.encode(_TEXT), 0, 1)
 
   def parts(self, draws) -> list[str]:
     """Prefix, suffix and middle, by the special tokens between them."""
@@ -54,7 +54,7 @@ class FillInTheMiddleTest(parameterized.TestCase):
     self.assertGreater(inside, 3)
 
   def test_an_empty_document_is_three_empty_parts(self):
-    empty = packing.frame(np.zeros(0, np.int32), 0, 1)
+    empty = frame(np.zeros(0, np.int32), 0, 1)
     tokens = fill_in_the_middle(empty, self.tokenizer, (0.3, 0.9))
     self.assertEqual(tokens.tolist(), [0, *self.tokenizer.fim_ids, 1])
 
@@ -65,7 +65,7 @@ class FillInTheMiddleTest(parameterized.TestCase):
 
   def test_text_that_spells_the_tokens_stays_text(self):
     text = 'a <|fim_hole|> b'
-    framed = packing.frame(self.tokenizer.encode(text), 0, 1)
+    framed = frame(self.tokenizer.encode(text), 0, 1)
     tokens = fill_in_the_middle(framed, self.tokenizer, (0.0, 0.999999))
     self.assertEqual((tokens == self.tokenizer.fim_ids[1]).sum(), 1)
 

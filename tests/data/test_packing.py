@@ -156,12 +156,5 @@ class CorruptTest(parameterized.TestCase):
       next(_rows([bad] * 1001, 4))
 
 
-class FrameTest(absltest.TestCase):
-  def test_frame_puts_one_token_on_each_side(self):
-    framed = packing.frame(np.array([7, 8], np.int32), 0, 1)
-    np.testing.assert_array_equal(framed, [0, 7, 8, 1])
-    self.assertEqual(framed.dtype, np.int32)
-
-
 if __name__ == '__main__':
   absltest.main()

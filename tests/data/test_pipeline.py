@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from seekax import config as config_lib
-from seekax.data import packing, pipeline, sources
+from seekax.data import pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
-from seekax.data.documents import InMemory, Pieces
+from seekax.data.documents import frame, InMemory, Pieces
 
 _CONFIG = config_lib.DataConfig(sequence_length=7, batch_size=8, num_shards=4)
 _BOS, _EOS = 0, 1
@@ -24,7 +24,7 @@ def _documents(num_documents: int = 30, longest: int = 40) -> list[np.ndarray]:
   ends = 2 + np.cumsum(rng.integers(1, longest, num_documents))
   starts = [2, *ends[:-1]]
   return [
-    packing.frame(np.arange(start, end), _BOS, _EOS)
+    frame(np.arange(start, end), _BOS, _EOS)
     for start, end in zip(starts, ends, strict=True)
   ]
 
@@ -194,12 +194,12 @@ class OrderTest(parameterized.TestCase):
 
   def test_one_document_and_one_shard_work(self):
     config = _config(num_shards=1, batch_size=1)
-    document = packing.frame(np.arange(2, 8), _BOS, _EOS)
+    document = frame(np.arange(2, 8), _BOS, _EOS)
     batches = _take(pipeline.batches([document], config), 3)
     np.testing.assert_array_equal(_tokens(batches), np.tile(document, 3))
 
   def test_too_little_text_is_an_error_with_both_numbers(self):
-    documents = [packing.frame(np.arange(2, 63), _BOS, _EOS)]
+    documents = [frame(np.arange(2, 63), _BOS, _EOS)]
     with self.assertRaisesRegex(
       sources.DataError, 'has 63 tokens, one batch takes 64 .*; lower'
     ):

@@ -1,5 +1,7 @@
 """Laws of punctuation: merged tokens come apart, the text stays."""
 
+import json
+
 from absl.testing import absltest
 import numpy as np
 
@@ -43,6 +45,21 @@ class PunctuationTest(absltest.TestCase):
     self.assertEqual(self.tokenizer.decode(tokens), _TEXT)
     none = self.splitter.split(self.tokens, np.zeros(count, bool))
     np.testing.assert_array_equal(none, self.tokens)
+
+  def test_half_a_character_is_left_alone(self):
+    # Of two bytes: the second half of é, and the line end after it.
+    definition = json.loads(self.tokenizer.to_json())
+    model = definition['model']
+    new_id = max(model['vocab'].values()) + 1
+    model['vocab']['\u00a9\u010a'] = new_id
+    model['merges'].append(['\u00a9', '\u010a'])
+    tokenizer = tokenizer_lib.Tokenizer(json.dumps(definition))
+    self.assertEqual(tokenizer.decode([new_id]), '\ufffd\n')
+    splitter = PunctuationSplitter(tokenizer)
+    self.assertEqual(splitter.count(np.array([new_id])), 0)
+    self.assertEqual(
+      splitter.count(self.tokens), self.splitter.count(self.tokens)
+    )
 
   def test_control_tokens_are_never_merged(self):
     framed = np.array([0, 1], np.int32)

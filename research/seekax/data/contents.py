@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from seekax.config import DataConfig
-from seekax.data import packing, sources, split
-from seekax.data.documents import Chosen, Documents, InMemory, Joined
+from seekax.data import sources, split
+from seekax.data.documents import Chosen, Documents, frame, InMemory, Joined
 from seekax.data.formats import DataError, Document
 from seekax.data.shards import CorruptRecordError, TokenFolder
 from seekax.data.tokenizer import Tokenizer
@@ -178,6 +178,6 @@ def tokenize(
   """Returns each document as int32 [bos, tokens..., eos]."""
   texts = [document.text for document in documents]
   return [
-    packing.frame(tokens, tokenizer.bos_id, tokenizer.eos_id)
+    frame(tokens, tokenizer.bos_id, tokenizer.eos_id)
     for tokens in tokenizer.encode_many(texts)
   ]

@@ -6,6 +6,11 @@ from typing import Protocol
 import numpy as np
 
 
+def frame(tokens: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+  """Returns int32 [bos, tokens..., eos]."""
+  return np.concatenate(([bos_id], tokens, [eos_id])).astype(np.int32)
+
+
 class Documents(Protocol):
   """Framed documents.
 

@@ -1,6 +1,6 @@
 """The endless order of one logical shard's documents, by position."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import hashlib
 import sys
 
@@ -8,7 +8,6 @@ import grain
 import numpy as np
 
 from seekax import config as config_lib
-from seekax.data.augmentation import Augmentation
 from seekax.data.documents import Pieces
 from seekax.data.mixing import document_rates, Turns
 from seekax.data.packing import Piece
@@ -27,7 +26,7 @@ class ShardOrder:
     pieces: Sequence[Pieces],
     weights: Sequence[float],
     config: config_lib.DataConfig,
-    augment: Augmentation,
+    augment: Callable[..., np.ndarray],
     shard: int,
   ):
     """Takes what `pipeline.shard_rows` takes."""

@@ -46,11 +46,6 @@ class Row:
   pieces: tuple[tuple[int, int], ...] = ()
 
 
-def frame(tokens: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
-  """Returns int32 [bos, tokens..., eos]."""
-  return np.concatenate(([bos_id], tokens, [eos_id])).astype(np.int32)
-
-
 class PackedIterDataset(grain.IterDataset):
   """Concatenates the parent's `Piece`s and cuts them into `Row`s.
 

@@ -6,7 +6,7 @@ from shard r mod S, and no shard knows of the others. A process reads the shards
 that it owns and no other; shard s belongs to process s mod P.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import operator
@@ -20,7 +20,6 @@ import numpy as np
 from seekax import config as config_lib
 from seekax.data import packing, sources
 from seekax.data import tokenizer as tokenizer_lib
-from seekax.data.augmentation import Augmentation
 from seekax.data.documents import Documents, InMemory, Pieces
 from seekax.data.order import ShardOrder
 
@@ -244,7 +243,7 @@ def batches(
 def mixed_batches(
   ingredients: Sequence[Ingredient],
   config: config_lib.DataConfig,
-  augment: Augmentation,
+  augment: Callable[..., np.ndarray],
   process: int = 0,
   num_processes: int = 1,
 ) -> BatchIterator:
@@ -253,7 +252,7 @@ def mixed_batches(
   Args:
     ingredients: the sources.
     config: the `data` group; the same in all processes.
-    augment: what is done to a document before packing.
+    augment: what is done to a document before packing, as `Augmentation`.
     process: the number of this one.
     num_processes: of the run; a divisor of data.num_shards.
 
@@ -298,7 +297,7 @@ def shard_rows(
   pieces: Sequence[Pieces],
   weights: Sequence[float],
   config: config_lib.DataConfig,
-  augment: Augmentation,
+  augment: Callable[..., np.ndarray],
   shard: int,
 ) -> grain.IterDataset:
   """The endless rows of one logical shard, [sequence_length + 1] tokens each.

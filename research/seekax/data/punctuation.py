@@ -10,7 +10,7 @@ import numpy as np
 
 from seekax.data.tokenizer import Tokenizer
 
-_MERGED = re.compile(r'([ \t]*[^\s\w]+)([\r\n]+)')
+_MERGED = re.compile(r'([ \t]*[^\s\w\ufffd]+)([\r\n]+)')
 
 
 class PunctuationSplitter:
@@ -20,6 +20,7 @@ class PunctuationSplitter:
     """Looks through the vocabulary for tokens that are merged."""
     self._parts = {}
     for token_id in range(tokenizer.vocab_size):
+      # U+FFFD would be the half of a character, which its text doesn't tell.
       match = _MERGED.fullmatch(tokenizer.decode([token_id]))
       if match:
         parts = np.concatenate(tokenizer.encode_many(match.groups()))

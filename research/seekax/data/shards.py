@@ -19,8 +19,9 @@ from typing import Any
 from array_record.python import array_record_module
 import numpy as np
 
-from seekax.data import packing, split
+from seekax.data import split
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.documents import frame
 from seekax.data.formats import DataError, Document
 from seekax.data.sources import TOKENS_MANIFEST
 from seekax.data.tokenizer import Tokenizer
@@ -93,7 +94,7 @@ def write_shard(
   )
   dtype = dtype_for(tokenizer.vocab_size)
   for number, ids in enumerate(tokenizer.encode_many(texts)):
-    tokens = packing.frame(ids, tokenizer.bos_id, tokenizer.eos_id)
+    tokens = frame(ids, tokenizer.bos_id, tokenizer.eos_id)
     writer.write(tokens.astype(dtype).tobytes())
     text = texts[number]
     index[number] = len(tokens), len(text.encode()), split.key(text)
