@@ -164,6 +164,21 @@ class FaultTest(FolderTestCase):
     with self.assertRaisesRegex(DataError, 'manifest.json lacks bos'):
       self.open()
 
+  def test_a_hostile_manifest_is_refused(self):
+    (entry, *rest) = shards.read_manifest(self.folder)['shards']
+    for changes, words in (
+      ({'dtype': 'O'}, 'the dtype is none of <u2, <i4'),
+      ({'shards': [{**entry, 'name': '../part-0'}, *rest]}, 'is no name'),
+      ({'shards': [{**entry, 'more': 1}, *rest]}, 'lists no shards as known'),
+      ({'shards': [3]}, 'lists no shards as known'),
+    ):
+      path = self.folder / 'manifest.json'
+      before = path.read_text()
+      self.edit_manifest(**changes)
+      with self.assertRaisesRegex(DataError, words):
+        self.open()
+      path.write_text(before)
+
   def test_ids_out_of_range_are_corrupt(self):
     folder = self.open()
     folder.tokenizer.vocab_size = 5

@@ -78,7 +78,7 @@ def tokenize(
   tokenizer = _load_tokenizer(tokenizer_path)
   folder = pathlib.Path(target)
   plan = {
-    'source': source,
+    'source': [os.path.basename(os.path.abspath(p)) for p in parsed.paths],
     'source_sha256': fingerprint(parsed),
     'tokenizer_sha256': shards_lib.sha256_of(tokenizer),
     'bos': tokenizer.bos,

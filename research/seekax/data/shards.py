@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import threading
 from typing import Any
 
@@ -33,6 +34,7 @@ _WRITER_OPTIONS = 'group_size:1,uncompressed'
 _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER_BYTES = 32 << 10
 _MAX_OPEN_SHARDS = 256
+_DTYPES = ('<u2', '<i4')
 _INDEX = np.dtype([('tokens', '<u4'), ('bytes', '<u4'), ('key', '<u8')])
 
 
@@ -69,7 +71,7 @@ class Shard:
 
 def dtype_for(vocab_size: int) -> str:
   """The smallest of the two dtypes that holds every id."""
-  return '<u2' if vocab_size <= 1 << 16 else '<i4'
+  return _DTYPES[vocab_size > 1 << 16]
 
 
 def write_shard(
@@ -164,7 +166,21 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   for key in ('bos', 'eos', 'tokenizer_sha256', 'dtype', 'shards'):
     if not manifest.get(key):
       raise DataError(f'{path} lacks {key}; tokenize again')
+  if manifest['dtype'] not in _DTYPES:
+    raise DataError(f'{path}: the dtype is none of {", ".join(_DTYPES)}')
   return manifest
+
+
+def _read_shards(manifest: dict[str, Any], path: pathlib.Path) -> list[Shard]:
+  """The shards of a manifest, none of which lies outside its folder."""
+  try:
+    shards = [Shard(**entry) for entry in manifest['shards']]
+  except TypeError as error:
+    raise DataError(f'{path} lists no shards as known ({error})') from error
+  for shard in shards:
+    if not re.fullmatch(r'[A-Za-z0-9_-]+', shard.name):
+      raise DataError(f'{path}: {shard.name!r} is no name of a shard')
+  return shards
 
 
 class TokenFolder:
@@ -196,7 +212,7 @@ class TokenFolder:
     self.sha256 = file_sha256(self.path / TOKENS_MANIFEST)
     self.tokenizer = self._read_tokenizer(manifest)
     self._dtype = np.dtype(manifest['dtype'])
-    self._shards = [Shard(**entry) for entry in manifest['shards']]
+    self._shards = _read_shards(manifest, self.path / TOKENS_MANIFEST)
     index = np.concatenate([self._read_index(shard) for shard in self._shards])
     self.lengths = index['tokens'].astype(np.int64)
     self.num_bytes = index['bytes'].astype(np.int64)

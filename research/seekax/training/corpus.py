@@ -120,7 +120,12 @@ def _find_tokenizer(
       train_texts, config.model.vocab_size, controls
     )
   for folder in folders:
-    if folder.tokenizer.to_json() != tokenizer.to_json():
+    theirs = folder.tokenizer
+    if (theirs.to_json(), theirs.bos, theirs.eos) != (
+      tokenizer.to_json(),
+      tokenizer.bos,
+      tokenizer.eos,
+    ):
       raise sources.DataError(
         f'{folder.path} was written with another tokenizer than the run has '
         '(of its weights, data.tokenizer, or another folder); tokenize the '
