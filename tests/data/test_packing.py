@@ -147,6 +147,18 @@ class CorruptTest(parameterized.TestCase):
     self.assertEqual([row.tokens_R.tolist() for row in fresh], expected)
     self.assertEqual(fresh.get_state()['skipped'], 4)
 
+  def test_a_piece_that_turned_corrupt_meanwhile_is_passed_over(self):
+    one, two = _documents((9, 8))
+    iterator = _rows([one, two], 4)
+    next(iterator)
+    state = iterator.get_state()
+    self.assertEqual(state['offset'], 4)
+    bad = packing.Piece(np.zeros(0, np.int32), corrupt='record 0')
+    other = _rows([bad, two], 4)
+    with self.assertLogs(packing.__name__, 'WARNING'):
+      other.set_state(state)
+    self.assertEqual(next(other).tokens_R.tolist(), [9, 10, 11, 12])
+
   def test_nothing_but_corrupt_pieces_is_an_error_not_a_loop(self):
     bad = packing.Piece(np.zeros(0, np.int32), corrupt='record 5')
     with (

@@ -117,5 +117,7 @@ class _PackedIterator(grain.DatasetIterator):
     self._parent.set_state(state['before_document'])
     self._skipped = state['skipped']
     self._read_piece()
-    # Before the first document there is none whose offset could be 0.
-    self._offset = state['offset']
+    # Before the first document there is none whose offset could be 0. One that
+    # can't be read any more is passed over with what was left of it.
+    if self._skipped == state['skipped']:
+      self._offset = state['offset']
