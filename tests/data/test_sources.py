@@ -1,6 +1,6 @@
 """Laws of the sources: names, order, the split, and every bad input."""
 
-import json
+import contextlib
 import os
 import pathlib
 import sysconfig
@@ -167,61 +167,59 @@ class BadSourceTest(SourcesTestCase):
     self.assertNotIn('\n', str(caught.exception))
 
 
-class SplitTest(SourcesTestCase):
-  documents = tuple(sources.Document(f'{n}.txt', str(n)) for n in range(200))
+class ParseTest(SourcesTestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(contextlib.chdir(self.folder))
+    self.write('code.jsonl', '{"text": "c"}')
+    self.write('books/a.txt', 'a')
+    self.write('more/books/a.txt', 'b')
 
-  def test_split_keeps_every_document_once(self):
-    train, heldout = sources.split(self.documents, 0.1)
-    self.assertCountEqual(train + heldout, self.documents)
-    self.assertBetween(len(heldout), 8, 32)
+  def test_weights_are_shares(self):
+    code, books = sources.parse('7*code.jsonl, 3e0*books/')
+    self.assertEqual((code.paths, books.paths), (('code.jsonl',), ('books/',)))
+    self.assertAlmostEqual(code.weight, 0.7)
+    self.assertAlmostEqual(books.weight, 0.3)
+    self.assertEqual(sources.read_text(books)[0].name, 'books/a.txt')
+    self.assertEqual(sources.read_text(code)[0].name, 'code.jsonl:1')
 
-  def test_split_depends_on_the_name_alone(self):
-    _, heldout = sources.split(self.documents, 0.1)
-    other_texts = [sources.Document(d.name, 'x') for d in self.documents[::-2]]
-    _, fewer = sources.split(other_texts, 0.1)
-    self.assertContainsSubset(
-      {document.name for document in fewer},
-      {document.name for document in heldout},
+  def test_without_weights_they_are_one_source(self):
+    documents = sources.read_documents('books,code.jsonl')
+    self.assertEqual(
+      documents,
+      [
+        sources.Document('books/a.txt', 'a'),
+        sources.Document('code.jsonl:1', 'c'),
+      ],
     )
 
-  def test_larger_fraction_holds_out_more(self):
-    _, few = sources.split(self.documents, 0.05)
-    _, many = sources.split(self.documents, 0.2)
-    self.assertContainsSubset(few, many)
+  def test_a_path_that_looks_like_a_mixture_is_a_path(self):
+    self.write('0.5*a,b', 'text')
+    self.assertLen(sources.parse('0.5*a,b'), 1)
+    self.assertEqual(sources.read_documents('0.5*a,b')[0].name, '0.5*a,b')
 
-  def test_file_name_that_is_not_utf8_can_be_split(self):
-    sources.split([*self.documents, sources.Document('\udcff', 'x')], 0.1)
+  @parameterized.parameters(
+    ('0.7*code.jsonl,books', 'to some and not to all'),
+    ('0.7*code.jsonl,0.3*nowhere', "'nowhere' does not exist"),
+    ('code.jsonl,', "'' does not exist"),
+    ('0*code.jsonl,1*books', "the weight '0' is not above 0"),
+    ('1.2.3*code.jsonl', "the weight '1.2.3' is not above 0"),
+    ('1e999*code.jsonl', "the weight '1e999' is not above 0"),
+    ('0.5*books,0.5*more/books', "two of the name 'books'"),
+    ('-1*books', r"'-1\*books' does not exist"),
+  )
+  def test_what_can_not_be_read_is_refused(self, text, message):
+    with self.assertRaisesRegex(sources.DataError, message):
+      sources.parse(text)
 
-  @parameterized.parameters(('none', 1e-9), ('all', 1 - 1e-9))
-  def test_empty_side_is_an_error_whose_fix_works(self, bound, fraction):
-    with self.assertRaisesRegex(
-      sources.DataError, f'holds out {bound}.* 200 documents'
-    ) as caught:
-      sources.split(self.documents, fraction)
-    fix = float(str(caught.exception).split(' it to ')[1].split()[0])
-    train, heldout = sources.split(self.documents, fix)
-    self.assertNotEmpty(train)
-    self.assertNotEmpty(heldout)
+  def test_a_mixture_is_no_single_source(self):
+    with self.assertRaisesRegex(sources.DataError, 'not a single source'):
+      sources.read_documents('0.5*code.jsonl,0.5*books')
 
-  @parameterized.parameters((100, 0.04, 4), (3, 0.04, 1), (2, 0.5, 1))
-  def test_single_document_loses_its_last_lines(self, lines, fraction, held):
-    text = ''.join(f'{n}\n' for n in range(lines))
-    document = sources.Document('book', text)
-    (train,), (heldout,) = sources.split([document], fraction)
-    self.assertEqual(train.text + heldout.text, text)
-    self.assertLen(heldout.text.splitlines(), held)
-    self.assertNotEqual(train.name, heldout.name)
-
-  @parameterized.parameters(('one line', 0.04), ('two\nlines', 0.9))
-  def test_single_document_without_enough_lines_is_an_error(self, text, share):
-    with self.assertRaisesRegex(sources.DataError, 'book is the only document'):
-      sources.split([sources.Document('book', text)], share)
-
-  def test_jsonl_documents_can_be_split(self):
-    lines = [json.dumps({'text': str(n)}) for n in range(50)]
-    path = self.write('a.jsonl', '\n'.join(lines))
-    train, heldout = sources.split(sources.read_documents(path), 0.2)
-    self.assertLen(train + heldout, 50)
+  def test_a_folder_is_streamed_in_the_order_of_names(self):
+    self.write('books/b.jsonl', '{"text": "1"}\n' * 11)
+    names = [d.name for d in sources.stream(sources.parse('books')[0])]
+    self.assertEqual(names, ['a.txt', *(f'b.jsonl:{n}' for n in range(1, 12))])
 
 
 if __name__ == '__main__':

@@ -31,8 +31,17 @@ class Numbers:
     self.made.release()
     return self.read
 
+  def take(self, size: int) -> tuple[int, int]:
+    return next(self), size
+
   def get_state(self):
     return {'read': self.read}
+
+  def records(self):
+    return f'records of {self.read}'
+
+  def skipped(self):
+    return 10 * self.read
 
 
 def own_threads() -> list[str]:
@@ -114,6 +123,79 @@ class PrefetcherTest(absltest.TestCase):
     prefetcher = self.prefetcher(second)
     for batch in expected[5:]:
       np.testing.assert_array_equal(next(prefetcher).tokens_BL, batch)
+
+  def test_records_and_skipped_are_those_of_the_last_batch_handed_out(self):
+    source = Numbers()
+    prefetcher = self.prefetcher(source)
+    for read in range(4):
+      source.made.acquire(timeout=10)
+      self.assertEqual(prefetcher.records(), f'records of {read}')
+      self.assertEqual(prefetcher.skipped(), 10 * read)
+      next(prefetcher)
+
+  def test_sizes_are_those_of_the_coming_batches(self):
+    prefetcher = Prefetcher(Numbers(), lambda batch: batch, 3, sizes=[4, 2, 9])
+    self.assertEqual(list(prefetcher), [(1, 4), (2, 2), (3, 9)])
+    prefetcher.close()
+
+  def test_waiting_is_measured_and_reading_ahead_is_not(self):
+    source = Numbers(waits_at=2)
+    prefetcher = self.prefetcher(source, 3)
+    source.made.acquire(timeout=10)
+    next(prefetcher)
+    before = prefetcher.waited()
+    threading.Timer(0.2, source.go_on.set).start()
+    next(prefetcher)
+    self.assertBetween(prefetcher.waited() - before, 0.1, 5)
+    source.made.acquire(timeout=10)
+    source.made.acquire(timeout=10)
+    after = prefetcher.waited()
+    next(prefetcher)
+    self.assertLess(prefetcher.waited() - after, 0.1)
+
+
+class RampTest(absltest.TestCase):
+  config = DataConfig(sequence_length=16, batch_size=4, num_shards=2)
+  sizes, parts = (1, 1, 2, 4, 4, 6), (1, 1, 2, 4, 4, 6)
+
+  def start(self) -> pipeline.BatchIterator:
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(3, 99, 40, np.int32) for _ in range(50)]
+    return pipeline.batches(documents, self.config)
+
+  def ramp(self, source, start: int) -> Prefetcher:
+    prefetcher = Prefetcher(
+      source,
+      lambda batch: batch,
+      len(self.sizes) - start,
+      sizes=self.sizes[start:],
+      parts=self.parts[start:],
+    )
+    self.addCleanup(prefetcher.close)
+    return prefetcher
+
+  def test_a_batch_comes_in_micro_batches_of_fixed_rows(self):
+    whole = self.start()
+    prefetcher = self.ramp(self.start(), 0)
+    for size, parts in zip(self.sizes, self.parts, strict=True):
+      expected, made = whole.take(size), next(prefetcher)
+      self.assertLen(made, parts)
+      for part, micro in enumerate(made):
+        self.assertLen(micro.tokens_BL, 2)
+        np.testing.assert_array_equal(
+          micro.tokens_BL, expected.tokens_BL[part::parts]
+        )
+
+  def test_going_on_in_the_middle_of_the_ramp_misses_nothing(self):
+    unbroken = list(self.ramp(self.start(), 0))
+    first = self.ramp(self.start(), 0)
+    for _ in range(3):
+      next(first)
+    source = self.start()
+    source.set_state(first.get_state())
+    for made, expected in zip(self.ramp(source, 3), unbroken[3:], strict=True):
+      for one, other in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(one.tokens_BL, other.tokens_BL)
 
 
 class LoopTest(absltest.TestCase):

@@ -1,11 +1,34 @@
 """Packing: documents end to end, cut into rows, nothing lost or padded."""
 
-from collections.abc import Sequence
 import dataclasses
+import logging
 from typing import Any
 
 import grain
 import numpy as np
+
+from seekax.data.formats import DataError
+
+_logger = logging.getLogger(__name__)
+# With nothing else between them, these many are no accident any more.
+_MAX_CORRUPT_IN_A_ROW = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A document, or a part of one.
+
+  Attributes:
+    tokens: int32, any number.
+    source: number of its source.
+    number: of the piece, in its source.
+    corrupt: why it can't be read, '' if it can.
+  """
+
+  tokens: np.ndarray
+  source: int = 0
+  number: int = 0
+  corrupt: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,38 +38,19 @@ class Row:
   Attributes:
     tokens_R: the tokens.
     segments_R: number of each token's document inside the row, from 1.
+    pieces: (source, number) of each of its pieces.
   """
 
   tokens_R: np.ndarray
   segments_R: np.ndarray
-
-
-def frame(tokens: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
-  """Returns int32 [bos, tokens..., eos]."""
-  return np.concatenate(([bos_id], tokens, [eos_id])).astype(np.int32)
-
-
-def cut_to_share(
-  documents: Sequence[np.ndarray], num_shards: int
-) -> list[np.ndarray]:
-  """Cuts documents evenly so that none has over 1/num_shards of all tokens.
-
-  A shard that read a longer document would repeat the others meanwhile. The
-  rule also makes at least one piece per shard, however few the documents, if
-  they have at least num_shards tokens. Order and tokens stay as they are.
-  """
-  share = max(sum(map(len, documents)) // num_shards, 1)
-  return [
-    piece
-    for document in documents
-    for piece in np.array_split(document, max(-(-len(document) // share), 1))
-  ]
+  pieces: tuple[tuple[int, int], ...] = ()
 
 
 class PackedIterDataset(grain.IterDataset):
-  """Concatenates the parent's arrays and cuts them into `Row`s.
+  """Concatenates the parent's `Piece`s and cuts them into `Row`s.
 
-  The last, incomplete row of a finite parent is dropped.
+  The last, incomplete row of a finite parent is dropped. Corrupt pieces are
+  passed over, named in the log and counted.
 
   `grain.experimental.ConcatThenSplitIterDataset` packs the same rows, but its
   state loses tokens on a way through JSON (grain 0.2.18: a pair becomes a list
@@ -62,38 +66,58 @@ class PackedIterDataset(grain.IterDataset):
 
 
 class _PackedIterator(grain.DatasetIterator):
-  """State: where the parent was before the current document, and the offset."""
+  """State: where the parent was before the current piece, and the offset."""
 
   def __init__(self, parent: grain.DatasetIterator, row_length: int):
     super().__init__(parent)
     self._row_length = row_length
     self._before_document = parent.get_state()
-    self._document = np.zeros(0, np.int32)
+    self._piece = Piece(np.zeros(0, np.int32))
     self._offset = 0
+    self._skipped = 0
 
   def __next__(self) -> Row:
     tokens_R = np.empty(self._row_length, np.int32)
     segments_R = np.empty(self._row_length, np.int32)
-    filled, segment = 0, 1
+    filled, segment, pieces = 0, 1, []
     while filled < self._row_length:
-      if self._offset >= len(self._document):
-        self._before_document = self._parent.get_state()
-        self._document = next(self._parent)
-        self._offset = 0
+      if self._offset >= len(self._piece.tokens):
+        self._read_piece()
         segment += filled > 0
-      part = self._document[self._offset :][: self._row_length - filled]
+      part = self._piece.tokens[self._offset :][: self._row_length - filled]
       tokens_R[filled : filled + len(part)] = part
       segments_R[filled : filled + len(part)] = segment
       filled += len(part)
       self._offset += len(part)
-    return Row(tokens_R, segments_R)
+      if len(part):
+        pieces.append((self._piece.source, self._piece.number))
+    return Row(tokens_R, segments_R, tuple(pieces))
+
+  def _read_piece(self) -> None:
+    for _ in range(_MAX_CORRUPT_IN_A_ROW):
+      self._before_document = self._parent.get_state()
+      self._piece, self._offset = next(self._parent), 0
+      if not self._piece.corrupt:
+        return
+      self._skipped += 1
+      _logger.warning('skipped: %s', self._piece.corrupt)
+    raise DataError(
+      f'{_MAX_CORRUPT_IN_A_ROW} corrupt records in a row, the last: '
+      f'{self._piece.corrupt}'
+    )
 
   def get_state(self) -> dict[str, Any]:
-    return {'before_document': self._before_document, 'offset': self._offset}
+    return {
+      'before_document': self._before_document,
+      'offset': self._offset,
+      'skipped': self._skipped,
+    }
 
   def set_state(self, state: dict[str, Any]) -> None:
     self._parent.set_state(state['before_document'])
-    self._before_document = state['before_document']
-    self._offset = state['offset']
-    # Before the first document there is none whose offset could be 0.
-    self._document = next(self._parent)
+    self._skipped = state['skipped']
+    self._read_piece()
+    # Before the first document there is none whose offset could be 0. One that
+    # can't be read any more is passed over with what was left of it.
+    if self._skipped == state['skipped']:
+      self._offset = state['offset']

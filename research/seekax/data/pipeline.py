@@ -2,24 +2,31 @@
 
 The order of the data belongs to the run, not to the machines that read it. It
 is defined over `data.num_shards` logical shards: row r of a global batch comes
-from shard r mod S, and no shard knows of the others.
+from shard r mod S, and no shard knows of the others. A process reads the shards
+that it owns and no other; shard s belongs to process s mod P.
 """
 
-from collections.abc import Sequence
-import hashlib
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import json
+import operator
 from typing import Any
 
 from flax import struct
 import grain
+import jax
 import numpy as np
 
 from seekax import config as config_lib
 from seekax.data import packing, sources
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.documents import Documents, InMemory, Pieces
+from seekax.data.order import ShardOrder
 
 # Raise it with every change to the order or the content of the batches.
 _FORMAT_VERSION = 1
+# Of what `get_state` returns.
+_STATE_VERSION = 2
 
 
 @struct.dataclass
@@ -43,6 +50,35 @@ class Batch:
   target_segments_BL: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Ingredient:
+  """One source of a mixture.
+
+  Attributes:
+    weight: its share of the tokens; all weights together are 1.
+    documents: framed with bos and eos. One that is longer than a shard's share
+      is cut.
+  """
+
+  weight: float
+  documents: Documents
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Which documents the rows of a batch are made of; cheap until asked."""
+
+  rows: Sequence[Sequence[tuple[int, int]]]
+  sources: Sequence[Pieces]
+
+  def names(self) -> list[list[str]]:
+    """The names of each row's documents, in their order in the row."""
+    return [
+      [self.sources[source].name(number) for source, number in row]
+      for row in self.rows
+    ]
+
+
 class BatchIterator:
   """Endless batches, with a position that can be saved as JSON.
 
@@ -52,36 +88,65 @@ class BatchIterator:
 
   def __init__(
     self,
-    shards: Sequence[grain.DatasetIterator],
-    rows_per_shard: int,
-    isolate_documents: bool,
+    shards: Mapping[int, grain.DatasetIterator],
+    pieces: Sequence[Pieces],
+    config: config_lib.DataConfig,
   ):
-    self._shards = shards
-    self._rows_per_shard = rows_per_shard
-    self._isolate_documents = isolate_documents
+    """Takes the rows of some logical shards.
+
+    Args:
+      shards: the iterators of this process's shards, by number.
+      pieces: of each source.
+      config: the `data` group.
+    """
+    self._shards = dict(sorted(shards.items()))
+    self._pieces = pieces
+    self._config = config
+    self._records = Records((), pieces)
 
   def __iter__(self) -> 'BatchIterator':
     return self
 
   def __next__(self) -> Batch:
+    return self.take(self._config.batch_size // self._config.num_shards)
+
+  def take(self, rows_per_shard: int) -> Batch:
+    """Returns the next batch, of any number of rows from each shard."""
     rows = [
-      next(shard) for _ in range(self._rows_per_shard) for shard in self._shards
+      next(shard)
+      for _ in range(rows_per_shard)
+      for shard in self._shards.values()
     ]
+    self._records = Records([row.pieces for row in rows], self._pieces)
     tokens = np.stack([row.tokens_R for row in rows])
     segments = np.stack([row.segments_R for row in rows])
     return Batch(
       tokens_BL=tokens[:, :-1],
       targets_BL=tokens[:, 1:],
-      positions_BL=_positions(segments[:, :-1], self._isolate_documents),
+      positions_BL=_positions(segments[:, :-1], self._config.isolate_documents),
       segments_BL=segments[:, :-1],
       target_segments_BL=segments[:, 1:],
     )
 
+  def records(self) -> Records:
+    """What the last batch was made of."""
+    return self._records
+
+  def skipped(self) -> int:
+    """Corrupt records that these shards passed over, since the run began."""
+    return sum(shard.get_state()['skipped'] for shard in self._shards.values())
+
   def get_state(self) -> dict[str, Any]:
-    """Returns the position after the batches so far; JSON can hold it."""
+    """Returns the position after the batches so far; JSON can hold it.
+
+    It covers the shards of this process; `merge_states` makes one of several.
+    """
     return {
-      'version': _FORMAT_VERSION,
-      'shards': [shard.get_state() for shard in self._shards],
+      'version': _STATE_VERSION,
+      'num_shards': self._config.num_shards,
+      'shards': {
+        str(number): shard.get_state() for number, shard in self._shards.items()
+      },
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
@@ -89,45 +154,122 @@ class BatchIterator:
 
     Whether the data is the same is what `fingerprint` is for.
 
+    Args:
+      state: of this process, or of all, whatever their number was.
+
     Raises:
-      DataError: the position is of another format or number of shards.
+      DataError: the position is of another format or number of shards, or
+        lacks a shard of this process.
     """
-    version, shards = state.get('version'), state.get('shards', ())
-    if version != _FORMAT_VERSION or len(shards) != len(self._shards):
+    state = _upgraded(state)
+    version, num_shards = state.get('version'), state.get('num_shards', 0)
+    if version != _STATE_VERSION or num_shards != self._config.num_shards:
       raise sources.DataError(
-        f'the saved data position has format {version} and {len(shards)} '
-        f'shards, this run has format {_FORMAT_VERSION} and '
-        f'{len(self._shards)}; set data.num_shards as it was'
+        f'the saved data position has format {version} and {num_shards} '
+        f'shards, this run has format {_STATE_VERSION} and '
+        f'{self._config.num_shards}; set data.num_shards as it was'
       )
-    for shard, shard_state in zip(self._shards, shards, strict=True):
-      shard.set_state(shard_state)
+    missing = [n for n in self._shards if str(n) not in state['shards']]
+    if missing:
+      raise sources.DataError(
+        f'the saved data position lacks shard {missing[0]} of {num_shards}; '
+        'merge the positions of all processes'
+      )
+    for number, shard in self._shards.items():
+      shard.set_state(state['shards'][str(number)])
 
 
-def tokenize(
-  documents: Sequence[sources.Document], tokenizer: tokenizer_lib.Tokenizer
-) -> list[np.ndarray]:
-  """Returns each document as int32 [bos, tokens..., eos]."""
-  texts = [document.text for document in documents]
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+  """A position of format 1 in the present one: it had all shards, in a list."""
+  if state.get('version') != 1:
+    return state
+  shards = {
+    str(n): {**shard, 'skipped': 0} for n, shard in enumerate(state['shards'])
+  }
+  return {
+    'version': _STATE_VERSION,
+    'num_shards': len(shards),
+    'shards': shards,
+  }
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Makes the position of a run of those of its processes.
+
+  Raises:
+    DataError: they are of different runs, or two have the same shard.
+  """
+  shards = {}
+  for state in states:
+    same_run = all(state[k] == states[0][k] for k in ('version', 'num_shards'))
+    if not same_run or shards.keys() & state['shards'].keys():
+      raise sources.DataError(
+        'the data positions are not those of the processes of one run; take '
+        'one of each process'
+      )
+    shards |= state['shards']
+  return {**states[0], 'shards': dict(sorted(shards.items(), key=_number))}
+
+
+def _number(entry: tuple[str, Any]) -> int:
+  return int(entry[0])
+
+
+def micro_batches(batch: Batch, parts: int) -> list[Batch]:
+  """Every parts-th row, so that a part has its share of every data shard."""
   return [
-    packing.frame(tokens, tokenizer.bos_id, tokenizer.eos_id)
-    for tokens in tokenizer.encode_many(texts)
+    jax.tree.map(operator.itemgetter(slice(part, None, parts)), batch)
+    for part in range(parts)
   ]
 
 
 def batches(
   documents_tokens: Sequence[np.ndarray], config: config_lib.DataConfig
 ) -> BatchIterator:
-  """Builds the endless stream of training batches.
+  """Builds the endless stream of training batches from one source, unchanged.
 
   Args:
-    documents_tokens: int32 documents with their BOS and EOS, as `tokenize`
-      returns them. One that is longer than a shard's share is cut.
+    documents_tokens: int32 documents with their BOS and EOS, as
+      `contents.tokenize` returns them.
     config: the `data` group.
 
   Raises:
     DataError: all documents together don't fill one batch.
   """
-  num_tokens = sum(map(len, documents_tokens))
+  ingredients = [Ingredient(1.0, InMemory(documents_tokens))]
+  return mixed_batches(ingredients, config, lambda tokens, *_: tokens)
+
+
+def mixed_batches(
+  ingredients: Sequence[Ingredient],
+  config: config_lib.DataConfig,
+  augment: Callable[..., np.ndarray],
+  process: int = 0,
+  num_processes: int = 1,
+) -> BatchIterator:
+  """Builds the endless stream of a process's part of the training batches.
+
+  Args:
+    ingredients: the sources.
+    config: the `data` group; the same in all processes.
+    augment: what is done to a document before packing, as `Augmentation`.
+    process: the number of this one.
+    num_processes: of the run; a divisor of data.num_shards.
+
+  Returns:
+    Batches whose row i·n + k is row i·S + s of the global batch, where s is the
+    k-th of this process's n shards.
+
+  Raises:
+    DataError: all documents together don't fill one batch, or there are too
+      many processes.
+  """
+  if config.num_shards % num_processes:
+    raise sources.DataError(
+      f'data.num_shards={config.num_shards} can not be shared out among '
+      f'{num_processes} processes; take a divisor'
+    )
+  num_tokens = sum(int(i.documents.lengths.sum()) for i in ingredients)
   batch_tokens = config.batch_size * (config.sequence_length + 1)
   if num_tokens < batch_tokens:
     raise sources.DataError(
@@ -136,31 +278,40 @@ def batches(
       f'(data.sequence_length={config.sequence_length} + 1)); lower one of '
       'them or give more text'
     )
-  pieces = packing.cut_to_share(documents_tokens, config.num_shards)
-  shards = [
-    iter(shard_rows(pieces, config, shard))
-    for shard in range(config.num_shards)
-  ]
-  return BatchIterator(
-    shards, config.batch_size // config.num_shards, config.isolate_documents
-  )
+  pieces = [Pieces(i.documents, config.num_shards) for i in ingredients]
+  if config.fim_rate and not any(p.any_whole() for p in pieces):
+    raise sources.DataError(
+      'data.fim_rate rearranges whole documents, but all are so long that they '
+      f'are cut for data.num_shards={config.num_shards}; lower it or give more '
+      'documents'
+    )
+  weights = [ingredient.weight for ingredient in ingredients]
+  shards = {
+    shard: iter(shard_rows(pieces, weights, config, augment, shard))
+    for shard in range(process, config.num_shards, num_processes)
+  }
+  return BatchIterator(shards, pieces, config)
 
 
 def shard_rows(
-  pieces: Sequence[np.ndarray], config: config_lib.DataConfig, shard: int
+  pieces: Sequence[Pieces],
+  weights: Sequence[float],
+  config: config_lib.DataConfig,
+  augment: Callable[..., np.ndarray],
+  shard: int,
 ) -> grain.IterDataset:
   """The endless rows of one logical shard, [sequence_length + 1] tokens each.
 
-  The shard takes documents s, s + S, s + 2S, ... of an endless global order,
-  in which each document stands once per epoch and each epoch is shuffled anew.
+  Args:
+    pieces: of each source.
+    weights: each source's share of the tokens.
+    config: the `data` group.
+    augment: what is done to a document before packing.
+    shard: the number of the shard.
   """
-  order = (
-    grain.MapDataset.source(pieces)
-    .shuffle(seed=_shuffle_seed(config.seed))
-    .repeat()
-  )
+  order = ShardOrder(pieces, weights, config, augment, shard)
   # Reading threads would put the state ahead of the rows handed out.
-  documents = order[shard :: config.num_shards].to_iter_dataset(
+  documents = grain.MapDataset.source(order).to_iter_dataset(
     grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   )
   return packing.PackedIterDataset(documents, config.sequence_length + 1)
@@ -170,10 +321,19 @@ def fingerprint(
   documents: Sequence[sources.Document],
   tokenizer: tokenizer_lib.Tokenizer,
   config: config_lib.DataConfig,
+  mixture: Sequence[Any] = (),
 ) -> str:
   """SHA-256 over all that decides the order and the content of the batches.
 
-  A saved position has a meaning only for data of the same fingerprint.
+  A saved position has a meaning only for data of the same fingerprint. What is
+  switched off isn't part of it, so that older runs keep theirs; nor is
+  data.skip_corrupt, so that a run that met a corrupt record can go on.
+
+  Args:
+    documents: the texts.
+    tokenizer: what their tokens mean.
+    config: the `data` group.
+    mixture: what else decides, as JSON: weights, folders of tokens.
   """
   decisive = {
     'version': _FORMAT_VERSION,
@@ -185,16 +345,12 @@ def fingerprint(
     'seed': config.seed,
     'isolate_documents': config.isolate_documents,
   }
+  for key in ('fim_rate', 'split_punctuation_rate'):
+    if value := getattr(config, key):
+      decisive[key] = value
+  if mixture:
+    decisive['mixture'] = list(mixture)
   return sources.sha256(json.dumps(decisive, sort_keys=True))
-
-
-def _shuffle_seed(seed: int) -> int:
-  """A 32-bit seed far from that of the next run.
-
-  grain shuffles epoch e by seed + e: run 0 would see in its second epoch what
-  run 1 sees in its first.
-  """
-  return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], 'big')
 
 
 def _positions(segments_BL: np.ndarray, isolate_documents: bool) -> np.ndarray:

@@ -1,17 +1,21 @@
-"""Documents: where the text comes from, and which part of it is held out."""
+"""Sources: what `data.source` names, and the files of text in it."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import pathlib
+import re
 import sysconfig
 
-from seekax.config import InputError
+from seekax.data import formats
+from seekax.data.formats import DataError, Document
 
+STDLIB = 'stdlib'
 STDLIB_LICENCE = 'PSF-2.0 (Python Software Foundation License)'
+# Of a folder that seekax tokenize wrote, and of one that it is writing.
+TOKENS_MANIFEST, TOKENS_PLAN = 'manifest.json', 'plan.json'
 
 # What Python leaves beside any source that was run.
 _SKIPPED = frozenset(('__pycache__',))
@@ -20,93 +24,167 @@ _STDLIB_SKIPPED = _SKIPPED.union(
   ('site-packages', 'dist-packages', 'test', 'idlelib', 'lib2to3')
   + ('pydoc_data', 'encodings')
 )
-
-
-class DataError(InputError):
-  """Data that cannot work; the message says what, where, the fix."""
+_WEIGHTED = re.compile(r'\s*([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*(.+)', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-  """A text and its name, which is unique and the same on every machine."""
+class Source:
+  """One of the sources that a mixture takes its tokens from.
 
-  name: str
-  text: str
+  Attributes:
+    weight: its share of the tokens; all weights together are 1.
+    paths: 'stdlib', files and folders.
+    prefixes: of the names of each path's documents.
+    has_weight: whether a weight was written before it.
+  """
+
+  weight: float
+  paths: tuple[str, ...]
+  prefixes: tuple[str, ...]
+  has_weight: bool = False
+
+  def __str__(self) -> str:
+    return ','.join(self.paths)
+
+
+def parse(text: str) -> list[Source]:
+  """Reads `data.source`: a path, 'a,b' (one source) or '0.7*a,0.3*b'.
+
+  Raises:
+    DataError: a path is missing, two have the same name, or a weight is none.
+  """
+  if text == STDLIB or os.path.exists(text):  # A path may have a comma.
+    return [Source(1.0, (text,), ('',))]
+  items = [item.strip() for item in text.split(',')]
+  matches = [_WEIGHTED.fullmatch(item) for item in items]
+  if any(matches) and not all(matches):
+    raise DataError(
+      f'data.source={text!r} gives a weight to some and not to all; write '
+      "'0.7*a,0.3*b' or 'a,b'"
+    )
+  paths = [
+    m[2].strip() if m else i for m, i in zip(matches, items, strict=True)
+  ]
+  for path in paths:
+    if path != STDLIB and not (path and os.path.exists(path)):
+      raise DataError(
+        f"data.source={path!r} does not exist; give 'stdlib', a text, .jsonl, "
+        '.jsonl.gz or .parquet file, a folder of these or one of tokens, or '
+        "several as 'a,b' or '0.7*a,0.3*b'"
+      )
+  prefixes = _prefixes(paths)
+  if not any(matches):
+    return [Source(1.0, tuple(paths), prefixes)]
+  weights = [_weight(match[1], text) for match in matches]
+  return [
+    Source(weight / math.fsum(weights), (path,), (prefix,), has_weight=True)
+    for weight, path, prefix in zip(weights, paths, prefixes, strict=True)
+  ]
+
+
+def _weight(word: str, text: str) -> float:
+  try:
+    weight = float(word)
+  except ValueError:
+    weight = 0.0
+  if not 0 < weight < math.inf:
+    raise DataError(f'data.source={text!r}: the weight {word!r} is not above 0')
+  return weight
+
+
+def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
+  """Each path's last name, as long as no two are the same."""
+  if len(paths) == 1:
+    return ('',)
+  names = [os.path.basename(os.path.abspath(path)) for path in paths]
+  for name in names:
+    if names.count(name) > 1:
+      raise DataError(
+        f'data.source has two of the name {name!r}, so that their documents '
+        'could not be told apart; rename one'
+      )
+  # A single file's documents are called by its name already.
+  return tuple(
+    name + '/' if path == STDLIB or os.path.isdir(path) else ''
+    for name, path in zip(names, paths, strict=True)
+  )
+
+
+def is_tokens(path: str) -> bool:
+  """Whether this is a folder of tokens, and not of text.
+
+  Raises:
+    DataError: it is one that seekax tokenize hasn't finished.
+  """
+  folder = pathlib.Path(path)
+  if not any(folder.glob('*.array_record')):
+    return False
+  whole = (folder / TOKENS_MANIFEST).is_file()
+  if not whole and (folder / TOKENS_PLAN).is_file():
+    raise DataError(
+      f'{path} is unfinished; give seekax tokenize the same command again'
+    )
+  return whole
 
 
 def read_documents(source: str) -> list[Document]:
-  """Reads a source into documents, sorted by name; empty ones are left out.
-
-  Args:
-    source: 'stdlib' (the `*.py` files of the running Python's own library), a
-      text file, a `.jsonl` file (an object with a string `text` on each line)
-      or a folder of any of these, read recursively without hidden files.
-
-  Returns:
-    At least one document. A name is the path relative to the source (for a
-    single file its name), followed in `.jsonl` files by `:line`.
+  """Reads a source of text without weights; see `parse` and `read_paths`.
 
   Raises:
-    DataError: the source is missing, unreadable, empty, not UTF-8 or not JSON.
+    DataError: see there; or the source is a mixture, or tokens.
   """
-  if source == 'stdlib':
-    documents = _read_stdlib()
-  elif not source or not os.path.exists(source):
+  parsed = parse(source)
+  if len(parsed) > 1 or any(map(is_tokens, parsed[0].paths)):
+    raise DataError(f'{source!r} is not a single source of text')
+  return read_text(parsed[0])
+
+
+def read_text(source: Source) -> list[Document]:
+  """Reads the texts of a source, sorted by name; empty ones are left out.
+
+  Folders of tokens are passed over.
+
+  Returns:
+    Documents. A name is the path relative to the source (for a single file its
+    name), followed by `:line` or `:row` where a file holds many.
+
+  Raises:
+    DataError: a file is unreadable or not what its name says, or there is
+      neither text nor a folder of tokens.
+  """
+  documents = list(stream(source))
+  if not documents and not any(map(is_tokens, source.paths)):
     raise DataError(
-      f"data.source={source!r} does not exist; give 'stdlib', a text file, a "
-      '.jsonl file or a folder of these'
-    )
-  else:
-    root = pathlib.Path(source)
-    folder = root if root.is_dir() else root.parent
-    paths = _walk(root) if root.is_dir() else [root]
-    documents = [
-      document
-      for path in paths
-      for document in _read_file(path, path.relative_to(folder).as_posix())
-    ]
-  if not documents:
-    raise DataError(
-      f'data.source={source!r} holds no text; give a file or folder with text '
+      f"data.source='{source}' holds no text; give a file or folder with text "
       'in it (hidden files are not read)'
     )
   return sorted(documents, key=lambda document: document.name)
 
 
-def split(
-  documents: Sequence[Document], heldout_fraction: float
-) -> tuple[list[Document], list[Document]]:
-  """Divides documents into a training and a held-out part, both non-empty.
+def stream(source: Source) -> Iterator[Document]:
+  """Yields the texts of a source, file by file in the order of their names."""
+  for path, prefix in zip(source.paths, source.prefixes, strict=True):
+    if is_tokens(path):
+      continue
+    for file, name in find_files(path):
+      try:
+        yield from formats.read_file(file, prefix + name)
+      except formats.NotUtf8Error:
+        if path != STDLIB:  # A few of its files declare another coding.
+          raise
 
-  A document is held out when the SHA-256 of its name says so, so that adding
-  documents never moves another one across. A single document is cut instead:
-  the last `heldout_fraction` of its lines (at least one) is held out, and the
-  two parts are named `<name>#train` and `<name>#heldout`.
 
-  Raises:
-    DataError: one of the two parts would be empty.
-  """
-  if len(documents) == 1:
-    return _split_lines(documents[0], heldout_fraction)
-  train, heldout = [], []
-  for document in documents:
-    held = _name_fraction(document.name) < heldout_fraction
-    (heldout if held else train).append(document)
-  if not heldout:
-    least = min((_name_fraction(d.name) for d in documents), default=0.0)
-    raise DataError(
-      f'data.heldout_fraction={heldout_fraction} holds out none of '
-      f'{len(documents)} documents; raise it to {math.ceil(least * 1e4) / 1e4} '
-      'or give more documents'
-    )
-  if not train:
-    most = max(_name_fraction(d.name) for d in documents)
-    raise DataError(
-      f'data.heldout_fraction={heldout_fraction} holds out all '
-      f'{len(documents)} documents; lower it to {math.floor(most * 1e4) / 1e4} '
-      'or give more documents'
-    )
-  return train, heldout
+def find_files(path: str) -> list[tuple[pathlib.Path, str]]:
+  """The files of a path, with their names relative to it, sorted by these."""
+  if path == STDLIB:
+    root = pathlib.Path(sysconfig.get_path('stdlib'))
+    files = [p for p in _walk(root, _STDLIB_SKIPPED) if p.suffix == '.py']
+  else:
+    root = pathlib.Path(path)
+    files = list(_walk(root)) if root.is_dir() else [root]
+    root = root if root.is_dir() else root.parent
+  named = [(file, file.relative_to(root).as_posix()) for file in files]
+  return sorted(named, key=lambda entry: entry[1])
 
 
 def sha256(text: str) -> str:
@@ -115,49 +193,13 @@ def sha256(text: str) -> str:
   return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
 
 
-def _name_fraction(name: str) -> float:
-  return int(sha256(name)[:16], 16) / 2**64
-
-
-def _split_lines(
-  document: Document, heldout_fraction: float
-) -> tuple[list[Document], list[Document]]:
-  lines = document.text.splitlines(keepends=True)
-  num_heldout = math.ceil(len(lines) * heldout_fraction)
-  if num_heldout >= len(lines):
-    raise DataError(
-      f'{document.name} is the only document and has {len(lines)} line(s), of '
-      f'which data.heldout_fraction={heldout_fraction} holds out '
-      f'{num_heldout}; give more lines or documents, or lower the fraction'
-    )
-  parts = {'train': lines[:-num_heldout], 'heldout': lines[-num_heldout:]}
-  train, heldout = (
-    [Document(f'{document.name}#{part}', ''.join(part_lines))]
-    for part, part_lines in parts.items()
-  )
-  return train, heldout
-
-
-def _read_stdlib() -> list[Document]:
-  root = pathlib.Path(sysconfig.get_path('stdlib'))
-  documents = []
-  for path in _walk(root, _STDLIB_SKIPPED):
-    if path.suffix != '.py':
-      continue
-    try:
-      documents += _read_file(path, path.relative_to(root).as_posix())
-    except _NotUtf8Error:
-      continue  # A few files declare another coding.
-  return documents
-
-
 def _walk(
   root: pathlib.Path, skipped: frozenset[str] = _SKIPPED
 ) -> Iterator[pathlib.Path]:
   """Yields the files below a folder: none hidden, none in a skipped folder."""
 
   def fail(error: OSError):  # os.walk would pass over the folder in silence.
-    raise _unreadable(error.filename, error) from error
+    raise formats.unreadable(error.filename, error) from error
 
   for folder, folders, files in os.walk(root, onerror=fail):
     folders[:] = [
@@ -168,65 +210,3 @@ def _walk(
     for name in files:
       if not name.startswith('.'):
         yield pathlib.Path(folder, name)
-
-
-def _read_file(path: pathlib.Path, name: str) -> list[Document]:
-  if not path.is_file():  # A pipe would block; a dangling link has no text.
-    raise DataError(f'{path} is not a regular file; remove it from the source')
-  try:
-    content = path.read_bytes()
-  except OSError as error:
-    raise _unreadable(path, error) from error
-  try:
-    text = content.decode('utf-8')
-  except UnicodeDecodeError as error:
-    raise _NotUtf8Error(
-      f'{path} is not UTF-8 at byte {error.start}; convert it to UTF-8 or '
-      'remove it from the source'
-    ) from error
-  if path.suffix == '.jsonl':
-    return _read_lines(text, path, name)
-  return [Document(name, text)] if text else []
-
-
-def _read_lines(text: str, path: pathlib.Path, name: str) -> list[Document]:
-  documents = []
-  # Not splitlines(): JSON strings may hold U+2028 and its kin unescaped.
-  for number, line in enumerate(text.split('\n'), 1):
-    if not line.strip():
-      continue
-    document_text = _parse_line(line, f'{path}:{number}')
-    if document_text:
-      documents.append(Document(f'{name}:{number}', document_text))
-  return documents
-
-
-def _parse_line(line: str, where: str) -> str:
-  try:
-    record = json.loads(line)
-  except (ValueError, RecursionError) as error:
-    raise DataError(
-      f'{where} is not JSON ({error}); each line must be one object with a '
-      "string 'text'"
-    ) from error
-  text = record.get('text') if isinstance(record, dict) else None
-  if not isinstance(text, str):
-    raise DataError(f"{where} is not a JSON object with a string 'text'")
-  try:
-    text.encode('utf-8')
-  except UnicodeEncodeError as error:
-    raise DataError(
-      f"{where} has a lone surrogate in 'text' at character {error.start}; "
-      'write valid Unicode'
-    ) from error
-  return text
-
-
-class _NotUtf8Error(DataError):
-  pass
-
-
-def _unreadable(path, error: OSError) -> DataError:
-  return DataError(
-    f'cannot read {path} ({error.strerror}); check its permissions'
-  )

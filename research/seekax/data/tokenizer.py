@@ -20,6 +20,9 @@ from seekax.data import sources
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
+# Of fill-in-the-middle: before the prefix, where the middle is missing, and
+# before the middle.
+FIM = ('<|fim_begin|>', '<|fim_hole|>', '<|fim_end|>')
 MIN_VOCAB_SIZE = 258  # The two control tokens and the 256 bytes.
 
 # The first name that a tokenizer knows is taken. DeepSeek's names are spelt
@@ -28,6 +31,12 @@ _BOS_NAMES = (BOS, '<|begin▁of▁sentence|>', '<｜begin▁of▁sentence｜>')
 _BOS_NAMES += ('<s>', '<|begin_of_text|>', '[BOS]', '<|endoftext|>')
 _EOS_NAMES = (EOS, '<|end▁of▁sentence|>', '<｜end▁of▁sentence｜>')
 _EOS_NAMES += ('</s>', '<|end_of_text|>', '[EOS]', '<|endoftext|>')
+_FIM_NAMES = (
+  FIM,
+  ('<｜fim▁begin｜>', '<｜fim▁hole｜>', '<｜fim▁end｜>'),
+  ('<|fim_prefix|>', '<|fim_suffix|>', '<|fim_middle|>'),
+  ('<fim_prefix>', '<fim_suffix>', '<fim_middle>'),
+)
 
 # Words take one character before them (a space, a dot, an underscore), digits
 # go in threes, punctuation takes the line ends after it, and indentation is
@@ -56,6 +65,8 @@ class Tokenizer:
     bos_id: its id.
     eos: the name of the token after every document.
     eos_id: its id.
+    fim_ids: ids of the three tokens of fill-in-the-middle, in the order of
+      `FIM`; () if the tokenizer lacks them.
   """
 
   def __init__(self, source: str, bos: str = '', eos: str = ''):
@@ -82,6 +93,8 @@ class Tokenizer:
     self.bos_id = self._decoder.token_to_id(self.bos)
     self.eos = self._find('EOS', (eos,) if eos else _EOS_NAMES)
     self.eos_id = self._decoder.token_to_id(self.eos)
+    fims = [tuple(map(self._decoder.token_to_id, f)) for f in _FIM_NAMES]
+    self.fim_ids = next((ids for ids in fims if None not in ids), ())
     controls = [token for token in added if self._is_control(token)]
     self._encoder = self._decoder
     if not all(token['special'] for token in controls):
@@ -265,21 +278,30 @@ class Tokenizer:
     Raises:
       OSError: the folder is missing or can't be written.
     """
-    _write_atomically(pathlib.Path(path), self._source)
+    write_atomically(pathlib.Path(path), self._source)
 
 
-def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+def train(
+  texts: Sequence[str], vocab_size: int, more_controls: Sequence[str] = ()
+) -> Tokenizer:
   """Trains a byte-level BPE; BOS is 0, EOS is 1, decode inverts encode.
 
   Deterministic. On little text the vocabulary stays smaller than asked.
 
+  Args:
+    texts: what to learn from.
+    vocab_size: how many tokens at most.
+    more_controls: control tokens from id 2 on, such as `FIM`.
+
   Raises:
     DataError: `vocab_size` leaves no room for the 256 bytes.
   """
-  if vocab_size < MIN_VOCAB_SIZE:
+  least = MIN_VOCAB_SIZE + len(more_controls)
+  if vocab_size < least:
     raise sources.DataError(
-      f'vocab_size={vocab_size} is below {MIN_VOCAB_SIZE}, the 256 bytes, BOS '
-      'and EOS; raise model.vocab_size'
+      f'vocab_size={vocab_size} is below {least}, the 256 bytes, '
+      f'{"BOS and EOS" if not more_controls else "BOS, EOS and other controls"}'
+      '; raise model.vocab_size'
     )
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -291,7 +313,7 @@ def train(texts: Sequence[str], vocab_size: int) -> Tokenizer:
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
-    special_tokens=[BOS, EOS],
+    special_tokens=[BOS, EOS, *more_controls],
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
@@ -356,13 +378,15 @@ def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
   return name or ''
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(
+  path: pathlib.Path, max_bytes: int = _MAX_CONFIG_BYTES
+) -> dict[str, Any]:
   """Reads a small JSON object; {} if there is no such file.
 
   Raises:
     DataError: the file is unreadable, too large or no JSON object.
   """
-  content = read_small(path, _MAX_CONFIG_BYTES)
+  content = read_small(path, max_bytes)
   if content is None:
     return {}
   try:
@@ -399,7 +423,9 @@ def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
 
 
 def for_corpus(
-  documents: Sequence[sources.Document], vocab_size: int
+  documents: Sequence[sources.Document],
+  vocab_size: int,
+  more_controls: Sequence[str] = (),
 ) -> Tokenizer:
   """Trains on the documents, or takes the result of an earlier training.
 
@@ -414,16 +440,16 @@ def for_corpus(
   try:
     folder = _cache_folder()
   except RuntimeError:  # There is no home folder.
-    return train(texts, vocab_size)
-  path = folder / f'{_corpus_key(documents, vocab_size)}.bpe'
+    return train(texts, vocab_size, more_controls)
+  path = folder / f'{_corpus_key(documents, vocab_size, more_controls)}.bpe'
   try:
     return _load_cached(path)
   except (OSError, ValueError):
-    tokenizer = train(texts, vocab_size)
+    tokenizer = train(texts, vocab_size, more_controls)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = tokenizer.to_json()
-    _write_atomically(path, f'{sources.sha256(content)}\n{content}')
+    write_atomically(path, f'{sources.sha256(content)}\n{content}')
   except OSError:
     pass
   return tokenizer
@@ -444,14 +470,19 @@ def _cache_folder() -> pathlib.Path:
   return pathlib.Path.home() / '.cache' / 'seekax' / 'tokenizers'
 
 
-def _corpus_key(documents: Sequence[sources.Document], vocab_size: int) -> str:
+def _corpus_key(
+  documents: Sequence[sources.Document],
+  vocab_size: int,
+  more_controls: Sequence[str],
+) -> str:
   names_and_texts = [(d.name, sources.sha256(d.text)) for d in documents]
   return sources.sha256(
-    json.dumps([_RECIPE_VERSION, vocab_size, names_and_texts])
+    json.dumps([_RECIPE_VERSION, vocab_size, names_and_texts, *more_controls])
   )
 
 
-def _write_atomically(path: pathlib.Path, content: str) -> None:
+def write_atomically(path: pathlib.Path, content: str) -> None:
+  """Writes a file that is whole or not there, also after a crash."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
     with open(temporary, 'w', encoding='utf-8', newline='') as file:

@@ -1,12 +1,16 @@
 """The text of a run: training batches and held-out documents."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 
 from seekax.config import Config, ConfigError
-from seekax.data import compression, pipeline, sources
+from seekax.data import compression, contents, pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.augmentation import Augmentation
+from seekax.data.contents import Contents
+from seekax.data.formats import Document
 from seekax.data.tokenizer import Tokenizer
 
 
@@ -48,38 +52,88 @@ class Corpus:
     return list(range(max(int(np.searchsorted(sums, max_bytes, 'right')), 1)))
 
 
-def load(config: Config, tokenizer: Tokenizer | None = None) -> Corpus:
-  """Reads, splits and tokenizes the source.
+def load(
+  config: Config,
+  tokenizer: Tokenizer | None = None,
+  process: int = 0,
+  num_processes: int = 1,
+) -> Corpus:
+  """Reads, splits and tokenizes the sources.
 
   Args:
     config: the run.
     tokenizer: the one that the run's weights know, if they know one.
+    process: the number of this process, which reads its own shards alone.
+    num_processes: of the run.
 
   Raises:
-    DataError: the source or the tokenizer can't be used.
+    DataError: a source or the tokenizer can't be used.
     ConfigError: the tokenizer is larger than the model's vocabulary.
   """
-  documents = sources.read_documents(config.data.source)
-  train, heldout = sources.split(documents, config.data.heldout_fraction)
-  heldout.sort(key=lambda document: sources.sha256(document.name))
+  data = config.data
+  parts = contents.read(data)
+  train_texts = sum((part.train_texts for part in parts), [])
+  tokenizer = _find_tokenizer(config, tokenizer, parts, train_texts)
+  ingredients = [
+    pipeline.Ingredient(part.source.weight, part.training(tokenizer))
+    for part in parts
+  ]
+  heldout = sum((p.heldout(tokenizer, data.skip_corrupt) for p in parts), [])
+  heldout.sort(key=lambda entry: sources.sha256(entry.document.name))
+  heldout_texts = sum((part.heldout_texts for part in parts), [])
+  heldout_texts.sort(key=lambda document: sources.sha256(document.name))
+  mixture = []
+  if len(parts) > 1 or parts[0].folders:
+    mixture = [data.heldout_fraction, *(part.identity() for part in parts)]
+  return Corpus(
+    tokenizer=tokenizer,
+    batches=pipeline.mixed_batches(
+      ingredients, data, Augmentation(tokenizer, data), process, num_processes
+    ),
+    train_documents=sum(part.train_documents() for part in parts),
+    train_bytes=sum(part.train_bytes() for part in parts),
+    train_tokens=sum(int(i.documents.lengths.sum()) for i in ingredients),
+    heldout=[entry.tokens for entry in heldout],
+    heldout_bytes=[entry.num_bytes for entry in heldout],
+    compression=compression.bits_per_byte([e.document for e in heldout]),
+    fingerprint=pipeline.fingerprint(
+      train_texts + heldout_texts, tokenizer, data, mixture
+    ),
+  )
+
+
+def _find_tokenizer(
+  config: Config,
+  tokenizer: Tokenizer | None,
+  parts: Sequence[Contents],
+  train_texts: Sequence[Document],
+) -> Tokenizer:
+  """The run's tokenizer, which is that of every folder of tokens."""
+  folders = [folder for part in parts for folder in part.folders]
   if tokenizer is None and config.data.tokenizer:
     tokenizer = tokenizer_lib.load(config.data.tokenizer)
+  elif tokenizer is None and folders:
+    tokenizer = folders[0].tokenizer
   elif tokenizer is None:
-    tokenizer = tokenizer_lib.for_corpus(train, config.model.vocab_size)
+    controls = tokenizer_lib.FIM if config.data.fim_rate else ()
+    tokenizer = tokenizer_lib.for_corpus(
+      train_texts, config.model.vocab_size, controls
+    )
+  for folder in folders:
+    theirs = folder.tokenizer
+    if (theirs.to_json(), theirs.bos, theirs.eos) != (
+      tokenizer.to_json(),
+      tokenizer.bos,
+      tokenizer.eos,
+    ):
+      raise sources.DataError(
+        f'{folder.path} was written with another tokenizer than the run has '
+        '(of its weights, data.tokenizer, or another folder); tokenize the '
+        'text again with that one'
+      )
   if tokenizer.vocab_size > config.model.vocab_size:
     raise ConfigError(
       f'the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size is '
       f'{config.model.vocab_size}; raise it'
     )
-  tokens = pipeline.tokenize(train, tokenizer)
-  return Corpus(
-    tokenizer=tokenizer,
-    batches=pipeline.batches(tokens, config.data),
-    train_documents=len(train),
-    train_bytes=sum(len(d.text.encode()) for d in train),
-    train_tokens=sum(map(len, tokens)),
-    heldout=pipeline.tokenize(heldout, tokenizer),
-    heldout_bytes=[len(d.text.encode()) for d in heldout],
-    compression=compression.bits_per_byte(heldout),
-    fingerprint=pipeline.fingerprint(train + heldout, tokenizer, config.data),
-  )
+  return tokenizer

@@ -1,10 +1,23 @@
 """The next batch is made and put on the devices while a step runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import concurrent.futures
+import dataclasses
+import itertools
+import time
 from typing import Any
 
-from seekax.data.pipeline import Batch, BatchIterator
+from seekax.data.pipeline import Batch, BatchIterator, micro_batches, Records
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+  """A batch as it is handed out, and what is known when it was made."""
+
+  batch: Any
+  position: dict[str, Any]
+  records: Records
+  skipped: int
 
 
 class Prefetcher:
@@ -16,7 +29,12 @@ class Prefetcher:
   """
 
   def __init__(
-    self, source: BatchIterator, place: Callable[[Batch], Batch], count: int
+    self,
+    source: BatchIterator,
+    place: Callable[[Batch], Batch],
+    count: int,
+    sizes: Iterable[int] = (),
+    parts: Iterable[int] = (),
   ):
     """Starts with the first batch at once.
 
@@ -24,10 +42,19 @@ class Prefetcher:
       source: nobody else may use it until `close`.
       place: puts a batch on the devices; called in the thread.
       count: batches that will be wanted; none is read beyond them.
+      sizes: rows from each data shard, of each coming batch; () for what the
+        config says.
+      parts: micro-batches of each coming batch. If given, a list of these
+        placed ones is handed out instead of a batch.
     """
     self._source, self._place = source, place
     self._left = count
-    self._position = source.get_state()
+    self._sizes = iter(sizes) if sizes else itertools.repeat(0)
+    self._parts = iter(parts) if parts else itertools.repeat(0)
+    self._waited = 0.0
+    self._last = _Made(
+      None, source.get_state(), source.records(), source.skipped()
+    )
     self._thread = concurrent.futures.ThreadPoolExecutor(
       max_workers=1, thread_name_prefix='prefetch'
     )
@@ -38,24 +65,48 @@ class Prefetcher:
     if self._left > 0:
       self._next = self._thread.submit(self._make)
 
-  def _make(self) -> tuple[Batch, dict[str, Any]]:
-    batch = self._place(next(self._source))
-    return batch, self._source.get_state()
+  def _make(self) -> _Made:
+    size, parts = next(self._sizes), next(self._parts)
+    batch = self._source.take(size) if size else next(self._source)
+    return _Made(
+      [self._place(part) for part in micro_batches(batch, parts)]
+      if parts
+      else self._place(batch),
+      self._source.get_state(),
+      self._source.records(),
+      self._source.skipped(),
+    )
 
   def __iter__(self) -> 'Prefetcher':
     return self
 
-  def __next__(self) -> Batch:
+  def __next__(self) -> Batch | list[Batch]:
     if self._left <= 0:
       raise StopIteration
-    batch, self._position = self._next.result()
+    start = time.perf_counter()
+    try:
+      self._last = self._next.result()
+    finally:
+      self._waited += time.perf_counter() - start
     self._left -= 1
     self._start_next()
-    return batch
+    return self._last.batch
 
   def get_state(self) -> dict[str, Any]:
     """Position after the batches handed out so far, as the source gives it."""
-    return self._position
+    return self._last.position
+
+  def records(self) -> Records:
+    """Which documents the batch last handed out is made of."""
+    return self._last.records
+
+  def skipped(self) -> int:
+    """Corrupt records passed over up to the batch last handed out."""
+    return self._last.skipped
+
+  def waited(self) -> float:
+    """Seconds that `next` has waited for data so far, in sum."""
+    return self._waited
 
   def close(self) -> None:
     """Ends the thread, after the batch that it is making."""

@@ -1,0 +1,73 @@
+"""The endless order of one logical shard's documents, by position."""
+
+from collections.abc import Callable, Sequence
+import hashlib
+import sys
+
+import grain
+import numpy as np
+
+from seekax import config as config_lib
+from seekax.data.documents import Pieces
+from seekax.data.mixing import document_rates, Turns
+from seekax.data.packing import Piece
+from seekax.data.shards import CorruptRecordError
+
+
+class ShardOrder:
+  """Of every source, pieces s, s + S, s + 2S, ... of a global order.
+
+  In that order each piece stands once per epoch and each epoch is shuffled
+  anew. Whose turn it is doesn't depend on the shard.
+  """
+
+  def __init__(
+    self,
+    pieces: Sequence[Pieces],
+    weights: Sequence[float],
+    config: config_lib.DataConfig,
+    augment: Callable[..., np.ndarray],
+    shard: int,
+  ):
+    """Takes what `pipeline.shard_rows` takes."""
+    self._pieces, self._config = pieces, config
+    self._augment, self._shard = augment, shard
+    means = [p.num_tokens / len(p) for p in pieces]
+    self._turns = Turns(document_rates(weights, means))
+    self._orders = [
+      grain.MapDataset.range(len(p))
+      .shuffle(seed=_shuffle_seed(config.seed, source))
+      .repeat()
+      for source, p in enumerate(pieces)
+    ]
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, position: int) -> Piece:
+    source, turn = self._turns[position]
+    place = turn * self._config.num_shards + self._shard
+    number = int(self._orders[source][place])
+    pieces = self._pieces[source]
+    try:
+      tokens = pieces.read(number)
+    except CorruptRecordError as error:
+      if not self._config.skip_corrupt:
+        raise
+      return Piece(np.zeros(0, np.int32), source, number, str(error))
+    document, part = pieces.locate(number)
+    epoch = place // len(pieces)
+    tokens = self._augment(
+      tokens, pieces.is_whole(number), source, document, part, epoch
+    )
+    return Piece(tokens, source, number)
+
+
+def _shuffle_seed(seed: int, source: int) -> int:
+  """A 32-bit seed far from that of the next run, and of the next source.
+
+  grain shuffles epoch e by seed + e: run 0 would see in its second epoch what
+  run 1 sees in its first.
+  """
+  text = f'{seed}/{source}' if source else str(seed)
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], 'big')

@@ -1,0 +1,310 @@
+"""Text to a folder of tokens, in parallel processes, resumed per shard.
+
+The reader hands documents out in one fixed order, so that what the shards hold
+depends neither on the number of processes nor on interruptions.
+"""
+
+from collections.abc import Callable, Iterator
+import concurrent.futures
+from concurrent.futures import process as process_pool
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import threading
+from typing import Any
+
+from seekax.data import shards as shards_lib
+from seekax.data import sources
+from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.formats import DataError, Document
+from seekax.data.shards import Shard
+from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
+from seekax.data.tokenizer import Tokenizer
+
+# A shard also ends here, so that long documents don't fill the memory.
+_SHARD_BYTES = 64 << 20
+
+_tokenizer: Tokenizer  # Of a worker process, set when it starts.
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What is written so far.
+
+  Attributes:
+    shards: how many.
+    documents: in them.
+    bytes: of text in them.
+    fresh_bytes: of these, what this call wrote.
+  """
+
+  shards: int
+  documents: int
+  bytes: int
+  fresh_bytes: int
+
+
+def tokenize(
+  source: str,
+  tokenizer_path: str,
+  target: str,
+  workers: int,
+  shard_documents: int,
+  report: Callable[[Progress], None] = lambda progress: None,
+) -> bool:
+  """Writes a folder that `shards.TokenFolder` reads.
+
+  Args:
+    source: as `data.source`, without weights.
+    tokenizer_path: a tokenizer.json, or a folder that has one.
+    target: a folder: new, empty, or begun by the same call.
+    workers: processes.
+    shard_documents: at most so many in a shard.
+    report: called after every shard.
+
+  Returns:
+    False if the folder was complete already.
+
+  Raises:
+    DataError: the source or the tokenizer can't be used, the target is
+      another's, or a process was killed; the same call goes on.
+  """
+  parsed = _parse(source)
+  tokenizer = _load_tokenizer(tokenizer_path)
+  folder = pathlib.Path(target)
+  plan = {
+    'source': [os.path.basename(os.path.abspath(p)) for p in parsed.paths],
+    'source_sha256': fingerprint(parsed),
+    'tokenizer_sha256': shards_lib.sha256_of(tokenizer),
+    'bos': tokenizer.bos,
+    'eos': tokenizer.eos,
+    'shard_documents': shard_documents,
+  }
+  if _is_complete(folder, plan):
+    _remove_traces(folder)
+    return False
+  folder.mkdir(parents=True, exist_ok=True)
+  with _locked(folder):
+    _begin(folder, plan, tokenizer)
+    written = _write_shards(
+      folder, _batches(parsed, shard_documents), tokenizer, workers, report
+    )
+    if not written:
+      raise DataError(
+        f'--source={source} holds no text; give one with text in it'
+      )
+    shards_lib.write_manifest(folder, plan, tokenizer, written)
+    _remove_traces(folder)
+  return True
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  except BlockingIOError as error:
+    raise DataError(
+      f'--target={folder} is being written by another process; wait for it'
+    ) from error
+  finally:
+    os.close(handle)
+
+
+def _parse(source: str) -> sources.Source:
+  parsed = sources.parse(source)
+  if parsed[0].has_weight:
+    raise DataError(
+      f'--source={source} has weights; tokenize each source into a folder of '
+      'its own and give the weights to data.source'
+    )
+  for path in parsed[0].paths:
+    if sources.is_tokens(path):
+      raise DataError(f'--source={path} is a folder of tokens already')
+  return parsed[0]
+
+
+def _load_tokenizer(path: str) -> Tokenizer:
+  if os.path.isdir(path):
+    return tokenizer_lib.load_folder(pathlib.Path(path))
+  return tokenizer_lib.load(path)
+
+
+def fingerprint(source: sources.Source) -> str:
+  """SHA-256 over the names and contents of a source's files."""
+  total = hashlib.sha256()
+  for path, prefix in zip(source.paths, source.prefixes, strict=True):
+    for file, name in sources.find_files(path):
+      if not file.is_file():
+        raise DataError(
+          f'{file} is not a regular file; remove it from the source'
+        )
+      try:
+        entry = [prefix + name, shards_lib.file_sha256(file)]
+      except OSError as error:
+        raise DataError(f'cannot read {file} ({error.strerror})') from error
+      total.update(json.dumps(entry).encode())
+  return total.hexdigest()
+
+
+def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
+  """Whether the target is finished; refuses one of another plan."""
+  for name in (TOKENS_MANIFEST, TOKENS_PLAN):
+    if not (folder / name).is_file():
+      continue
+    found = tokenizer_lib.read_json(folder / name, max_bytes=1 << 30)
+    for key in ('source_sha256', 'tokenizer_sha256', 'shard_documents'):
+      if found.get(key) != plan[key]:
+        what = key.removesuffix('_sha256')
+        raise DataError(
+          f'--target={folder} was begun with another {what}; give what it was '
+          'begun with or choose another folder'
+        )
+    return name == TOKENS_MANIFEST
+  if folder.exists() and not folder.is_dir():
+    raise DataError(f'--target={folder} is not a folder')
+  if folder.is_dir() and any(
+    not entry.name.startswith('.') for entry in folder.iterdir()
+  ):
+    raise DataError(
+      f'--target={folder} is neither empty nor a begun folder of tokens; '
+      'choose another'
+    )
+  return False
+
+
+def _begin(
+  folder: pathlib.Path, plan: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+  for stale in folder.glob('.part-*.tmp'):
+    stale.unlink()
+  tokenizer_lib.write_atomically(
+    folder / TOKENS_PLAN, json.dumps(plan, indent=1) + '\n'
+  )
+  tokenizer.save(folder / shards_lib.TOKENIZER)
+
+
+def _remove_traces(folder: pathlib.Path) -> None:
+  for path in (*folder.glob('part-*.done'), folder / TOKENS_PLAN):
+    path.unlink(missing_ok=True)
+
+
+def _batches(
+  source: sources.Source, shard_documents: int
+) -> Iterator[list[Document]]:
+  batch, num_bytes = [], 0
+  for document in sources.stream(source):
+    batch.append(document)
+    num_bytes += len(document.text)
+    if len(batch) >= shard_documents or num_bytes >= _SHARD_BYTES:
+      yield batch
+      batch, num_bytes = [], 0
+  if batch:
+    yield batch
+
+
+def _write_shards(
+  folder: pathlib.Path,
+  batches: Iterator[list[Document]],
+  tokenizer: Tokenizer,
+  workers: int,
+  report: Callable[[Progress], None],
+) -> list[Shard]:
+  """Writes the shards that aren't there yet; returns all, in order."""
+  done: dict[int, Shard] = {}
+  running: dict[concurrent.futures.Future, int] = {}
+  fresh_bytes = 0
+
+  def collect(futures) -> None:
+    nonlocal fresh_bytes
+    for future in futures:
+      shard = future.result()
+      done[running.pop(future)] = shard
+      fresh_bytes += shard.bytes
+    report(
+      Progress(
+        shards=len(done),
+        documents=sum(shard.documents for shard in done.values()),
+        bytes=sum(shard.bytes for shard in done.values()),
+        fresh_bytes=fresh_bytes,
+      )
+    )
+
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers,
+    # A fork of a process with threads may hang.
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=_start_worker,
+    initargs=(tokenizer.to_json(), tokenizer.bos, tokenizer.eos),
+  )
+  try:
+    for number, batch in enumerate(batches):
+      if shard := _finished(folder, number):
+        done[number] = shard
+        continue
+      # One shard waits for every worker; more would only fill the memory.
+      while len(running) > workers:
+        collect(_wait(running))
+      running[pool.submit(_write_shard, folder, number, batch)] = number
+    while running:
+      collect(_wait(running))
+  except process_pool.BrokenProcessPool as error:
+    raise DataError(
+      'a worker process was killed (out of memory?); the same command goes on, '
+      'perhaps with fewer --workers'
+    ) from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+  return [done[number] for number in sorted(done)]
+
+
+def _wait(running) -> set[concurrent.futures.Future]:
+  return concurrent.futures.wait(
+    running, return_when=concurrent.futures.FIRST_COMPLETED
+  ).done
+
+
+def _part(number: int) -> str:
+  return f'part-{number:06d}'
+
+
+def _finished(folder: pathlib.Path, number: int) -> Shard | None:
+  """A shard that an earlier call wrote, unless its files aren't all there."""
+  entry = tokenizer_lib.read_json(folder / f'{_part(number)}.done')
+  if not entry:
+    return None
+  shard = Shard(**entry)
+  data, index = shard.paths(folder)
+  whole = data.is_file() and data.stat().st_size == shard.size
+  return shard if whole and index.is_file() else None
+
+
+def _start_worker(tokenizer_json: str, bos: str, eos: str) -> None:
+  """Prepares a worker process: its tokenizer, and that it outlives nobody."""
+  global _tokenizer
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # A process is one core's.
+  _tokenizer = Tokenizer(tokenizer_json, bos, eos)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  # A killed parent can't tell its workers to stop waiting for work.
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+def _write_shard(
+  folder: pathlib.Path, number: int, documents: list[Document]
+) -> Shard:
+  name = _part(number)
+  shard = shards_lib.write_shard(folder, name, documents, _tokenizer)
+  tokenizer_lib.write_atomically(
+    folder / f'{name}.done', json.dumps(dataclasses.asdict(shard))
+  )
+  return shard
