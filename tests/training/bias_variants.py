@@ -16,13 +16,13 @@ import numpy as np
 
 from seekax import presets
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
-from seekax.data.pipeline import Batch
+from seekax.data.pipeline import Batch, micro_batches
 from seekax.model import router
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training.schedules import Schedule
 from seekax.training.state import init_state
-from seekax.training.step import micro_batches, train_step
+from seekax.training.step import train_step
 
 STEPS, ROWS, LENGTH = 20, 4, 8
 VARIANTS = {

@@ -99,6 +99,33 @@ class LoopTest(absltest.TestCase):
       theirs = self.unbroken / workdir_lib.SAMPLES / ours.name
       self.assertEqual(ours.read_text(), theirs.read_text())
 
+  def test_a_batch_ramp_compiles_nothing_on_the_way(self):
+    config = runs.small_config(
+      self.source,
+      steps=6,
+      micro_batches=2,
+      ramp_tokens=600,
+      log_every=1,
+    )
+    workdir, compiled = self.new_workdir(), []
+
+    def on_event(event, seconds, **details):
+      del seconds
+      if event.endswith('backend_compile_duration'):
+        compiled.append(details['fun_name'])
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    try:
+      launch.start(config, {}, workdir)
+    finally:
+      jax.monitoring.unregister_event_duration_listener(on_event)
+    rows = self.rows(workdir, 'train')
+    self.assertEqual([row['batch_tokens'] for row in rows], 5 * [128] + [256])
+    self.assertEqual([row['tokens'] for row in rows][-2:], [640, 896])
+    # With and without a sum so far.
+    self.assertEqual(compiled.count('jit(_accumulate)'), 2, compiled)
+    self.assertEqual(compiled.count('jit(_apply)'), 1, compiled)
+
   def test_averaged_weights_are_saved_and_go_on(self):
     optim = dataclasses.replace(self.config.optim, ema_decay=0.5, ema_every=2)
     config = dataclasses.replace(self.config, optim=optim)

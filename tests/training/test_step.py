@@ -10,6 +10,7 @@ import numpy as np
 from reference import cases
 from reference import training as oracle
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
+from seekax.data.pipeline import micro_batches
 from seekax.training import balance, step
 from seekax.training.guard import init_guard
 from seekax.training.optimizer import make_optimizer
@@ -73,11 +74,11 @@ class StepTest(absltest.TestCase):
     cls.batch = cases.batch(_MODEL, True, batch_size=8)
     state, cls.parts = _state(), None
     rates = Schedule(_CONFIG).rates(0)
-    micro_batches = step.micro_batches(cls.batch, 4)
+    parts = micro_batches(cls.batch, 4)
     cls.before = jax.device_get(state)
     whole = _accumulate(_CONFIG, state, cls.batch, rates)
     cls.whole = jax.device_get(whole)
-    for micro in micro_batches:
+    for micro in parts:
       cls.parts = _accumulate(_CONFIG, state, micro, rates, cls.parts)
     cls.parts = jax.device_get(cls.parts)
     with (
@@ -85,7 +86,7 @@ class StepTest(absltest.TestCase):
       mock.patch.object(step, 'apply', _apply),
     ):
       cls.after, cls.metrics = jax.device_get(
-        step.train_step(_CONFIG, state, micro_batches, rates)
+        step.train_step(_CONFIG, state, parts, rates)
       )
 
   def test_four_micro_batches_equal_one_batch(self):

@@ -17,6 +17,7 @@ from seekax.planning import flops, hardware, price
 from seekax.training import balance, evaluate
 from seekax.training.corpus import Corpus
 from seekax.training.metrics import MetricsWriter, peak_memory_bytes
+from seekax.training.prefetch import Prefetcher
 from seekax.training.schedules import Schedule
 from seekax.training.state import TrainState
 from seekax.training.step import Metrics
@@ -55,12 +56,14 @@ class Journal:
     writer: MetricsWriter,
     progress: Progress,
     schedule: Schedule,
+    batches: Prefetcher,
   ):
     self._config = config
     self._corpus = corpus
     self._writer = writer
     self._progress = progress
-    self._schedule = schedule
+    self._schedule, self._batches = schedule, batches
+    self._waited = 0.0
     # Durations of the steps since the last row, without the first step's.
     self._recent: list[float] = []
     self._compiling = True
@@ -135,6 +138,8 @@ class Journal:
       key: np.asarray(value, np.float64).tolist()
       for key, value in metrics.max_violation.items()
     }
+    waited = self._batches.waited()
+    data_seconds, self._waited = waited - self._waited, waited
     loads = [np.asarray(load) for load in metrics.load.values()]
     load_NE = np.concatenate(loads) if loads else np.zeros((0, 1))
     row = {
@@ -150,6 +155,8 @@ class Journal:
       'learning_rate': float(metrics.learning_rate),
       'tokens_per_second': rate,
       'step_seconds': recent,
+      # Waited for batches since the last row.
+      'data_seconds': data_seconds,
       'max_violation': violation.get('layers', []),
       'max_violation_mtp': violation.get('mtp', []),
       # Of all routers, the MTP modules' last.
@@ -159,6 +166,8 @@ class Journal:
       'mfu': utilization or None,
       'dollars': self._dollars(),
     }
+    if self._batches.skipped():
+      row['records_skipped'] = self._batches.skipped()
     if config.train.z_loss_weight:
       row['z_loss'] = float(metrics.z_loss)
     self._writer.write('train', step, **row)

@@ -32,7 +32,7 @@ from seekax.training.state import (
   TrainState,
   weights_of,
 )
-from seekax.training.step import compile_ahead, micro_batches, train_step
+from seekax.training.step import compile_ahead, train_step
 
 
 def train(
@@ -70,18 +70,19 @@ def train(
       later = checkpoint.set_aside(workdir / workdir_lib.CHECKPOINTS, step)
       writer.say(f'going on from step {step}, not from {later}')
     schedule = Schedule(config)
-    journal = Journal(config, corpus, writer, progress, schedule)
     profiler = StepProfiler(
       config.train.profile_steps, workdir, start, writer.say
     )
     sharding = rules.sharding(mesh, ('batch', 'length'))
+    coming = range(step, config.train.steps)
     batches = Prefetcher(
       corpus.batches,
-      lambda batch: jax.device_put(
-        micro_batches(batch, config.train.micro_batches), sharding
-      ),
-      count=config.train.steps - step,
+      lambda batch: jax.device_put(batch, sharding),
+      count=len(coming),
+      sizes=(schedule.batch_rows(k) // config.data.num_shards for k in coming),
+      parts=(schedule.micro_batches(k) for k in coming),
     )
+    journal = Journal(config, corpus, writer, progress, schedule, batches)
     saver = Saver(
       workdir / workdir_lib.CHECKPOINTS, config.train.keep_checkpoints
     )
@@ -112,10 +113,14 @@ def train(
           host_memory.return_freed_memory()
         if average and average.is_due(step) and metrics.taken:
           average.update(state)
-        # A step's metrics are fetched while the next one runs.
+        # A step's metrics are fetched while the next one runs, or now if a CPU
+        # has computed it on this very thread.
         if pending is not None:
           journal.step(step - 1, pending, first=step - 1 == start + 1)
         pending = metrics
+        if metrics.loss.is_ready():
+          journal.step(step, pending, first=step == start + 1)
+          pending = None
         last = step == config.train.steps
         evaluating = last or step % config.eval.every == 0
         sampling = last or step % config.eval.sample_every == 0
@@ -124,8 +129,9 @@ def train(
         tracing = profiler.begins_after(step) and not last
         if not (evaluating or sampling or saving or traced or tracing):
           continue
-        journal.step(step, pending, first=step == start + 1)
-        pending = None
+        if pending is not None:
+          journal.step(step, pending, first=step == start + 1)
+          pending = None
         if traced:
           profiler.end(state)
         if evaluating:

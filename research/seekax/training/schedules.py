@@ -79,6 +79,10 @@ class Schedule:
     """Parts of this step's batch, each as large as any other."""
     return self._parts_at(self.tokens_before(step))
 
+  def batch_rows(self, step: int) -> int:
+    """Sequences of this step's batch."""
+    return self.batch_tokens(step) // self.config.data.sequence_length
+
   def batch_tokens(self, step: int) -> int:
     """Tokens of this step's batch."""
     return self.micro_batches(step) * self._part_tokens

@@ -136,15 +136,6 @@ def _apply(
   return new_state, metrics
 
 
-def micro_batches(batch: Batch, parts: int) -> list[Batch]:
-  """Every parts-th row each, so that a part has its share of every shard."""
-
-  def part(first: int) -> Batch:
-    return jax.tree.map(lambda x: x[first::parts], batch)
-
-  return [part(first) for first in range(parts)]
-
-
 def _whole_step(
   config: Config, state: TrainState, batch: Batch, rates: Rates
 ) -> tuple[TrainState, Metrics]:
@@ -165,14 +156,26 @@ whole_step = compiling.jit(
 def compile_ahead(
   config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
 ) -> None:
-  """Compiles the costly program, so that memory peaks less in the first step.
+  """Compiles everything that steps need, those of a larger batch too.
+
+  Memory peaks less in the first step, and a batch ramp compiles nothing later.
 
   Args: as of train_step, for the first step.
   """
   if config.train.micro_batches == 1:
     compiling.compile_ahead(whole_step, config, state, batch[0], rates)
-  else:
-    compiling.compile_ahead(accumulate, config, state, batch[0], rates, None)
+    return
+  arguments = config, state, batch[0], rates
+  first = compiling.compile_ahead(accumulate, *arguments, None)
+  so_far = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    first.out_info,
+    first.output_shardings,
+  )
+  compiling.compile_ahead(accumulate, *arguments, so_far)
+  compiling.compile_ahead(apply, config, state, so_far, rates)
 
 
 def train_step(
