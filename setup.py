@@ -4,6 +4,7 @@ import setuptools
 
 _CORE = [
   'absl-py>=2.3',
+  'array-record>=0.8',
   'flax>=0.12.8',
   'grain>=0.2.18',
   'jax>=0.10.2,<0.13',
@@ -11,7 +12,7 @@ _CORE = [
   'matplotlib>=3.10',
   'ml-collections>=1.1',
   'numpy>=2.1',
-  'optax>=0.2.6',
+  'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',
   'rich>=14',
   'safetensors>=0.8',
