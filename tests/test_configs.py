@@ -7,6 +7,7 @@ import runpy
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
+import pytest
 
 from seekax.config import Config, from_config_dict
 from seekax.data.pipeline import Batch
@@ -63,8 +64,16 @@ class ConfigsTest(parameterized.TestCase):
     # Two moments a parameter, and counters.
     self.assertGreaterEqual(size(state.opt_state), 2 * size(weights['params']))
 
-  @parameterized.parameters(*NAMES)
+  @parameterized.parameters('v3_671b', 'v2_lite', 'llama3_8b', 'demo')
   def test_tiny_trains_for_two_steps(self, name):
+    self._train(name)
+
+  @pytest.mark.slow
+  @parameterized.parameters(*NAMES)
+  def test_every_tiny_trains_for_two_steps(self, name):
+    self._train(name)
+
+  def _train(self, name):
     config = load(name, 'tiny')
     state = init_state(config)
     before = jax.tree.map(np.asarray, state.params)

@@ -98,7 +98,8 @@ class Training(ours.Ours):
   def temporaries(self, tokens: list[list[int]]) -> dict[str, Any]:
     """The compiler's count for a step, in bytes; compiles it once more."""
     batch = ours.batch_of(np.array(tokens, np.int32))
-    compiled = whole_step.lower(self.config, self.state, batch).compile()
+    lowered = whole_step.lower(self.config, self.state, batch, self.rates)
+    compiled = lowered.compile()
     return {'bytes': compiled.memory_analysis().temp_size_in_bytes}
 
 

@@ -9,6 +9,7 @@ from seekax.data.pipeline import Batch
 from seekax.parallel import mesh as mesh_lib
 from seekax.planning import flops, parameters
 from seekax.training import step
+from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
 
 
@@ -141,8 +142,9 @@ class CompilerTest(parameterized.TestCase):
     ids = jax.ShapeDtypeStruct((self.BATCH, self.LENGTH), jnp.int32)
     batch, state = Batch(ids, ids, ids, ids, ids), abstract_state(run)
     with jax.set_mesh(mesh_lib.make_mesh('data:1')):
-      accumulate = step.accumulate.lower(run, state, batch)
-      apply = step.apply.lower(run, state, accumulate.out_info)
+      rates = Schedule(run).rates(0)
+      accumulate = step.accumulate.lower(run, state, batch, rates)
+      apply = step.apply.lower(run, state, accumulate.out_info, rates)
     # These leave the program's operations as they are, and compile faster.
     options = {
       'xla_backend_optimization_level': 0,

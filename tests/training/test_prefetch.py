@@ -204,7 +204,7 @@ class LoopTest(absltest.TestCase):
     config = runs.small_config(runs.write_corpus(workdir / 'corpus'))
     with (
       mock.patch.object(
-        pipeline.BatchIterator, '__next__', side_effect=DataError('unreadable')
+        pipeline.BatchIterator, 'take', side_effect=DataError('unreadable')
       ),
       self.assertRaisesRegex(DataError, 'unreadable'),
     ):
