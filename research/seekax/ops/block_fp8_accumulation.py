@@ -10,7 +10,8 @@ float32 sum after so many products, and starts it at zero.
 Everything here is exact in float32, so that the same codes give the same bits
 on every device. It is slow: a reference for what promotion saves.
 
-Letters: M rows, N columns, K reduction, G products of a group.
+Letters: M rows, N columns, K reduction, G products of a group, B blocks between
+promotions.
 """
 
 import jax
@@ -33,15 +34,7 @@ def product(a_MK: jax.Array, b_KN: jax.Array) -> jax.Array:
   Returns:
     float32 [..., M, N].
   """
-  size = a_MK.shape[-1]
-  short = -size % GROUP
-  lead = [(0, 0)] * (a_MK.ndim - 2)
-  a_MK = jnp.pad(a_MK, [*lead, (0, 0), (0, short)])
-  b_KN = jnp.pad(b_KN, [*lead, (0, short), (0, 0)])
-  a_GMK = jnp.moveaxis(a_MK.reshape(*a_MK.shape[:-1], -1, GROUP), -2, 0)
-  b_GKN = jnp.moveaxis(
-    b_KN.reshape(*b_KN.shape[:-2], -1, GROUP, b_KN.shape[-1]), -3, 0
-  )
+  groups = _blocks(a_MK, -1, GROUP), _blocks(b_KN, -2, GROUP)
 
   def add(register_MN, pair):
     a_MG, b_GN = pair
@@ -49,7 +42,7 @@ def product(a_MK: jax.Array, b_KN: jax.Array) -> jax.Array:
     return _add_cut(register_MN, _aligned_sum(products_MGN)), None
 
   start_MN = jnp.zeros((*a_MK.shape[:-1], b_KN.shape[-1]), jnp.float32)
-  return jax.lax.scan(add, start_MN, (a_GMK, b_GKN))[0]
+  return jax.lax.scan(add, start_MN, groups)[0]
 
 
 def promoted_product(
@@ -71,13 +64,25 @@ def promoted_product(
   Returns:
     float32 [..., M, N], with the scales.
   """
-  total = 0.0
-  for start in range(0, a_MK.shape[-1], interval):
-    part = slice(start, start + interval)
-    partial_MN = product(a_MK[..., part], b_KN[..., part, :])
-    scale_MN = scales_MK[..., start, None] * scales_KN[..., start, None, :]
-    total += partial_MN * scale_MN
-  return total
+  scale_BMN = (
+    _blocks(scales_MK, -1, interval)[..., :, :1]
+    * _blocks(scales_KN, -2, interval)[..., :1, :]
+  )
+  partial_BMN = product(
+    _blocks(a_MK, -1, interval), _blocks(b_KN, -2, interval)
+  )
+  return jnp.sum(partial_BMN * scale_BMN, axis=0)
+
+
+def _blocks(x, axis: int, size: int):
+  """Blocks of an axis on a leading one, the last filled with zeros."""
+  short = -x.shape[axis] % size
+  edges = [(0, 0)] * x.ndim
+  edges[axis] = (0, short)
+  x = jnp.pad(x, edges)
+  at = x.ndim + axis
+  x = x.reshape(*x.shape[:at], -1, size, *x.shape[at + 1 :])
+  return jnp.moveaxis(x, at, 0)
 
 
 def _aligned_sum(products_MGN):
