@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from reference import cases
+from seekax import presets
 from seekax.config import (
   Config,
   ConfigError,
   DataConfig,
   Fp8Config,
+  from_config_dict,
   OptimConfig,
   TrainConfig,
 )
