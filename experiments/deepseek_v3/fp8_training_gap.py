@@ -6,7 +6,7 @@ what its recipe avoids.
 Paper: DeepSeek-V3 (arXiv 2412.19437), section 3.3 and appendix B.1, B.2: models
 of 16B and 230B parameters, about 1e12 tokens, curves smoothed by an EMA of 0.9.
 Command: python experiments/deepseek_v3/fp8_training_gap.py
-Cost: 5 to 6 minutes of one CPU core.
+Cost: 4 to 5 minutes of one CPU core.
 
 Here: V3's parts (MLA, a dense layer and one of 16 experts, MTP) at width 64,
 tiles of 32, 300 steps of 512 tokens of four artificial languages; 3 seeds of

@@ -17,7 +17,8 @@ promotions.
 import jax
 import jax.numpy as jnp
 
-GROUP = 32
+from seekax.config import FP8_GROUP
+
 FRACTION_BITS = 13
 _FLOAT32_FRACTION_BITS = 23
 _EXPONENT = 0x7F800000
@@ -34,7 +35,7 @@ def product(a_MK: jax.Array, b_KN: jax.Array) -> jax.Array:
   Returns:
     float32 [..., M, N].
   """
-  groups = _blocks(a_MK, -1, GROUP), _blocks(b_KN, -2, GROUP)
+  groups = _blocks(a_MK, -1, FP8_GROUP), _blocks(b_KN, -2, FP8_GROUP)
 
   def add(register_MN, pair):
     a_MG, b_GN = pair
