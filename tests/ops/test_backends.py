@@ -141,7 +141,7 @@ class RefusedTest(parameterized.TestCase):
 
   @parameterized.parameters('pallas', 'mosaic', 'triton', 'ragged', 'dense')
   def test_grouped_matmul_in_fp8(self, name):
-    words = 'multiplies no FP8', 'set model.grouped_matmul=blocked'
+    words = 'multiplies no FP8', 'take blocked'
     self._says(words, _grouped, name, _HOPPER, plain=False)
     self.assertEqual(_grouped('auto', _HOPPER, plain=False).name, 'blocked')
     self.assertEqual(_grouped('blocked', _CPU, plain=False).name, 'blocked')

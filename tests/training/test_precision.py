@@ -136,7 +136,7 @@ class PolicyTest(parameterized.TestCase):
   @parameterized.parameters('ragged', 'dense')
   def test_other_grouped_backends_are_refused(self, backend):
     model = dataclasses.replace(cases.V3_ONE_MTP, grouped_matmul=backend)
-    with self.assertRaisesRegex(ConfigError, 'multiplies no FP8; set'):
+    with self.assertRaisesRegex(ConfigError, 'multiplies no FP8; take'):
       _in_fp8(_config(model))
 
 
@@ -159,15 +159,18 @@ def _text(config: Config, seed: int):
 @pytest.mark.slow
 class TrainingTest(parameterized.TestCase):
   def test_loss_stays_within_half_a_percent_of_bfloat16(self):
-    """The `tiny` preset, with MTP, on 24 batches."""
+    """The `tiny` preset, with MTP and few words, on 30 batches."""
     losses = {}
     for name in ('bfloat16', 'fp8'):
       tiny = presets.shrink_run(presets.run_of(presets.tiny()))
+      tiny.model.vocab_size = 64
+      tiny.optim.learning_rate = 3e-3
+      tiny.train.steps = 40
       tiny.train.precision = name
       config = from_config_dict(tiny)
       run = cases.jit(step.whole_step.__wrapped__, static_argnums=0)
       state, losses[name] = init_state(config), []
-      for seed in range(24):
+      for seed in range(30):
         state, metrics = run(config, state, _text(config, seed))
         losses[name].append(float(metrics.loss))
     high, low = np.array(losses['bfloat16']), np.array(losses['fp8'])

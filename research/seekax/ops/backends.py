@@ -290,7 +290,7 @@ def _plain_only(problem: Callable[[_Need], str]) -> Callable[[_Need], str]:
 
   def check(need: _Need) -> str:
     if not need.plain:
-      return 'multiplies no FP8; set model.grouped_matmul=blocked'
+      return 'multiplies no FP8; take blocked'
     return problem(need)
 
   return check
