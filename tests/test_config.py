@@ -37,6 +37,31 @@ class ValidationTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(
+    (dict(scaling='tile'), "did you mean 'tiles'?"),
+    (dict(gradient_format='e3m4'), 'is not one of e4m3, e5m2'),
+    (dict(tile_size=0), 'fp8.tile_size=0 must be above 0'),
+    (dict(accumulation='unpromoted'), 'set fp8.scaling=tensor'),
+    (
+      dict(gradient_scaling='blocks', scaling='tensor'),
+      'set fp8.scaling=tiles',
+    ),
+    (
+      dict(accumulation='tensor_core', tile_size=48),
+      'fp8.tile_size=48 is no multiple of the 32 products',
+    ),
+  )
+  def test_fp8_that_makes_no_sense_is_refused_in_words(self, change, message):
+    with self.assertRaisesRegex(ConfigError, message.replace('?', r'\?')):
+      config_lib.Fp8Config(**change)
+
+  def test_fp8_is_a_precision_of_training_and_computes_in_bfloat16(self):
+    self.assertNotIn('fp8', config_lib.PRECISIONS)
+    train = config_lib.TrainConfig(precision='fp8')
+    self.assertEqual(train.compute_dtype, 'bfloat16')
+    with self.assertRaisesRegex(ConfigError, "did you mean 'fp8'"):
+      config_lib.TrainConfig(precision='f8')
+
+  @parameterized.parameters(
     ('x', "write a step or two, '10' or '10:13'"),
     ('3:', 'write a step or two'),
     ('3:4:5', 'write a step or two'),

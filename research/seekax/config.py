@@ -90,9 +90,17 @@ REMAT_POLICIES = ('none', 'paper', 'full')
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
 MESH_AXES = ('data',)
+# Of weights that are used, and of training.
 PRECISIONS = ('float32', 'bfloat16')
 OPTIMIZERS = ('adamw', 'muon')
 MOMENT_DTYPES = ('float32', 'bfloat16')
+TRAIN_PRECISIONS = (*PRECISIONS, 'fp8')
+FP8_SCALINGS = ('tiles', 'tensor')
+FP8_GRADIENT_FORMATS = ('e4m3', 'e5m2')
+FP8_GRADIENT_SCALINGS = ('tiles', 'blocks')
+FP8_ACCUMULATIONS = ('float32', 'tensor_core', 'unpromoted')
+# Products that a tensor core adds at once.
+FP8_GROUP = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -445,7 +453,9 @@ class TrainConfig:
   )
   ramp_micro_batches: int = _key(1, 'micro-batches of the first step of a ramp')
   seed: int = _key(0, 'initial weights')
-  precision: str = _key('bfloat16', 'compute dtype: float32 or bfloat16')
+  precision: str = _key(
+    'bfloat16', 'float32, bfloat16, or fp8: bfloat16 with linear layers in FP8'
+  )
   mtp_weight: float = _key(0.3, 'weight of the MTP loss (lambda)')
   mtp_late_weight: float = _key(0.1, 'the same after mtp_weight_tokens')
   mtp_weight_tokens: int = _key(
@@ -488,8 +498,13 @@ class TrainConfig:
     '', "steps to trace into <workdir>/profile, '10' or '10:13'; '': none"
   )
 
+  @property
+  def compute_dtype(self) -> str:
+    """Of all that isn't FP8, also of evaluation and samples."""
+    return 'bfloat16' if self.precision == 'fp8' else self.precision
+
   def __post_init__(self):
-    _require_choice('train.precision', self.precision, PRECISIONS)
+    _require_choice('train.precision', self.precision, TRAIN_PRECISIONS)
     _, last_profiled = profiled_steps(self.profile_steps)
     _require(
       last_profiled <= self.steps,
@@ -552,6 +567,49 @@ def profiled_steps(description: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fp8Config:
+  """FP8 of linear layers under train.precision=fp8 (V3, section 3.3).
+
+  The defaults are V3's recipe, the rest what it is compared with.
+  """
+
+  tile_size: int = _key(128, 'n of tiles 1 x n and blocks n x n')
+  scaling: str = _key('tiles', 'tiles and blocks; tensor: one scale per matrix')
+  gradient_format: str = _key('e4m3', 'of gradients: e4m3 (V3) or e5m2')
+  gradient_scaling: str = _key('tiles', 'of gradients: tiles (V3) or blocks')
+  accumulation: str = _key(
+    'float32',
+    'float32; tensor_core: 14 bits within a tile; unpromoted: 14 bits; both '
+    'are very slow',
+  )
+
+  def __post_init__(self):
+    for name, choices in (
+      ('scaling', FP8_SCALINGS),
+      ('gradient_format', FP8_GRADIENT_FORMATS),
+      ('gradient_scaling', FP8_GRADIENT_SCALINGS),
+      ('accumulation', FP8_ACCUMULATIONS),
+    ):
+      _require_choice(f'fp8.{name}', getattr(self, name), choices)
+    _check_positive('fp8', self, ('tile_size',))
+    _require(
+      self.scaling == 'tiles' or self.gradient_scaling == 'tiles',
+      f'fp8.gradient_scaling={self.gradient_scaling} needs more than one scale '
+      f'per matrix; set fp8.scaling=tiles',
+    )
+    _require(
+      self.scaling == 'tensor' or self.accumulation != 'unpromoted',
+      'fp8.accumulation=unpromoted adds up products of different scales; set '
+      'fp8.scaling=tensor, or fp8.accumulation=tensor_core',
+    )
+    _require(
+      self.accumulation != 'tensor_core' or self.tile_size % FP8_GROUP == 0,
+      f'fp8.tile_size={self.tile_size} is no multiple of the {FP8_GROUP} '
+      'products that fp8.accumulation=tensor_core adds at once',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """Held-out evaluation and samples during training."""
 
@@ -581,6 +639,7 @@ class Config:
   optim: OptimConfig = OptimConfig()
   parallel: ParallelConfig = ParallelConfig()
   train: TrainConfig = TrainConfig()
+  fp8: Fp8Config = Fp8Config()
   eval: EvalConfig = EvalConfig()
 
   def __post_init__(self):

@@ -139,6 +139,13 @@ class RefusedTest(parameterized.TestCase):
   def test_grouped_matmul(self, name, device, dtype, words):
     self._says(words, _grouped, name, device, dtype)
 
+  @parameterized.parameters('pallas', 'mosaic', 'triton', 'ragged', 'dense')
+  def test_grouped_matmul_in_fp8(self, name):
+    words = 'multiplies no FP8', 'take blocked'
+    self._says(words, _grouped, name, _HOPPER, plain=False)
+    self.assertEqual(_grouped('auto', _HOPPER, plain=False).name, 'blocked')
+    self.assertEqual(_grouped('blocked', _CPU, plain=False).name, 'blocked')
+
   @parameterized.parameters(
     ('cudnn', _CPU, {}, ('NVIDIA GPU',)),
     ('cudnn', _HOPPER, {'segments': True}, ('documents', 'chunked')),

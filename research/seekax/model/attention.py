@@ -14,7 +14,8 @@ from seekax.config import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.ops import attention as ops
 from seekax.ops import rotary
-from seekax.ops.linear import contract, linear
+from seekax.ops.linear import contract, linear, PLAIN, Products
+from seekax.ops.precision import HIGH, Policy
 from seekax.ops.rematerialisation import keep
 
 
@@ -59,6 +60,7 @@ def mla_full(
   kv_up_CHX: jax.Array,
   segments_BL: jax.Array | None,
   config: ModelConfig,
+  products: Products = PLAIN,
 ) -> jax.Array:
   """MLA with keys and values expanded: training and prefill.
 
@@ -70,6 +72,7 @@ def mla_full(
     kv_up_CHX: up-projection, X = K + U, keys first.
     segments_BL: document numbers, or None.
     config: widths and scale.
+    products: of the up-projection.
 
   Returns:
     [B, L, H, U].
@@ -77,7 +80,7 @@ def mla_full(
   References:
     DeepSeek-V3, equations 1 to 11.
   """
-  kv_BLHX = linear(latent_BLC, kv_up_CHX)
+  kv_BLHX = linear(latent_BLC, kv_up_CHX, products)
   k_nope_BLHK, v_BLHU = jnp.split(kv_BLHX, [config.nope_head_dim], axis=-1)
   k_rope_BLHR = jnp.broadcast_to(
     k_rope_BLR[:, :, None], q_rope_BLHR.shape[:3] + k_rope_BLR.shape[-1:]
@@ -131,6 +134,7 @@ class LatentAttention(nn.Module):
   """Multi-head latent attention (MLA)."""
 
   config: ModelConfig
+  policy: Policy = HIGH
 
   def setup(self):
     c = self.config
@@ -158,16 +162,16 @@ class LatentAttention(nn.Module):
 
   def _project(self, x_BLD, positions_BL):
     """Queries, the latent after its norm, and the shared rotated key."""
-    c = self.config
+    c, products = self.config, self.policy.linear
     if c.query_latent_dim:
-      q_in = keep(linear(x_BLD, self.query_down), 'query_latent')
+      q_in = keep(linear(x_BLD, self.query_down, products), 'query_latent')
       q_in = self.query_norm(q_in)
     else:
       q_in = x_BLD
-    q_BLHX = linear(q_in, self.query_up)
+    q_BLHX = linear(q_in, self.query_up, products)
     q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
     q_rope_BLHR = rotary.rotate(q_rope_BLHR, positions_BL, c)
-    down_BLX = keep(linear(x_BLD, self.kv_down), 'kv_latent')
+    down_BLX = keep(linear(x_BLD, self.kv_down, products), 'kv_latent')
     latent_BLC, k_rope_BLR = jnp.split(down_BLX, [c.kv_latent_dim], axis=-1)
     latent_BLC = self.kv_norm(latent_BLC)
     k_rope_BLR = rotary.rotate(k_rope_BLR, positions_BL, c)
@@ -184,8 +188,9 @@ class LatentAttention(nn.Module):
       self.kv_up,
       segments_BL,
       self.config,
+      self.policy.linear,
     )
-    y_BLD = contract(out_BLHU, self.out, 2)
+    y_BLD = contract(out_BLHU, self.out, 2, self.policy.after_attention)
     return y_BLD, LatentCache(latent_BLC, k_rope_BLR)
 
   def decode(self, x_BD, lengths_B, cache):
@@ -212,6 +217,7 @@ class GroupedAttention(nn.Module):
   """GQA; MHA and MQA are its ends with H and 1 key/value heads."""
 
   config: ModelConfig
+  policy: Policy = HIGH
 
   def setup(self):
     c = self.config
@@ -226,7 +232,7 @@ class GroupedAttention(nn.Module):
     self.out = matrix(self, 'out', out_shape, axes[1:] + axes[:1], c)
 
   def _project(self, x_BLD, positions_BL):
-    c = self.config
+    c, products = self.config, self.policy.linear
 
     def with_rope(x_BLHX):
       nope, rope = jnp.split(x_BLHX, [c.nope_head_dim], axis=-1)
@@ -235,9 +241,9 @@ class GroupedAttention(nn.Module):
       )
 
     return (
-      keep(with_rope(linear(x_BLD, self.query)), 'query'),
-      keep(with_rope(linear(x_BLD, self.key)), 'key'),
-      keep(linear(x_BLD, self.value), 'value'),
+      keep(with_rope(linear(x_BLD, self.query, products)), 'query'),
+      keep(with_rope(linear(x_BLD, self.key, products)), 'key'),
+      keep(linear(x_BLD, self.value, products), 'value'),
     )
 
   def __call__(self, x_BLD, positions_BL, segments_BL):
@@ -253,7 +259,7 @@ class GroupedAttention(nn.Module):
       self.config.attention_backend,
       keep_weights=self.config.remat == 'none',
     )
-    y_BLD = contract(out_BLHU, self.out, 2)
+    y_BLD = contract(out_BLHU, self.out, 2, self.policy.after_attention)
     return y_BLD, KeyValueCache(k, v)
 
   def decode(self, x_BD, lengths_B, cache):
@@ -270,7 +276,7 @@ class GroupedAttention(nn.Module):
     return contract(out_BHU, self.out, 2), cache
 
 
-def attention_module(config: ModelConfig) -> nn.Module:
+def attention_module(config: ModelConfig, policy: Policy = HIGH) -> nn.Module:
   """The attention that the config names."""
   kind = LatentAttention if config.attention == 'mla' else GroupedAttention
-  return kind(config)
+  return kind(config, policy)

@@ -10,6 +10,7 @@ from seekax.config import ModelConfig
 from seekax.model.attention import attention_module
 from seekax.model.experts import Experts
 from seekax.model.layers import RmsNorm, SwiGlu
+from seekax.ops.precision import HIGH, Policy
 from seekax.ops.rematerialisation import keep
 from seekax.parallel.rules import constrain
 
@@ -19,16 +20,17 @@ class Block(nn.Module):
 
   config: ModelConfig
   use_experts: bool
+  policy: Policy = HIGH
 
   def setup(self):
     config = self.config
     self.attention_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
-    self.attention = attention_module(config)
+    self.attention = attention_module(config, self.policy)
     self.ffn_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
     if self.use_experts:
-      self.experts = Experts(config)
+      self.experts = Experts(config, self.policy)
     else:
-      self.mlp = SwiGlu(config, config.mlp_dim)
+      self.mlp = SwiGlu(config, config.mlp_dim, self.policy.ffn)
 
   def _ffn(self, x_BLD, y_BLD, bias_E):
     """Adds attention's output, then the FFN's; the norm reads the exact sum."""

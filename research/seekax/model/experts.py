@@ -13,6 +13,7 @@ from seekax.config import ModelConfig
 from seekax.model.layers import stored_matrix, SwiGlu
 from seekax.model.router import Router, sequence_balance
 from seekax.ops.grouped_matmul import grouped_swiglu
+from seekax.ops.precision import HIGH, Policy
 
 
 @struct.dataclass
@@ -32,6 +33,7 @@ class Experts(nn.Module):
   """Routed experts plus the shared expert, which no gate scales."""
 
   config: ModelConfig
+  policy: Policy = HIGH
 
   @nn.compact
   def __call__(
@@ -52,9 +54,11 @@ class Experts(nn.Module):
       stored_matrix(self, 'up', *into, config),
       stored_matrix(self, 'down', *out_of, config),
       backend=config.grouped_matmul,
+      products=self.policy.routed,
     )
     if config.num_shared_experts:
-      shared_TD = SwiGlu(config, config.shared_dim, name='shared')(x_TD)
+      shared = SwiGlu(config, config.shared_dim, self.policy.ffn, name='shared')
+      shared_TD = shared(x_TD)
       y_TD += shared_TD.astype(jnp.float32)
     scores_BLE = routing.scores_TE.reshape(batch, length, count)
     load = Load(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
-from seekax.ops.linear import swiglu
+from seekax.ops.linear import PLAIN_SWIGLU, swiglu, SwigluProducts
 from seekax.ops.quantize import BlockScaled, expand
 
 
@@ -68,6 +68,7 @@ class SwiGlu(nn.Module):
 
   config: ModelConfig
   hidden_dim: int
+  products: SwigluProducts = PLAIN_SWIGLU
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,6 +78,7 @@ class SwiGlu(nn.Module):
       matrix(self, 'gate', (width, hidden), ('embed', 'mlp'), self.config),
       matrix(self, 'up', (width, hidden), ('embed', 'mlp'), self.config),
       matrix(self, 'down', (hidden, width), ('mlp', 'embed'), self.config),
+      self.products,
     )
     return y_TD.reshape(x.shape)
 

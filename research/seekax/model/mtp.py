@@ -10,12 +10,14 @@ from seekax.config import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.model.stack import block_class
 from seekax.ops.linear import linear
+from seekax.ops.precision import HIGH, Policy
 
 
 class MtpModule(nn.Module):
   """One multi-token prediction module; embedding and head are the trunk's."""
 
   config: ModelConfig
+  policy: Policy = HIGH
 
   def setup(self):
     config = self.config
@@ -25,7 +27,7 @@ class MtpModule(nn.Module):
     self.project = matrix(
       self, 'project', (2 * width, width), ('mlp', 'embed'), config
     )
-    self.block = block_class(config)(config, config.uses_experts)
+    self.block = block_class(config)(config, config.uses_experts, self.policy)
     self.final_norm = RmsNorm(width, 'embed', eps)
 
   def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from seekax.config import ModelConfig
 from seekax.model.transformer import bias_shapes, Transformer
+from seekax.ops.precision import HIGH, Policy
 
 # Parameters that compute in float32 whatever the compute dtype is.
 FLOAT32 = ('router', 'scale')
@@ -41,16 +42,18 @@ def abstract_weights(config: ModelConfig) -> dict[str, Any]:
   )
 
 
-def cast_params(params: Any, dtype: jnp.dtype) -> Any:
+def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
   """Masters in the compute dtype; by name, some stay float32.
 
   Router and norms compute in float32. The embedding is cast after the look-up:
   its gradient adds up one row per occurrence of a token, and in bfloat16 such
-  a sum stops growing (28 % too small for a tenth of 32,768 tokens).
+  a sum stops growing (28 % too small for a tenth of 32,768 tokens). What a
+  policy quantises is quantised from the masters.
   """
+  float32 = {*FLOAT32, 'table', *policy.reads_masters}
 
   def cast(path, x):
     names = {entry.key for entry in path}
-    return x if names & {*FLOAT32, 'table'} else x.astype(dtype)
+    return x if names & float32 else x.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)

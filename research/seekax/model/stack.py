@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from seekax.config import ModelConfig
 from seekax.model.block import Block
+from seekax.ops.precision import Policy
 from seekax.ops.rematerialisation import POLICIES, recomputed_in_turn
 
 
@@ -38,7 +39,9 @@ def block_class(config: ModelConfig, scanned: bool = False) -> type[nn.Module]:
   )
 
 
-def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
+def stacked(
+  config: ModelConfig, use_experts: bool, length: int, policy: Policy
+) -> nn.Module:
   """A scan over `length` blocks; parameters are stacked [N, ...]."""
   shared = dict(
     variable_axes={'params': 0},
@@ -53,7 +56,7 @@ def stacked(config: ModelConfig, use_experts: bool, length: int) -> nn.Module:
       'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
     },
   )
-  return scanned(config, use_experts)
+  return scanned(config, use_experts, policy)
 
 
 def run(
@@ -86,7 +89,7 @@ def run(
   length = num_layers(params) if params else 0
   if not 0 < length <= config.unroll_layers:
     return getattr(layers, method)(x, *per_layer, *shared)
-  block = Block(config, layers.use_experts, parent=None)
+  block = Block(config, layers.use_experts, layers.policy, parent=None)
 
   def layer(own, x, arguments, shared):
     return block.apply({'params': own}, x, *arguments, *shared, method=method)

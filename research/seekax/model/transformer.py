@@ -19,6 +19,7 @@ from seekax.model import stack
 from seekax.model.experts import Load
 from seekax.model.layers import Embedding, matrix, RmsNorm
 from seekax.model.mtp import MtpModule
+from seekax.ops.precision import HIGH, Policy
 from seekax.parallel.rules import constrain
 
 # Keys of the router bias and of the expert load.
@@ -45,18 +46,23 @@ class Transformer(nn.Module):
   """DeepSeek-V3 and its dense baseline, as the config says."""
 
   config: ModelConfig
+  policy: Policy = HIGH
 
   def setup(self):
-    config = self.config
+    config, policy = self.config, self.policy
     self.embedding = Embedding(config)
     if config.num_plain_layers:
-      self.dense_layers = stack.stacked(config, False, config.num_plain_layers)
+      self.dense_layers = stack.stacked(
+        config, False, config.num_plain_layers, policy
+      )
     if config.num_expert_layers:
-      self.expert_layers = stack.stacked(config, True, config.num_expert_layers)
+      self.expert_layers = stack.stacked(
+        config, True, config.num_expert_layers, policy
+      )
     self.final_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
     head_shape = (config.embed_dim, config.vocab_size)
     self.head = matrix(self, 'head', head_shape, ('embed', 'vocab'), config)
-    self.mtp = [MtpModule(config) for _ in range(config.mtp_depth)]
+    self.mtp = [MtpModule(config, policy) for _ in range(config.mtp_depth)]
 
   def __call__(
     self,

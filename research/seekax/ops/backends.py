@@ -82,6 +82,7 @@ class _Need:
   heads_width: int = 0
   value_width: int = 0
   segments: bool = False
+  plain: bool = True
 
 
 @functools.cache
@@ -109,6 +110,7 @@ def choose_grouped_matmul(
   dtype: Any,
   *,
   interpret: bool = False,
+  plain: bool = True,
   key: str = 'model.grouped_matmul',
 ) -> Choice:
   """Which grouped product runs.
@@ -118,12 +120,13 @@ def choose_grouped_matmul(
     device: where.
     dtype: of rows and weights.
     interpret: the Pallas kernels may run step by step, as in tests.
+    plain: whether rows and weights are multiplied as they are, not in FP8.
     key: the config's name for it, for messages.
 
   Raises:
     ConfigError: what was asked for can't run there.
   """
-  need = _Need(device, jnp.dtype(dtype).name, interpret=interpret)
+  need = _Need(device, jnp.dtype(dtype).name, interpret=interpret, plain=plain)
   ladder = ('pallas', 'mosaic', 'triton', 'blocked')
   return _choose(
     GROUPED_MATMUL, key, requested, need, _GROUPED_MATMUL_PROBLEMS, ladder
@@ -194,7 +197,10 @@ def choose_latent_attention(
 
 
 def for_training(
-  model: ModelConfig, dtype: Any, isolate_documents: bool
+  model: ModelConfig,
+  dtype: Any,
+  isolate_documents: bool,
+  plain: bool = True,
 ) -> list[Choice]:
   """What a training run on the default device takes.
 
@@ -202,6 +208,7 @@ def for_training(
     model: names of backends, widths.
     dtype: compute dtype.
     isolate_documents: whether documents are kept apart.
+    plain: whether linear maps multiply operands as they are, not in FP8.
 
   Raises:
     ConfigError: what the model asks for can't run here.
@@ -218,7 +225,9 @@ def for_training(
     )
   ]
   if model.uses_experts:
-    choices.append(choose_grouped_matmul(model.grouped_matmul, device, dtype))
+    choices.append(
+      choose_grouped_matmul(model.grouped_matmul, device, dtype, plain=plain)
+    )
   return choices
 
 
@@ -274,6 +283,17 @@ def _choose(
 def _nothing(need: _Need) -> str:
   del need
   return ''
+
+
+def _plain_only(problem: Callable[[_Need], str]) -> Callable[[_Need], str]:
+  """The same problem, or that it multiplies operands as they are."""
+
+  def check(need: _Need) -> str:
+    if not need.plain:
+      return 'multiplies no FP8; take blocked'
+    return problem(need)
+
+  return check
 
 
 def _gpu(need: _Need, least: tuple[int, int]) -> str:
@@ -382,12 +402,12 @@ def _tokamax_attention(need: _Need) -> str:
 
 
 _GROUPED_MATMUL_PROBLEMS = {
-  'pallas': _pallas,
-  'mosaic': _mosaic,
-  'triton': _triton,
+  'pallas': _plain_only(_pallas),
+  'mosaic': _plain_only(_mosaic),
+  'triton': _plain_only(_triton),
   'blocked': _nothing,
-  'ragged': _nothing,
-  'dense': _nothing,
+  'ragged': _plain_only(_nothing),
+  'dense': _plain_only(_nothing),
 }
 _ATTENTION_PROBLEMS = {
   'cudnn': _cudnn,

@@ -38,8 +38,10 @@ from seekax.ops.blocks import (
   sort_slots,
 )
 from seekax.ops.linear import (
+  PLAIN_SWIGLU,
   swiglu_backward,
   swiglu_forward,
+  SwigluProducts,
   transposed_in_memory,
 )
 from seekax.ops.quantize import BlockScaled, expand
@@ -97,6 +99,7 @@ def grouped_swiglu(
   down_EFD: jax.Array | BlockScaled,
   backend: str = backends.AUTO,
   interpret: bool = False,
+  products: SwigluProducts = PLAIN_SWIGLU,
 ) -> jax.Array:
   """Sum over each token's experts of gate * SwiGLU(token).
 
@@ -110,6 +113,8 @@ def grouped_swiglu(
     down_EFD: output matrices (W2).
     backend: the name of one, or auto.
     interpret: runs the steps of `pallas` in plain JAX, on any device.
+    products: how the three matrices are multiplied; `blocked` alone takes
+      others than plain ones. Tiles of FP8 never span two of its blocks.
 
   Returns:
     float32 [T, D]: the experts' outputs, in x's dtype, are added up in float32.
@@ -118,16 +123,23 @@ def grouped_swiglu(
     ConfigError: the backend can't run here.
   """
   choice = backends.choose_grouped_matmul(
-    backend, backends.present(), x_TD.dtype, interpret=interpret
+    backend,
+    backends.present(),
+    x_TD.dtype,
+    interpret=interpret,
+    plain=products == PLAIN_SWIGLU,
   )
   weights = dict(zip(_MATRICES, (gate_EDF, up_EDF, down_EFD), strict=True))
-  few = 2 * experts_TA.size <= gate_EDF.shape[0]
+  swiglu = _swiglu_function(products)
+  # FP8 products are for training: of few slots too they want the gradient that
+  # `blocked` has.
+  few = 2 * experts_TA.size <= gate_EDF.shape[0] and products == PLAIN_SWIGLU
   references = choice.name in ('ragged', 'dense')
   fp8 = isinstance(gate_EDF, BlockScaled)
   if few and not references and (choice.name == 'blocked' or fp8):
-    return each_slot(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
+    return each_slot(swiglu, x_TD, gates_TA, experts_TA, weights)
   if choice.name == 'blocked':
-    return blocked(_SWIGLU, x_TD, gates_TA, experts_TA, weights)
+    return blocked(swiglu, x_TD, gates_TA, experts_TA, weights)
   slots = sort_slots(experts_TA, gate_EDF.shape[0])
   place_TA = jnp.take(slots.starts_E, experts_TA, mode='clip') + slots.rank_TA
   place_TA = jnp.where(experts_TA < gate_EDF.shape[0], place_TA, place_TA.size)
@@ -212,20 +224,25 @@ def _linear_backward(x_ECD, scale_EC, weights, kept, dy_ECF):
   return dx_ECD, jnp.zeros_like(scale_EC), {'w': dw_EDF}
 
 
-def _swiglu(x_ECD, scale_EC, weights):
-  return swiglu_forward(x_ECD, scale_EC, *(weights[name] for name in _MATRICES))
+@functools.cache
+def _swiglu_function(products: SwigluProducts) -> BlockFunction:
+  """scale * SwiGLU with these products."""
 
+  def forward(x_ECD, scale_EC, weights):
+    matrices = (weights[name] for name in _MATRICES)
+    return swiglu_forward(products, x_ECD, scale_EC, *matrices)
 
-def _swiglu_backward(x_ECD, scale_EC, weights, kept, dy_ECD):
-  matrices = (weights[name] for name in _MATRICES)
-  dx_ECD, dscale_EC, *dweights = swiglu_backward(
-    x_ECD, scale_EC, *matrices, kept, dy_ECD
-  )
-  return dx_ECD, dscale_EC, dict(zip(_MATRICES, dweights, strict=True))
+  def backward(x_ECD, scale_EC, weights, kept, dy_ECD):
+    matrices = (weights[name] for name in _MATRICES)
+    dx_ECD, dscale_EC, *dweights = swiglu_backward(
+      products, x_ECD, scale_EC, *matrices, kept, dy_ECD
+    )
+    return dx_ECD, dscale_EC, dict(zip(_MATRICES, dweights, strict=True))
+
+  return BlockFunction(forward, backward)
 
 
 _LINEAR = BlockFunction(_linear, _linear_backward)
-_SWIGLU = BlockFunction(_swiglu, _swiglu_backward)
 
 
 def _float32_einsum(letters, *operands):

@@ -4,6 +4,10 @@ Letters: T rows, D input width, F hidden or output width. A leading axis E, one
 matrix per expert, is allowed before T and before D.
 """
 
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
+
 import jax
 import jax.numpy as jnp
 
@@ -12,53 +16,120 @@ from seekax.ops.reductions import reduce_rows
 from seekax.ops.rematerialisation import keep
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+class Products(Protocol):
+  """How y = x W and its gradients are multiplied: the policy of a linear map.
+
+  It is hashable, since compiled functions take it as a constant.
+  """
+
+  def forward(self, x_TD: jax.Array, w_DF: Any) -> jax.Array:
+    """x W, in x's dtype."""
+
+  def input_gradient(
+    self, dy_TF: jax.Array, w_DF: jax.Array, dtype: Any
+  ) -> jax.Array:
+    """dy W^T."""
+
+  def weight_gradient(
+    self, x_TD: jax.Array, dy_TF: jax.Array, dtype: Any
+  ) -> jax.Array:
+    """x^T dy."""
+
+  def store(self, y_TF: jax.Array, name: str) -> Any:
+    """y as the backward pass of a SwiGLU wants it, kept under a name."""
+
+  def load(self, stored: Any) -> jax.Array:
+    """What was stored, in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainProducts:
+  """Products of the operands as they are."""
+
+  def forward(self, x_TD, w_DF):
+    return jnp.einsum('...TD,...DF->...TF', x_TD, expand(w_DF))
+
+  def input_gradient(self, dy_TF, w_DF, dtype):
+    return _einsum('...TF,...DF->...TD', dy_TF, w_DF, dtype)
+
+  def weight_gradient(self, x_TD, dy_TF, dtype):
+    return _einsum('...TD,...TF->...DF', x_TD, dy_TF, dtype)
+
+  def store(self, y_TF, name):
+    return keep(y_TF, name)
+
+  def load(self, stored):
+    return _float32(stored)
+
+
+PLAIN = PlainProducts()
+
+
+class SwigluProducts(NamedTuple):
+  """Those of W1 and W3, and those of W2."""
+
+  into: Products = PLAIN
+  out_of: Products = PLAIN
+
+
+PLAIN_SWIGLU = SwigluProducts()
+
+
+def linear(
+  x: jax.Array, weight: jax.Array, products: Products = PLAIN
+) -> jax.Array:
   """Contracts the last axis of x with the first of a weight.
 
   Args:
     x: [..., D].
     weight: [D, ...].
+    products: how it is multiplied, forward and backward.
 
   Returns:
     [..., ...] in x's dtype.
   """
   rows_TD = x.reshape(-1, x.shape[-1])
-  y_TF = _linear(rows_TD, weight.reshape(x.shape[-1], -1))
+  y_TF = _linear(products, rows_TD, weight.reshape(x.shape[-1], -1))
   return y_TF.reshape(*x.shape[:-1], *weight.shape[1:])
 
 
-def contract(x: jax.Array, weight: jax.Array, axes: int) -> jax.Array:
+def contract(
+  x: jax.Array, weight: jax.Array, axes: int, products: Products = PLAIN
+) -> jax.Array:
   """Contracts the last `axes` axes of x with as many first ones of a weight."""
   x = x.reshape(*x.shape[:-axes], -1)
-  return linear(x, weight.reshape(-1, *weight.shape[axes:]))
+  return linear(x, weight.reshape(-1, *weight.shape[axes:]), products)
 
 
-@jax.custom_vjp
-def _linear(x_TD, w_DF):
-  return jnp.einsum('TD,DF->TF', x_TD, w_DF)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(products, x_TD, w_DF):
+  return products.forward(x_TD, w_DF)
 
 
-def _linear_forward(x_TD, w_DF):
-  return _linear(x_TD, w_DF), (x_TD, w_DF)
+def _linear_forward(products, x_TD, w_DF):
+  return products.forward(x_TD, w_DF), (x_TD, w_DF)
 
 
-def _linear_backward(saved, dy_TF):
+def _linear_backward(products, saved, dy_TF):
   """The usual gradients, in the order that needs no transposed copy.
 
   Derived by JAX, the weight's is a product of the transposed dy, and on a CPU
   whatever computes dy then runs column by column.
   """
   x_TD, w_DF = saved
-  dx_TD = jnp.einsum('TF,DF->TD', dy_TF, w_DF)
-  return dx_TD, jnp.einsum('TD,TF->DF', x_TD, dy_TF)
+  dx_TD = products.input_gradient(dy_TF, w_DF, x_TD.dtype)
+  return dx_TD, products.weight_gradient(x_TD, dy_TF, w_DF.dtype)
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
 
 
-@jax.custom_vjp
 def swiglu(
-  x_TD: jax.Array, gate_DF: jax.Array, up_DF: jax.Array, down_FD: jax.Array
+  x_TD: jax.Array,
+  gate_DF: jax.Array,
+  up_DF: jax.Array,
+  down_FD: jax.Array,
+  products: SwigluProducts = PLAIN_SWIGLU,
 ) -> jax.Array:
   """W2(silu(W1 x) * W3 x); the product in float32.
 
@@ -67,37 +138,45 @@ def swiglu(
     gate_DF: W1.
     up_DF: W3.
     down_FD: W2.
+    products: how the three are multiplied.
 
   Returns:
     [T, D] in x's dtype.
   """
-  return swiglu_forward(x_TD, None, gate_DF, up_DF, down_FD)[0]
+  return _swiglu(products, x_TD, gate_DF, up_DF, down_FD)
 
 
-def _forward(x_TD, gate_DF, up_DF, down_FD):
-  y_TD, kept = swiglu_forward(x_TD, None, gate_DF, up_DF, down_FD)
-  return y_TD, (x_TD, gate_DF, up_DF, down_FD, kept)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _swiglu(products, x_TD, gate_DF, up_DF, down_FD):
+  return swiglu_forward(products, x_TD, None, gate_DF, up_DF, down_FD)[0]
 
 
-def _backward(saved, dy_TD):
-  *inputs, kept = saved
-  x_TD, *weights = inputs
-  dx_TD, _, *dweights = swiglu_backward(x_TD, None, *weights, kept, dy_TD)
+def _forward(products, x_TD, *weights):
+  y_TD, kept = swiglu_forward(products, x_TD, None, *weights)
+  return y_TD, (x_TD, weights, kept)
+
+
+def _backward(products, saved, dy_TD):
+  x_TD, weights, kept = saved
+  dx_TD, _, *dweights = swiglu_backward(
+    products, x_TD, None, *weights, kept, dy_TD
+  )
   return dx_TD, *(
     d.astype(w.dtype) for d, w in zip(dweights, weights, strict=True)
   )
 
 
-swiglu.defvjp(_forward, _backward)
+_swiglu.defvjp(_forward, _backward)
 
 
 def swiglu_forward(
+  products: SwigluProducts,
   x_TD: jax.Array,
   scale_T: jax.Array | None,
   gate_DF: jax.Array | BlockScaled,
   up_DF: jax.Array | BlockScaled,
   down_FD: jax.Array | BlockScaled,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[jax.Array, tuple[Any, Any]]:
   """scale * SwiGLU(x), and what its gradient needs.
 
   The scale multiplies before W2: the same sum, and its gradient is cheap. W1 x
@@ -105,35 +184,41 @@ def swiglu_forward(
   DeepSeek-V3 does (section 3.2.3).
 
   Args:
+    products: how the three are multiplied.
     x_TD: rows, [E, T, D] with experts.
     scale_T: float32 factor of each row, or None.
-    gate_DF: W1; FP8 is expanded.
+    gate_DF: W1; FP8 that was read is expanded.
     up_DF: W3.
     down_FD: W2.
 
   Returns:
     ([T, D] in x's dtype, kept).
   """
-  gate_TF = jnp.einsum('...TD,...DF->...TF', x_TD, expand(gate_DF))
-  up_TF = jnp.einsum('...TD,...DF->...TF', x_TD, expand(up_DF))
-  gate_TF, up_TF = keep(gate_TF, 'swiglu_gate'), keep(up_TF, 'swiglu_up')
+  gate_TF = products.into.forward(x_TD, gate_DF)
+  up_TF = products.into.forward(x_TD, up_DF)
+  kept = (
+    products.into.store(gate_TF, 'swiglu_gate'),
+    products.into.store(up_TF, 'swiglu_up'),
+  )
   hidden_TF = jax.nn.silu(_float32(gate_TF)) * _float32(up_TF)
   if scale_T is not None:
     hidden_TF *= scale_T[..., None]
   hidden_TF = hidden_TF.astype(x_TD.dtype)
-  y_TD = jnp.einsum('...TF,...FD->...TD', hidden_TF, expand(down_FD))
-  return y_TD, (gate_TF, up_TF)
+  return products.out_of.forward(hidden_TF, down_FD), kept
 
 
-def swiglu_backward(x_TD, scale_T, gate_DF, up_DF, down_FD, kept, dy_TD):
+def swiglu_backward(
+  products, x_TD, scale_T, gate_DF, up_DF, down_FD, kept, dy_TD
+):
   """Gradients of x, scale (None without), W1, W3, W2; the last in float32."""
   dtype = x_TD.dtype
   # The barrier keeps the compiler from storing the forward pass's SwiGLU for
   # here, where one loop computes it again from what is read anyway.
-  gate_TF, up_TF = map(_float32, jax.lax.optimization_barrier(kept))
+  kept = jax.lax.optimization_barrier(kept)
+  gate_TF, up_TF = map(products.into.load, kept)
   sigmoid_TF = jax.nn.sigmoid(gate_TF)
   silu_TF = gate_TF * sigmoid_TF
-  dhidden_TF = _float32_einsum('...TD,...FD->...TF', dy_TD, down_FD)
+  dhidden_TF = products.out_of.input_gradient(dy_TD, down_FD, jnp.float32)
   hidden_TF, dscale_T = silu_TF * up_TF, None
   if scale_T is not None:
     dscale_T = reduce_rows(jnp.sum, dhidden_TF * hidden_TF)[..., 0]
@@ -146,11 +231,11 @@ def swiglu_backward(x_TD, scale_T, gate_DF, up_DF, down_FD, kept, dy_TD):
   if x_TD.ndim == 3:
     # Not the last one's either way: its copies cost what its products gain.
     x_TD, gate_DF, up_DF = map(transposed_in_memory, (x_TD, gate_DF, up_DF))
-  dx_TD = jnp.einsum('...TF,...DF->...TD', dgate_TF, gate_DF)
-  dx_TD += jnp.einsum('...TF,...DF->...TD', dup_TF, up_DF)
-  dgate_DF = _float32_einsum('...TD,...TF->...DF', x_TD, dgate_TF)
-  dup_DF = _float32_einsum('...TD,...TF->...DF', x_TD, dup_TF)
-  ddown_FD = _float32_einsum('...TF,...TD->...FD', hidden_TF, dy_TD)
+  dx_TD = products.into.input_gradient(dgate_TF, gate_DF, dtype)
+  dx_TD += products.into.input_gradient(dup_TF, up_DF, dtype)
+  dgate_DF = products.into.weight_gradient(x_TD, dgate_TF, jnp.float32)
+  dup_DF = products.into.weight_gradient(x_TD, dup_TF, jnp.float32)
+  ddown_FD = products.out_of.weight_gradient(hidden_TF, dy_TD, jnp.float32)
   return dx_TD, dscale_T, dgate_DF, dup_DF, ddown_FD
 
 
@@ -166,8 +251,10 @@ def transposed_in_memory(x_EMN: jax.Array) -> jax.Array:
   )
 
 
-def _float32_einsum(letters, *operands):
-  return jnp.einsum(letters, *operands, preferred_element_type=jnp.float32)
+def _einsum(letters, a, b, dtype):
+  wide = jnp.result_type(a, b) != jnp.dtype(dtype)
+  preferred = dtype if wide else None
+  return jnp.einsum(letters, a, b, preferred_element_type=preferred)
 
 
 def _float32(x):

@@ -195,7 +195,7 @@ class Journal:
     num_bytes = sum(corpus.heldout_bytes[i] for i in chosen)
     model = (
       config.model,
-      cast_params(state.params, jnp.dtype(config.train.precision)),
+      cast_params(state.params, jnp.dtype(config.train.compute_dtype)),
       state.router_bias,
     )
     texts = [corpus.heldout[i] for i in chosen]
@@ -229,7 +229,7 @@ class Journal:
   def sample(self, step: int, state: TrainState) -> None:
     """Continues the fixed prompts."""
     config, tokenizer = self._config, self._corpus.tokenizer
-    params = cast_params(state.params, jnp.dtype(config.train.precision))
+    params = cast_params(state.params, jnp.dtype(config.train.compute_dtype))
     params = taken_apart(config.model, params)
     for prompt in config.eval.prompts:
       tokens = engine.generate(

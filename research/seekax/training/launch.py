@@ -65,7 +65,10 @@ def start(
     console.print(line, soft_wrap=True, markup=False)
 
   for choice in backends.for_training(
-    config.model, config.train.precision, config.data.isolate_documents
+    config.model,
+    config.train.compute_dtype,
+    config.data.isolate_documents,
+    plain=config.train.precision != 'fp8',
   ):
     backends.announce(choice)
   compilation_cache.switch_on(config.train.compilation_cache, say)

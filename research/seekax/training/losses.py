@@ -17,7 +17,7 @@ from seekax.data.pipeline import Batch
 from seekax.model.experts import Load
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import shift_left, Transformer
-from seekax.ops import cross_entropy
+from seekax.ops import cross_entropy, precision
 
 
 @struct.dataclass
@@ -99,9 +99,11 @@ def loss_sums(
   Returns:
     (float32 scalar, LossSums).
   """
-  model = Transformer(config.model)
+  policy = precision.for_training(config)
+  model = Transformer(config.model, policy)
   isolate = config.data.isolate_documents
-  variables = {'params': cast_params(params, jnp.dtype(config.train.precision))}
+  dtype = jnp.dtype(config.train.compute_dtype)
+  variables = {'params': cast_params(params, dtype, policy)}
   segments_BL = batch.segments_BL if isolate else None
   trunk = model.apply(
     variables, batch.tokens_BL, batch.positions_BL, segments_BL, router_bias
