@@ -73,14 +73,16 @@ class Running:
     found = re.findall(rb'^step +(\d+)/', self.log.read_bytes(), re.MULTILINE)
     return int(found[-1]) if found else 0
 
-  def wait_until(self, condition: Callable[[], bool]) -> bool:
-    """Whether it became true before the process ended."""
+  def wait_until(
+    self, condition: Callable[[], bool], every: float = 0.01
+  ) -> bool:
+    """Whether it became true, asked so often, before the process ended."""
     end = time.monotonic() + _PATIENCE
     while not condition():
       if self.process.poll() is not None:
         return False
       check(time.monotonic() < end, f'hung: {self.last_line()}')
-      time.sleep(0.001)
+      time.sleep(every)
     return True
 
   def send(self, number: int) -> None:

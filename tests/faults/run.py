@@ -15,13 +15,14 @@ import time
 import traceback
 
 from absl import app, flags, logging
+import damage
 from harness import Bench, BrokenPromiseError, Fault, NotRunError
 import killing
 
 _ONLY = flags.DEFINE_list('only', [], 'numbers of the faults to inject')
 _JOBS = flags.DEFINE_integer('jobs', 2, 'faults at a time')
 
-FAULTS = killing.FAULTS
+FAULTS = (*killing.FAULTS, *damage.FAULTS)
 KEPT, BROKEN, NOT_RUN = 'kept', 'BROKEN', 'not run'
 
 
