@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,8 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 
 _LAUNCHER = pathlib.Path(__file__).with_name('launcher.py')
-_PATIENCE = 120.0  # Seconds after which a process counts as hung.
+# Seconds after which a process counts as hung, on a machine that others use.
+_PATIENCE = 300.0
 STEPS = 40
 
 
@@ -94,9 +96,10 @@ class Running:
     try:
       code = self.process.wait(_PATIENCE)
     except subprocess.TimeoutExpired as error:
-      self.process.kill()
+      line = self.last_line()
+      self.process.send_signal(signal.SIGABRT)  # Python shows its threads.
       self.process.wait()
-      raise BrokenPromiseError(f'hung: {self.last_line()}') from error
+      raise BrokenPromiseError(f'hung: {line}\n{self.said()}') from error
     return code if code >= 0 else 128 - code
 
   def said(self) -> str:
@@ -126,6 +129,7 @@ class Bench:
       write_source(root / name, seed=number)
     path = str(pathlib.Path(seekax.__path__[0]).parent)
     self.env = dict(os.environ, PYTHONPATH=path, JAX_PLATFORMS='cpu')
+    self.env['PYTHONFAULTHANDLER'] = '1'
     if 'JAX_COMPILATION_CACHE_DIR' not in self.env:
       self.env['JAX_COMPILATION_CACHE_DIR'] = str(root / 'compiled')
       self.env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
@@ -248,7 +252,8 @@ def check_refused_here(args: Sequence[str], *words: str) -> str:
 
 def check_one_line(said: str, line: str) -> None:
   """The end must be one line for the user, without a traceback before it."""
-  check('Traceback' not in said, f'a traceback before: {line}')
+  traces = [text for text in said.splitlines() if 'Traceback' in text]
+  check(not traces, f'{len(traces)} tracebacks before: {line}')
   check(line.startswith('seekax: '), f'no clear line: {line}')
 
 

@@ -20,6 +20,7 @@ from seekax.storage.manifest import (
   verify_manifest,
   write_manifest,
 )
+from seekax.storage.thread_errors import held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
 _UNPROVEN = '.unproven'
@@ -74,7 +75,8 @@ def save(
       aside = folder / f'{step}{_UNPROVEN}'
       shutil.rmtree(aside, ignore_errors=True)
       target.rename(aside)
-    ocp.save_checkpointables(target, parts, custom_metadata=progress)
+    with held_back(logging.get_absl_logger()):
+      ocp.save_checkpointables(target, parts, custom_metadata=progress)
     write_manifest(target, manifest_path(folder, step))
   except (OSError, ValueError) as error:  # orbax: ValueError for a full disk.
     raise StorageError(
