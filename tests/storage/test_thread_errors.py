@@ -41,12 +41,14 @@ class HeldBackTest(absltest.TestCase):
     self.logger.error(text, exc_info=(type(error), error, None))
 
   def test_a_call_that_fails_shows_its_own_error_alone(self):
-    with self.assertRaisesRegex(ValueError, 'the cause'):
-      with held_back(self.logger):
-        fail_in_a_thread(ValueError('the same'))
-        self.log_error('the same', ValueError())
-        print_error(RuntimeError('Event loop is closed'))
-        raise ValueError('the cause')
+    with (
+      self.assertRaisesRegex(ValueError, 'the cause'),
+      held_back(self.logger),
+    ):
+      fail_in_a_thread(ValueError('the same'))
+      self.log_error('the same', ValueError())
+      print_error(RuntimeError('Event loop is closed'))
+      raise ValueError('the cause')
     print_error(RuntimeError('Event loop is closed'))  # A straggler.
     self.assertEqual((self.shown, self.logged), ([], []))
 
