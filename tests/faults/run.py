@@ -15,14 +15,21 @@ import time
 import traceback
 
 from absl import app, flags, logging
+import bad_numbers
 import damage
 from harness import Bench, BrokenPromiseError, Fault, NotRunError
 import killing
+import refusals
 
 _ONLY = flags.DEFINE_list('only', [], 'numbers of the faults to inject')
 _JOBS = flags.DEFINE_integer('jobs', 2, 'faults at a time')
 
-FAULTS = (*killing.FAULTS, *damage.FAULTS)
+FAULTS = (
+  *killing.FAULTS,
+  *damage.FAULTS,
+  *bad_numbers.FAULTS,
+  *refusals.FAULTS,
+)
 KEPT, BROKEN, NOT_RUN = 'kept', 'BROKEN', 'not run'
 
 
