@@ -18,7 +18,7 @@ _SPIKES += ('--config.train.spike_window=8',)
 def parts_of(workdir: pathlib.Path):
   """The newest state of a run and what is kept beside it."""
   config = workdir_lib.read_config(workdir)
-  shapes = state_lib.toparts_of(state_lib.abstract_state(config))
+  shapes = state_lib.to_parts(state_lib.abstract_state(config))
   return checkpoint.restore(
     workdir / workdir_lib.CHECKPOINTS, steps_of(workdir)[-1], shapes
   )
@@ -45,7 +45,7 @@ def _thrown_away(bench: Bench, fault: str, reason: str, *more: str) -> str:
   check(row['step'] == last and row['reason'] == reason, f'{row}')
   check(not (before / workdir_lib.SKIPPED).exists(), 'a plain step was skipped')
   config = workdir_lib.read_config(after)
-  shapes = state_lib.toparts_of(state_lib.abstract_state(config))
+  shapes = state_lib.to_parts(state_lib.abstract_state(config))
   folder = after / workdir_lib.CHECKPOINTS
   old, old_progress = checkpoint.restore(folder, last - 1, shapes)
   new, new_progress = checkpoint.restore(folder, last, shapes)
