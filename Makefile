@@ -14,7 +14,7 @@ ORACLE := .venv-parity
 ORACLE_LOCK := third_party/transformers/requirements.txt
 ORACLE_STAMP := $(ORACLE)/installed
 
-.PHONY: demo test test-all faults lint parity bench lock clean
+.PHONY: demo test test-all lint parity bench lock clean
 
 demo: $(STAMP)
 	$(RUN)/seekax train --config=demo --workdir=$(DEMO)
@@ -27,11 +27,6 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(RUN)/python -m pytest -q -n 2 --dist loadscope
-
-# Kills, full disks, flipped bits: every fault of docs/survival.md, for real.
-# make faults FAULTS=--only=F24,F9 injects some of them.
-faults: $(STAMP)
-	$(RUN)/python tests/faults/run.py $(FAULTS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -135,7 +135,7 @@ class RefusalTest(parameterized.TestCase):
       (source / 'a.txt').write_bytes(b'caf\xe9 ' * 10)
     if kind == 'short':
       for number in range(20):
-        (source / f'{number}.txt').write_text('short\n')
+        (source / f'{number}.txt').write_text(f'short {number}\n')
     line = self.refused(*train_args(self.root / 'w', source))
     self.assertRegex(line, message)
 
