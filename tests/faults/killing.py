@@ -38,6 +38,8 @@ def _kill_at_random(bench: Bench, kills: int, *more: str):
     else:
       target = first + draw.randint(11, 20)  # Past the next checkpoint.
       running.wait_until(lambda r=running, t=target: r.step() >= t)
+      if not number:  # So that at least one checkpoint is gone on from.
+        running.wait_until(lambda: bool(steps_of(workdir)))
       time.sleep(draw.uniform(0, 0.05))
     places.append(running.step())
     running.send(signal.SIGKILL)
