@@ -4,7 +4,15 @@ import random
 import signal
 import time
 
-from harness import Bench, check, Fault, leftovers, state_hash, steps_of
+from harness import (
+  Bench,
+  check,
+  Fault,
+  leftovers,
+  NotRunError,
+  state_hash,
+  steps_of,
+)
 import jax
 
 from seekax.storage import checkpoint
@@ -30,6 +38,8 @@ def _kill_at_random(bench: Bench, kills: int, *more: str):
     else:
       target = first + draw.randint(11, 20)  # Past the next checkpoint.
       running.wait_until(lambda r=running, t=target: r.step() >= t)
+      if not number:  # So that at least one checkpoint is gone on from.
+        running.wait_until(lambda: bool(steps_of(workdir)))
       time.sleep(draw.uniform(0, 0.05))
     places.append(running.step())
     running.send(signal.SIGKILL)
@@ -190,7 +200,24 @@ def second_signal(bench: Bench) -> str:
   return f'exit {codes}; the older step verifies and is gone on from'
 
 
+def one_of_two_processes(bench: Bench) -> str:
+  del bench
+  raise NotRunError('the loop trains in one process so far')
+
+
 FAULTS = (
+  Fault(
+    'F5',
+    'SIGTERM to one of two processes',
+    'both stop at the same step, with one checkpoint',
+    one_of_two_processes,
+  ),
+  Fault(
+    'F23',
+    'one of two processes dies',
+    'the other one exits, nothing is hurt',
+    one_of_two_processes,
+  ),
   Fault(
     'F24',
     'SIGKILL at 9 random moments (start-up, steps); mixed sources, packing',

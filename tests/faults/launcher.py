@@ -89,12 +89,11 @@ def full_disk(save: int) -> None:
 
 
 def clock(seconds: int) -> None:
-  """The wall clock jumps to and fro, at every look."""
-  plain, looks = time.time, []
+  """The wall clock jumps to and fro, ten times a second."""
+  plain = time.time
 
   def jumping():
-    looks.append(0)
-    return plain() + (seconds if len(looks) % 2 else -seconds)
+    return plain() + (seconds if int(10 * time.monotonic()) % 2 else 0)
 
   time.time = jumping
 

@@ -256,7 +256,7 @@ FAULTS = (
     _tested('tests/storage/test_safetensors_file.py::HostileHeaderTest'),
   ),
   Fault(
-    'B2-B4, B7',
+    'B2',
     'hostile indices, pickles, bad config.json, tokenizers that do not fit',
     'exit 2 and one line, by every command that takes weights',
     _tested('tests/cli/test_convert.py::RefusedTest'),
