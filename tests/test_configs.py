@@ -68,8 +68,9 @@ class ConfigsTest(parameterized.TestCase):
   def test_tiny_trains_for_two_steps(self, name):
     self._train(name)
 
-  @pytest.mark.slow
+  # The mark stands below: above, the tests made of it would lose it.
   @parameterized.parameters(*NAMES)
+  @pytest.mark.slow
   def test_every_tiny_trains_for_two_steps(self, name):
     self._train(name)
 
