@@ -12,18 +12,18 @@ PACKAGE = ROOT / 'research' / 'seekax'
 FLOORS = {
   'config': 0,
   'ops': 1,
-  'parallel': 1,
   'data': 1,
   'planning': 1,
-  'model': 2,
-  'storage': 3,
-  'inference': 4,
-  'training': 5,
-  'posttraining': 6,
-  'evaluation': 6,
-  'dryrun': 6,
-  'cli': 7,
-  '__main__': 8,
+  'parallel': 2,
+  'model': 3,
+  'storage': 4,
+  'inference': 5,
+  'training': 6,
+  'posttraining': 7,
+  'evaluation': 7,
+  'dryrun': 7,
+  'cli': 8,
+  '__main__': 9,
 }
 
 

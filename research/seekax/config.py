@@ -89,7 +89,22 @@ LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
 REMAT_POLICIES = ('none', 'paper', 'full')
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
-MESH_AXES = ('data',)
+# From the slowest link to the fastest, as devices are numbered.
+MESH_AXES = (
+  'pipeline',
+  'data',
+  'fsdp',
+  'expert_node',
+  'expert',
+  'context',
+  'tensor',
+)
+# Those that split a batch: expert ranks are data ranks.
+BATCH_AXES = ('data', 'fsdp', 'expert_node', 'expert')
+EXCHANGES = ('all_to_all', 'gather')
+DISPATCH_DTYPES = ('compute', 'float8')
+# Values along a side of FP8's tiles and blocks (DeepSeek-V3, section 3.3.2).
+FP8_TILE = 128
 # Of weights that are used, and of training.
 PRECISIONS = ('float32', 'bfloat16')
 OPTIMIZERS = ('adamw', 'muon')
@@ -160,6 +175,9 @@ class ModelConfig:
   )
   attention_backend: str = _key('auto', 'auto, chunked, cudnn, tokamax, plain')
   latent_attention_backend: str = _key('auto', 'decoding: auto, plain, pallas')
+  exchange: str = _key('all_to_all', 'of tokens on a mesh: all_to_all, gather')
+  exchange_slack: float = _key(1.25, "an exchange's room over balanced loads")
+  dispatch_dtype: str = _key('compute', 'sent to experts: compute, float8')
   remat: str = _key('none', 'recomputed for gradients: none, paper, full')
   unroll_layers: int = _key(8, 'stacks of more layers than this are a scan')
 
@@ -213,10 +231,21 @@ class ModelConfig:
       self.latent_attention_backend,
       LATENT_ATTENTION_BACKENDS,
     )
+    _require_choice('model.exchange', self.exchange, EXCHANGES)
+    _require_choice(
+      'model.dispatch_dtype', self.dispatch_dtype, DISPATCH_DTYPES
+    )
     _check_positive(
       'model',
       self,
-      ('vocab_size', 'embed_dim', 'num_layers', 'context_length', 'num_heads')
+      (
+        'exchange_slack',
+        'vocab_size',
+        'embed_dim',
+        'num_layers',
+        'context_length',
+        'num_heads',
+      )
       + ('rope_head_dim', 'value_head_dim', 'norm_eps', 'latent_norm_eps')
       + ('init_std', 'rope_theta', 'rope_original_length', 'rope_factor'),
     )
@@ -414,17 +443,18 @@ class OptimConfig:
 class ParallelConfig:
   """How the computation is spread over devices."""
 
-  mesh: str = _key('data:1', "mesh axes and sizes, e.g. 'data:4'")
+  mesh: str = _key('data:1', "axes and sizes, e.g. 'data:2,expert:-1'")
 
   def __post_init__(self):
     parse_mesh(self.mesh)
 
 
 def parse_mesh(description: str) -> dict[str, int]:
-  """Reads 'data:4' into {'data': 4}.
+  """Reads 'data:4' into {'data': 4}; -1 is 'the rest of the devices'.
 
   Raises:
-    ConfigError: an axis is unknown or given twice, or a size is no number.
+    ConfigError: an axis is unknown or given twice, a size is no number, or
+      several are -1.
   """
   sizes = {}
   for part in description.split(','):
@@ -436,12 +466,132 @@ def parse_mesh(description: str) -> dict[str, int]:
       + did_you_mean(axis, MESH_AXES),
     )
     _require(
-      axis not in sizes and size.isdecimal() and int(size) > 0,
+      axis not in sizes
+      and (size == '-1' or (size.isdecimal() and int(size) > 0)),
       f'parallel.mesh={description!r}: write each axis once as name:size, '
       "e.g. 'data:4'",
     )
     sizes[axis] = int(size)
+  _require(
+    list(sizes.values()).count(-1) <= 1,
+    f'parallel.mesh={description!r}: only one axis can be -1, the rest of the '
+    'devices',
+  )
   return sizes
+
+
+def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
+  """The size of every axis, 1 for those that aren't named.
+
+  Args:
+    description: as `parallel.mesh`.
+    num_devices: what -1 is the rest of.
+
+  Returns:
+    {axis: size} in the order of MESH_AXES.
+
+  Raises:
+    ConfigError: it can't be read, or its devices aren't those that there are.
+  """
+  sizes = parse_mesh(description)
+  fixed = math.prod(size for size in sizes.values() if size > 0)
+  for axis, size in sizes.items():
+    if size == -1:
+      _require(
+        num_devices % fixed == 0,
+        f'parallel.mesh={description!r}: {num_devices} devices are not '
+        f'divisible by {fixed}, the product of the other axes',
+      )
+      sizes[axis] = num_devices // fixed
+  wanted = math.prod(sizes.values())
+  _require(
+    wanted <= num_devices,
+    f'parallel.mesh={description!r} wants {wanted} devices, this machine has '
+    f'{num_devices}',
+  )
+  return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
+
+
+def check_mesh(config: 'Config', sizes: dict[str, int]) -> None:
+  """Refuses a mesh that this model or batch can't be spread over, in words.
+
+  Args:
+    config: the run.
+    sizes: of every axis of MESH_AXES.
+
+  Raises:
+    ConfigError: something isn't divisible by the axes that split it.
+  """
+  model, data = config.model, config.data
+  parts = config.train.micro_batches
+
+  def require(value: int, name: str, axes: tuple[str, ...], why: str):
+    size = math.prod(sizes[axis] for axis in axes)
+    split = ' times '.join(f'{axis}:{sizes[axis]}' for axis in axes)
+    _require(
+      value % size == 0,
+      f'{name}={value} is not divisible by {split} of parallel.mesh, which '
+      + why,
+    )
+
+  rows = data.batch_size // parts
+  name = 'data.batch_size'
+  if parts > 1:
+    name += ' / train.micro_batches'
+  require(rows, name, BATCH_AXES, 'split the batch')
+  require(
+    data.sequence_length, 'data.sequence_length', ('context',), 'splits it'
+  )
+  require(model.num_heads, 'model.num_heads', ('tensor',), 'splits heads')
+  require(
+    model.kv_heads, 'the number of key/value heads', ('tensor',), 'splits heads'
+  )
+  hidden = {}
+  if model.num_plain_layers:
+    hidden['model.mlp_dim'] = model.mlp_dim
+  if model.uses_experts:
+    hidden['model.expert_dim'] = model.expert_dim
+    require(
+      model.num_experts,
+      'model.num_experts',
+      ('expert_node', 'expert'),
+      'split the experts',
+    )
+    require(
+      model.num_expert_groups,
+      'model.num_expert_groups',
+      ('expert_node',),
+      'may not split a routing group',
+    )
+  else:
+    for axis in ('expert_node', 'expert'):
+      _require(
+        sizes[axis] == 1,
+        f'parallel.mesh has {axis}:{sizes[axis]}, but model.ffn='
+        f'{model.ffn!r} has no experts',
+      )
+  for name, width in hidden.items():
+    require(width, name, ('tensor',), 'splits it')
+  if config.train.precision == 'fp8':
+    _check_fp8_tiles(config, sizes, rows, hidden)
+
+
+def _check_fp8_tiles(config, sizes, rows, hidden) -> None:
+  """Refuses tiles of FP8 that would lie on two devices."""
+  split = math.prod(sizes[axis] for axis in (*BATCH_AXES, 'context'))
+  tokens = rows * config.data.sequence_length
+  _require(
+    split == 1 or tokens // split % FP8_TILE == 0,
+    f'parallel.mesh={config.parallel.mesh!r} leaves {tokens / split:g} tokens '
+    f'to a device, no multiple of {FP8_TILE}: tiles of FP8 would straddle '
+    'devices; use fewer of them or more tokens',
+  )
+  for name, width in hidden.items():
+    _require(
+      sizes['tensor'] == 1 or width // sizes['tensor'] % FP8_TILE == 0,
+      f'{name}={width} over tensor:{sizes["tensor"]} of parallel.mesh is no '
+      f'multiple of {FP8_TILE}: tiles of FP8 would straddle devices',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -646,13 +796,14 @@ class Config:
 
   def __post_init__(self):
     parts = self.train.micro_batches
-    devices = math.prod(parse_mesh(self.parallel.mesh).values())
     _require(
-      self.data.batch_size % (parts * devices) == 0,
+      self.data.batch_size % parts == 0,
       f'data.batch_size={self.data.batch_size} is not divisible by '
-      f'train.micro_batches={parts} times the {devices} devices of '
-      f'parallel.mesh={self.parallel.mesh!r}',
+      f'train.micro_batches={parts}',
     )
+    sizes = parse_mesh(self.parallel.mesh)
+    if -1 not in sizes.values():
+      check_mesh(self, {axis: sizes.get(axis, 1) for axis in MESH_AXES})
     rows = self.data.batch_size // parts
     _require(
       not self.train.ramp_tokens or rows % self.data.num_shards == 0,

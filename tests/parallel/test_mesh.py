@@ -1,16 +1,34 @@
 """Laws of mesh descriptions."""
 
+import dataclasses
+
 from absl.testing import absltest, parameterized
 import jax
 from jax.sharding import AxisType
 
+from seekax import config as config_lib
+from seekax import presets
 from seekax.config import ConfigError
 from seekax.parallel import mesh
 
 
+def run_on(description: str, **data) -> config_lib.Config:
+  run = presets.shrink_run(presets.run_of(presets.tiny()))
+  config = config_lib.from_config_dict(run)
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, **data),
+    parallel=config_lib.ParallelConfig(mesh=description),
+  )
+
+
 class MeshTest(parameterized.TestCase):
   def test_description_is_read(self):
-    self.assertEqual(mesh.parse_mesh('data:4'), {'data': 4})
+    self.assertEqual(config_lib.parse_mesh('data:4'), {'data': 4})
+    sizes = config_lib.mesh_sizes('expert:-1,data:2', 8)
+    self.assertEqual(list(sizes), list(config_lib.MESH_AXES))
+    used = {axis: size for axis, size in sizes.items() if size > 1}
+    self.assertEqual(used, {'data': 2, 'expert': 4})
 
   @parameterized.parameters(
     ('dat:4', "unknown axis 'dat'.*did you mean 'data'"),
@@ -19,23 +37,61 @@ class MeshTest(parameterized.TestCase):
     ('data', 'name:size'),
     ('data:', 'name:size'),
     ('data:0', 'name:size'),
-    ('data:-1', 'name:size'),
+    ('data:-2', 'name:size'),
     ('data:two', 'name:size'),
     ('data:2,data:2', 'each axis once'),
+    ('data:-1,expert:-1', 'only one axis can be -1'),
   )
   def test_wrong_description_is_explained(self, description, message):
     with self.assertRaisesRegex(ConfigError, message):
-      mesh.parse_mesh(description)
+      config_lib.parse_mesh(description)
+
+  @parameterized.parameters(
+    ('data:3,fsdp:-1', '8 devices are not divisible by 3'),
+    ('data:16', 'wants 16 devices, this machine has 8'),
+  )
+  def test_devices_that_are_not_there_are_refused(self, description, message):
+    with self.assertRaisesRegex(ConfigError, message):
+      config_lib.mesh_sizes(description, 8)
+
+  @parameterized.parameters(
+    ('data:3', 'data.batch_size=8 is not divisible by data:3'),
+    ('data:4,fsdp:4', 'divisible by data:4 times fsdp:4.*split the batch'),
+    ('tensor:3', 'model.num_heads=4 is not divisible by tensor:3'),
+    ('context:3', 'data.sequence_length=32 is not divisible by context:3'),
+    ('expert_node:8', 'may not split a routing group'),
+  )
+  def test_what_cannot_be_split_is_refused(self, description, message):
+    with self.assertRaisesRegex(ConfigError, message):
+      run_on(description)
+
+  def test_experts_have_to_be_there_and_to_divide(self):
+    model = dataclasses.replace(
+      presets.tiny(),
+      num_experts=6,
+      num_expert_groups=1,
+      num_kept_groups=1,
+      experts_per_token=2,
+    )
+    config = dataclasses.replace(run_on('data:1'), model=model)
+    parallel = config_lib.ParallelConfig(mesh='expert:4')
+    with self.assertRaisesRegex(ConfigError, 'model.num_experts=6 is not'):
+      dataclasses.replace(config, parallel=parallel)
+    dense = dataclasses.replace(model, ffn='dense')
+    with self.assertRaisesRegex(ConfigError, 'has no experts'):
+      dataclasses.replace(config, model=dense, parallel=parallel)
 
   def test_too_many_devices_are_refused(self):
     have = len(jax.devices())
     with self.assertRaisesRegex(ConfigError, f'has {have}'):
       mesh.make_mesh(f'data:{have + 1}')
 
-  def test_axes_are_auto(self):
+  def test_axes_are_auto_and_all_there(self):
     made = mesh.make_mesh('data:1')
-    self.assertEqual(dict(made.shape), {'data': 1})
-    self.assertEqual(made.axis_types, (AxisType.Auto,))
+    self.assertEqual(tuple(made.shape), config_lib.MESH_AXES)
+    self.assertEqual(set(made.axis_types), {AxisType.Auto})
+    with jax.set_mesh(made):
+      self.assertEqual(mesh.current_sizes(), {})
 
 
 if __name__ == '__main__':

@@ -1,48 +1,67 @@
 """Laws of the table from logical axes to mesh axes."""
 
-from absl.testing import absltest
-from flax import linen as nn
+from absl.testing import absltest, parameterized
 import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from reference import cases
-from seekax.model.transformer import Transformer
+from seekax.config import MESH_AXES
+from seekax.model.axes import weight_axes
+from seekax.model.parameters import abstract_weights
 from seekax.parallel import mesh, rules
 
+_ALL = dict.fromkeys(MESH_AXES, 2)
 
-class SpecTest(absltest.TestCase):
-  def test_batch_is_split_over_data(self):
+
+class SpecTest(parameterized.TestCase):
+  def test_batch_is_split_over_the_ranks_of_data_and_experts(self):
+    axes = ('data', 'fsdp', 'expert_node', 'expert')
+    found = rules.spec(('batch', 'length', None), sizes=_ALL)
+    self.assertEqual(found, P(axes, 'context', None))
+    found = rules.spec(('batch', 'length'), sizes={'data': 4, 'fsdp': 1})
+    self.assertEqual(found, P('data', None))
+
+  def test_masters_are_split_further_than_weights(self):
+    names, shape = ('experts', 'embed', 'mlp'), (8, 16, 4)
+    weight = rules.spec(names, 'weight', _ALL)
+    self.assertEqual(weight, P(('expert_node', 'expert'), 'fsdp', 'tensor'))
+    master = rules.spec(names, 'master', _ALL, shape)
+    # The experts' axis has taken its mesh axes already.
     self.assertEqual(
-      rules.spec(('batch', 'length', None)), PartitionSpec('data', None, None)
+      master, P(('expert_node', 'expert'), ('fsdp', 'data'), 'tensor')
+    )
+
+  def test_a_master_takes_what_divides_it(self):
+    sizes = {'data': 3, 'fsdp': 4}
+    self.assertEqual(rules.spec(('embed',), 'master', sizes, (8,)), P('fsdp'))
+    self.assertEqual(rules.spec(('embed',), 'master', sizes, (6,)), P('data'))
+    self.assertEqual(rules.spec(('embed',), 'master', sizes, (7,)), P(None))
+
+  def test_an_activation_that_is_not_divided_is_whole(self):
+    sizes = {'data': 2, 'fsdp': 2}
+    self.assertEqual(
+      rules.spec(('batch', None), sizes=sizes, shape=(6, 1)), P(None, None)
     )
 
   def test_one_mesh_axis_cannot_split_two_axes(self):
     with self.assertRaisesRegex(ValueError, 'twice'):
-      rules.spec(('batch', 'embed', 'batch'))
+      rules.spec(('batch', 'embed', 'batch'), sizes=_ALL)
 
   def test_unknown_name_is_refused(self):
     with self.assertRaises(KeyError):
-      rules.spec(('batsch',))
+      rules.spec(('batsch',), sizes=_ALL)
 
-  def test_every_axis_of_every_parameter_is_in_the_table(self):
-    for config in cases.MODELS.values():
-      tokens = jnp.zeros((1, 2), jnp.int32)
-      boxed = jax.eval_shape(
-        lambda c=config, t=tokens: Transformer(c).init(
-          jax.random.key(0), t, method='initialise'
-        )
-      )
-      specs = nn.get_partition_spec(boxed)
-      shapes = jax.tree.leaves(nn.meta.unbox(boxed))
-      names = jax.tree.leaves(
-        specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-      )
-      self.assertLen(names, len(shapes))
-      for leaf, axes in zip(shapes, names, strict=True):
-        self.assertLen(axes, leaf.ndim)
-        rules.spec(tuple(axes))
+  @parameterized.parameters(*cases.MODELS)
+  def test_every_axis_of_every_parameter_is_in_the_table(self, name):
+    config = cases.MODELS[name]
+    names = jax.tree.leaves(weight_axes(config))
+    shapes = jax.tree.leaves(abstract_weights(config))
+    self.assertLen(names, len(shapes))
+    for leaf, own in zip(shapes, names, strict=True):
+      self.assertLen(own.names, leaf.ndim)
+      for role in ('weight', 'master'):
+        rules.spec(own.names, role, _ALL, leaf.shape)
 
 
 class ConstrainTest(absltest.TestCase):
@@ -51,12 +70,11 @@ class ConstrainTest(absltest.TestCase):
     self.assertIs(rules.constrain(x, 'batch', 'embed'), x)
     with jax.set_mesh(mesh.make_mesh('data:1')):
       self.assertIs(rules.constrain(x, 'batch', 'embed'), x)
+      self.assertIs(rules.total(x, 'batch'), x)
 
   def test_sharding_names_the_mesh(self):
     made = mesh.make_mesh('data:1')
-    sharding = rules.sharding(made, ('batch', None))
-    self.assertEqual(sharding.spec, PartitionSpec('data', None))
-    self.assertIs(sharding.mesh, made)
+    self.assertIs(rules.sharding(made, ('batch', None)).mesh, made)
 
 
 if __name__ == '__main__':

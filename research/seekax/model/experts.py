@@ -4,6 +4,8 @@ Letters: B batch, L positions, T tokens, D model width, F expert width,
 E experts.
 """
 
+import functools
+
 from flax import linen as nn
 from flax import struct
 import jax
@@ -11,9 +13,15 @@ import jax.numpy as jnp
 
 from seekax.config import ModelConfig
 from seekax.model.layers import stored_matrix, SwiGlu
-from seekax.model.router import Router, sequence_balance
+from seekax.model.router import (
+  affinity_logits,
+  route,
+  Router,
+  sequence_balance,
+)
 from seekax.ops.grouped_matmul import grouped_swiglu
 from seekax.ops.precision import HIGH, Policy
+from seekax.parallel import exchange, rules
 
 
 @struct.dataclass
@@ -23,10 +31,12 @@ class Load:
   Attributes:
     count_E: int32, choices of every expert.
     balance: float32 scalar, sum over sequences of the balance loss.
+    rounds: int32, of the exchange between devices; 1 without.
   """
 
   count_E: jax.Array
   balance: jax.Array
+  rounds: jax.Array
 
 
 class Experts(nn.Module):
@@ -40,30 +50,74 @@ class Experts(nn.Module):
     self, x_BLD: jax.Array, bias_E: jax.Array
   ) -> tuple[jax.Array, Load]:
     config = self.config
-    batch, length, width = x_BLD.shape
-    count, hidden = config.num_experts, config.expert_dim
-    x_TD = x_BLD.reshape(batch * length, width)
-    routing = Router(config, name='router')(x_TD, bias_E)
+    count, width = config.num_experts, config.embed_dim
+    hidden = config.expert_dim
     into = (count, width, hidden), ('experts', 'embed', 'mlp')
     out_of = (count, hidden, width), ('experts', 'mlp', 'embed')
-    y_TD = grouped_swiglu(
-      x_TD,
-      routing.gates_TA,
-      routing.experts_TA,
+    weights = (
       stored_matrix(self, 'gate', *into, config),
       stored_matrix(self, 'up', *into, config),
       stored_matrix(self, 'down', *out_of, config),
-      backend=config.grouped_matmul,
-      products=self.policy.routed,
     )
+    tokens = rules.axes('batch', 'length', None)
+    own_into = rules.axes('experts', None, 'mlp')
+    own_out_of = rules.axes('experts', 'mlp', None)
+    routed = rules.per_shard(
+      functools.partial(_routed, config, self.policy, x_BLD.shape[1]),
+      inputs=(
+        tokens,
+        rules.axes(None),
+        rules.axes(None, None),
+        (own_into, own_into, own_out_of),
+      ),
+      outputs=(tokens, Load(rules.axes(None), rules.axes(), rules.axes())),
+    )
+    kernel_DE = Router(config, name='router').kernel
+    y_BLD, load = routed(x_BLD, bias_E, kernel_DE, weights)
     if config.num_shared_experts:
       shared = SwiGlu(config, config.shared_dim, self.policy.ffn, name='shared')
-      shared_TD = shared(x_TD)
-      y_TD += shared_TD.astype(jnp.float32)
-    scores_BLE = routing.scores_TE.reshape(batch, length, count)
-    load = Load(
-      count_E=jnp.bincount(routing.experts_TA.reshape(-1), length=count),
-      balance=sequence_balance(scores_BLE, config.experts_per_token),
-    )
+      y_BLD += shared(x_BLD).astype(jnp.float32)
     # Added up in float32, cast once.
-    return y_TD.astype(x_BLD.dtype).reshape(batch, length, width), load
+    return y_BLD.astype(x_BLD.dtype), load
+
+
+def _routed(config, policy, total_length, x_BLD, bias_E, kernel_DE, weights):
+  """What the routed experts add to these tokens, float32, and their load.
+
+  On a mesh the tokens and experts are those of one device; the load is that of
+  the whole batch.
+  """
+  batch, length, width = x_BLD.shape
+  x_TD = x_BLD.reshape(batch * length, width)
+  routing = route(affinity_logits(x_TD, kernel_DE), bias_E, config)
+
+  def experts(x_TD, gates_TA, experts_TA, weights):
+    return grouped_swiglu(
+      x_TD,
+      gates_TA,
+      experts_TA,
+      *weights,
+      backend=config.grouped_matmul,
+      products=policy.routed,
+    )
+
+  y_TD, rounds = exchange.over_experts(
+    experts,
+    config,
+    x_TD,
+    routing.gates_TA,
+    routing.experts_TA,
+    weights,
+  )
+  scores_BLE = routing.scores_TE.reshape(batch, length, -1)
+  count_E = jnp.bincount(
+    routing.experts_TA.reshape(-1), length=config.num_experts
+  )
+  balance = sequence_balance(scores_BLE, config.experts_per_token, total_length)
+  load = Load(
+    count_E=rules.total(count_E, 'batch', 'length'),
+    balance=rules.total(balance, 'batch'),
+    rounds=rounds,
+  )
+  y_TD = rules.total(y_TD, 'mlp')
+  return y_TD.reshape(batch, length, width), load

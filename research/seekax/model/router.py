@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from seekax.config import ModelConfig
 from seekax.model.layers import matrix
 from seekax.ops.rematerialisation import keep
+from seekax.parallel.rules import total
 
 
 @struct.dataclass
@@ -93,7 +94,9 @@ def _best_two(x_TGI: jax.Array) -> jax.Array:
   return first_TG + second_TG
 
 
-def sequence_balance(scores_BLE: jax.Array, experts_per_token: int):
+def sequence_balance(
+  scores_BLE: jax.Array, experts_per_token: int, total_length: int = 0
+):
   """Sequence-wise balance loss, before its weight alpha.
 
   Per sequence, sum over experts of f * p: f is the share of tokens whose best
@@ -103,9 +106,12 @@ def sequence_balance(scores_BLE: jax.Array, experts_per_token: int):
   Args:
     scores_BLE: affinities.
     experts_per_token: A.
+    total_length: positions of a whole sequence, if these are a part of it on a
+      mesh.
 
   Returns:
-    float32 scalar, the sum over sequences.
+    float32 scalar, the sum over sequences; on a mesh, over this device's, and
+    the same on all that share their sequences.
 
   References:
     DeepSeek-V3, equations 17 to 20.
@@ -116,26 +122,33 @@ def sequence_balance(scores_BLE: jax.Array, experts_per_token: int):
   )[1]
   rows_B = jnp.arange(batch)[:, None, None]
   count_BE = jnp.zeros((batch, num_experts)).at[rows_B, best_BLA].add(1.0)
-  count_BE = keep(count_BE, 'balance_count')
-  f_BE = count_BE * num_experts / (experts_per_token * length)
-  p_BE = (scores_BLE / scores_BLE.sum(axis=-1, keepdims=True)).mean(axis=1)
+  count_BE = keep(total(count_BE, 'length'), 'balance_count')
+  total_length = total_length or length
+  f_BE = count_BE * num_experts / (experts_per_token * total_length)
+  p_BLE = scores_BLE / scores_BLE.sum(axis=-1, keepdims=True)
+  p_BE = total(p_BLE.sum(axis=1), 'length') / total_length
   return jnp.sum(f_BE * p_BE)
 
 
 class Router(nn.Module):
-  """Declares the router's matrix; float32 whatever the compute dtype."""
+  """Declares the router's matrix."""
 
   config: ModelConfig
 
-  @nn.compact
-  def __call__(self, x_TD: jax.Array, bias_E: jax.Array) -> Routing:
+  def setup(self):
     config = self.config
     shape = (config.embed_dim, config.num_experts)
-    kernel_DE = matrix(self, 'kernel', shape, ('embed', 'experts'), config)
-    logits_TE = jnp.einsum(
-      'TD,DE->TE',
-      x_TD.astype(jnp.float32),
-      kernel_DE.astype(jnp.float32),
-      precision=jax.lax.Precision.HIGHEST,
-    )
-    return route(logits_TE, bias_E, config)
+    self.kernel = matrix(self, 'kernel', shape, ('embed', 'choices'), config)
+
+  def __call__(self, x_TD: jax.Array, bias_E: jax.Array) -> Routing:
+    return route(affinity_logits(x_TD, self.kernel), bias_E, self.config)
+
+
+def affinity_logits(x_TD: jax.Array, kernel_DE: jax.Array) -> jax.Array:
+  """Router logits [T, E]; float32 whatever the compute dtype."""
+  return jnp.einsum(
+    'TD,DE->TE',
+    x_TD.astype(jnp.float32),
+    kernel_DE.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )

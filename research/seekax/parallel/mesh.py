@@ -1,29 +1,40 @@
 """Device meshes, from their description in the config."""
 
+from collections.abc import Sequence
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from seekax.config import ConfigError, parse_mesh
+from seekax.config import mesh_sizes
 
 
-def make_mesh(description: str) -> Mesh:
+def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
   """Builds the mesh over the first devices.
 
+  It has every axis, those that aren't named with size 1. Devices are numbered
+  along the last axes first, so that `tensor` and `expert` stay within a node.
   The axis types are Auto: the compiler chooses what isn't constrained.
+
+  Args:
+    description: `parallel.mesh`.
+    devices: all there are; JAX's if None.
 
   Raises:
     ConfigError: the description can't be read or wants too many devices.
   """
-  sizes = parse_mesh(description)
+  devices = jax.devices() if devices is None else devices
+  sizes = mesh_sizes(description, len(devices))
   wanted = math.prod(sizes.values())
-  devices = jax.devices()
-  if wanted > len(devices):
-    raise ConfigError(
-      f'parallel.mesh={description!r} wants {wanted} devices, this machine '
-      f'has {len(devices)}'
-    )
   grid = np.asarray(devices[:wanted]).reshape(tuple(sizes.values()))
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def current_sizes() -> dict[str, int]:
+  """Axes of more than one device of the mesh that is set; {} without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return {}
+  return {axis: size for axis, size in mesh.shape.items() if size > 1}

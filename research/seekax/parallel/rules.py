@@ -1,44 +1,223 @@
-"""The one table from logical axes to mesh axes, and constraints by name."""
+"""The one table from logical axes to mesh axes, and what follows from it.
+
+Every array's axes have names. The table says for each name which mesh axes
+split it: in activations, in weights as they are used, and in masters, the
+float32 parameters and the optimizer's state (ZeRO, arXiv 1910.02054). Masters
+are split over the ranks of the batch too; a step gathers weights from them in
+the compute dtype and scatters gradients to them.
+"""
+
+from collections.abc import Callable
+import contextvars
+import dataclasses
+import math
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Data parallelism: batches are split, parameters are copied.
-RULES: dict[str, str | None] = {
-  'batch': 'data',
-  'length': None,
-  'layers': None,
-  'embed': None,
-  'vocab': None,
-  'heads': None,
-  'head_width': None,
-  'latent': None,
-  'mlp': None,
-  'experts': None,
+from seekax.config import BATCH_AXES
+from seekax.parallel.mesh import current_sizes
+
+Role = Literal['activation', 'weight', 'master']
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Mesh axes of one logical axis, in each role."""
+
+  activation: tuple[str, ...] = ()
+  weight: tuple[str, ...] = ()
+  master: tuple[str, ...] = ()
+
+
+def _same(*axes: str) -> Rule:
+  return Rule(axes, axes, axes)
+
+
+# What weights are gathered over when they are used, and what more masters are
+# split over. An array uses a mesh axis once: the first of its axes takes it.
+_EMBED = Rule(
+  weight=('fsdp',), master=('fsdp', 'data', 'expert_node', 'expert')
+)
+
+RULES: dict[str, Rule] = {
+  'batch': Rule(activation=BATCH_AXES),
+  'length': _same('context'),
+  'layers': _same('pipeline'),
+  'embed': _EMBED,
+  'latent': dataclasses.replace(_EMBED, weight=()),
+  'vocab': Rule(),
+  'heads': _same('tensor'),
+  'head_width': Rule(),
+  'mlp': _same('tensor'),
+  'experts': _same('expert_node', 'expert'),
+  'choices': Rule(),
 }
 
 
-def spec(names: tuple[str | None, ...]) -> PartitionSpec:
+@dataclasses.dataclass(frozen=True)
+class Names:
+  """Logical names of one array's axes, None for one that isn't split."""
+
+  names: tuple[str | None, ...]
+
+
+def axes(*names: str | None) -> Names:
+  """Names of an argument's axes, for `per_shard`."""
+  return Names(names)
+
+
+def spec(
+  names: tuple[str | None, ...],
+  role: Role = 'activation',
+  sizes: dict[str, int] | None = None,
+  shape: tuple[int, ...] = (),
+) -> PartitionSpec:
   """Mesh axes of an array whose axes bear these logical names.
 
+  Args:
+    names: of the array's axes; None for one that isn't split.
+    role: what the array is.
+    sizes: of the mesh's axes; those of the set mesh if None. An axis of one
+      device is left out.
+    shape: of the array. If it is given, a master's axis takes those mesh axes
+      that divide it, and an activation's axis all of its own or, where they
+      don't divide it, none: it is then whole on every device.
+
   Raises:
-    ValueError: one mesh axis would split two axes of the array.
+    KeyError: a name isn't in the table.
+    ValueError: one mesh axis would split two axes of an activation or weight.
   """
-  axes = [RULES[name] if name else None for name in names]
-  used = [axis for axis in axes if axis]
-  if len(used) != len(set(used)):
-    raise ValueError(f'logical axes {names} use one mesh axis twice: {axes}')
-  return PartitionSpec(*axes)
+  sizes = current_sizes() if sizes is None else sizes
+  taken: set[str] = set()
+  entries = []
+  for i, name in enumerate(names):
+    split = tuple(
+      axis
+      for axis in (getattr(RULES[name], role) if name else ())
+      if sizes.get(axis, 1) > 1
+    )
+    twice = taken.intersection(split)
+    if twice and role != 'master':
+      raise ValueError(f'logical axes {names} use the mesh axes {twice} twice')
+    if shape and role == 'master':
+      split = _dividing(split, taken, sizes, shape[i])
+    elif shape and role == 'activation':
+      parts = math.prod(sizes[axis] for axis in split)
+      split = () if shape[i] % parts else split
+    taken.update(split)
+    entries.append(split if len(split) > 1 else (split[0] if split else None))
+  return PartitionSpec(*entries)
 
 
-def sharding(mesh: Mesh, names: tuple[str | None, ...]) -> NamedSharding:
+def _dividing(split, taken, sizes, width) -> tuple[str, ...]:
+  """The mesh axes that are free and divide a width, one after the other."""
+  chosen = []
+  for axis in split:
+    if axis not in taken and width % sizes[axis] == 0:
+      width //= sizes[axis]
+      chosen.append(axis)
+  return tuple(chosen)
+
+
+def sharding(
+  mesh: Mesh,
+  names: tuple[str | None, ...],
+  role: Role = 'activation',
+  shape: tuple[int, ...] = (),
+) -> NamedSharding:
   """How an array with these logical axes lies on the mesh."""
-  return NamedSharding(mesh, spec(names))
+  return NamedSharding(mesh, spec(names, role, dict(mesh.shape), shape))
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(
+  x: jax.Array, *names: str | None, role: Role = 'activation'
+) -> jax.Array:
   """Asks the compiler to lay x out by its axes' names; on one device, x."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  sizes = current_sizes()
+  if not sizes:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(names))
+  return jax.lax.with_sharding_constraint(x, spec(names, role, sizes, x.shape))
+
+
+# Of the `per_shard` that is being traced: axes that are whole after all, since
+# the mesh doesn't divide them.
+_WHOLE: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+  'whole', default=frozenset()
+)
+
+
+def per_shard(
+  fn: Callable[..., Any], inputs: Any, outputs: Any
+) -> Callable[..., Any]:
+  """fn on every device's own part of its arguments; on one device, fn.
+
+  What is whole in the inputs is gathered before, and its gradient summed after.
+  What is whole in the outputs has to be the same on every device: `total` makes
+  it so. Kernels and sorts belong in here, for the compiler can't split them and
+  would gather what they read.
+
+  An axis that its mesh axes don't divide, as the batch of one prompt, is whole
+  in all arguments.
+
+  Args:
+    fn: of arrays, written for one part.
+    inputs: for each argument the `Names` of its axes, or a tree of them.
+    outputs: the same of what it returns.
+  """
+
+  def call(*arguments):
+    sizes = current_sizes()
+    if not sizes:
+      return fn(*arguments)
+    whole = set()
+    for names, x in zip(
+      jax.tree.leaves(inputs), jax.tree.leaves(arguments), strict=True
+    ):
+      for name, width in zip(names.names, x.shape, strict=True):
+        if name and width % num_parts(name):
+          whole.add(name)
+
+    def to_spec(names):
+      return spec([None if n in whole else n for n in names.names])
+
+    def with_whole(*parts):
+      token = _WHOLE.set(frozenset(whole))
+      try:
+        return fn(*parts)
+      finally:
+        _WHOLE.reset(token)
+
+    return jax.shard_map(
+      with_whole,
+      in_specs=jax.tree.map(to_spec, inputs),
+      out_specs=jax.tree.map(to_spec, outputs),
+      check_vma=False,
+    )(*arguments)
+
+  return call
+
+
+def total(x: Any, *names: str) -> Any:
+  """Inside `per_shard`: the sum over the parts of these logical axes."""
+  split = mesh_axes(*names)
+  return jax.lax.psum(x, split) if split else x
+
+
+def num_parts(*names: str) -> int:
+  """How many parts these axes of an activation are split into."""
+  sizes = current_sizes()
+  return math.prod(sizes[axis] for axis in mesh_axes(*names))
+
+
+def mesh_axes(*names: str) -> tuple[str, ...]:
+  """The mesh axes that split these axes of an activation."""
+  sizes = current_sizes()
+  return tuple(
+    axis
+    for name in names
+    if name not in _WHOLE.get()
+    for axis in RULES[name].activation
+    if axis in sizes
+  )

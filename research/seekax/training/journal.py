@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.config import Config, parse_mesh
+from seekax.config import Config
 from seekax.data.pipeline import Records
 from seekax.inference import engine
 from seekax.model.parameters import cast_params
@@ -71,7 +71,7 @@ class Journal:
     self._clock = time.perf_counter()
     device = jax.devices()[0]
     self._peak_flops = hardware.peak_flops(device.device_kind)
-    self._num_devices = math.prod(parse_mesh(config.parallel.mesh).values())
+    self._num_devices = max(jax.sharding.get_abstract_mesh().size, 1)
     self._flops_per_token = flops.training_flops_per_token(
       config.model,
       config.data.sequence_length,

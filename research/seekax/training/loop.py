@@ -13,7 +13,7 @@ from seekax.parallel import rules
 from seekax.storage import checkpoint
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
-from seekax.training import report
+from seekax.training import placement, report
 from seekax.training.averaging import Average
 from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
@@ -166,10 +166,13 @@ def _restore_or_start(
   step: int | None,
 ) -> tuple[TrainState, Average | None, Progress]:
   """The state to go on from, and the data at its position."""
-  replicated = rules.sharding(mesh, ())
+  shardings = placement.state_shardings(config, mesh)
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
     abstract_state(config),
+    shardings,
   )
   folder = workdir / workdir_lib.CHECKPOINTS
   step = checkpoint.newest(folder) if step is None else step
@@ -183,7 +186,6 @@ def _restore_or_start(
     if averaged:
       average = Average(config.optim, parts['ema'], progress.ema_updates)
     return from_parts(parts), average, progress
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
   origin = find_origin(config, workdir)
   if origin is None:
     state = init_state(config)

@@ -6,6 +6,7 @@ z-loss added to it in the objective; the sums that are reported leave it out.
 Letters: B batch, L positions, D model width, V vocabulary.
 """
 
+import functools
 from typing import Any
 
 from flax import struct
@@ -18,6 +19,8 @@ from seekax.model.experts import Load
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import shift_left, Transformer
 from seekax.ops import cross_entropy, precision
+from seekax.parallel import rules
+from seekax.training import placement
 
 
 @struct.dataclass
@@ -103,7 +106,10 @@ def loss_sums(
   model = Transformer(config.model, policy)
   isolate = config.data.isolate_documents
   dtype = jnp.dtype(config.train.compute_dtype)
-  variables = {'params': cast_params(params, dtype, policy)}
+  weights = placement.as_weights(
+    cast_params(params, dtype, policy), config.model
+  )
+  variables = {'params': weights}
   segments_BL = batch.segments_BL if isolate else None
   trunk = model.apply(
     variables, batch.tokens_BL, batch.positions_BL, segments_BL, router_bias
@@ -119,14 +125,20 @@ def loss_sums(
   )
   head_DV = variables['params']['head']
 
+  per_token = rules.axes('batch', 'length')
+  sums_of = rules.per_shard(
+    functools.partial(_target_losses, config.train.z_loss_weight),
+    inputs=(
+      rules.axes('batch', 'length', None),
+      rules.axes(None, None),
+      per_token,
+      per_token,
+    ),
+    outputs=cross_entropy.Sums(*(3 * [rules.axes()])),
+  )
+
   def target_losses(hidden_BLD, targets_BL, weights_BL):
-    return cross_entropy.loss_sums(
-      hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),
-      head_DV,
-      targets_BL.reshape(-1),
-      weights_BL.reshape(-1),
-      config.train.z_loss_weight,
-    )
+    return sums_of(hidden_BLD, head_DV, targets_BL, weights_BL)
 
   weights_BL = main_weights(batch, isolate)
   main = target_losses(trunk.hidden_BLD, batch.targets_BL, weights_BL)
@@ -157,6 +169,18 @@ def loss_sums(
     load=load,
   )
   return objective, sums
+
+
+def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
+  """Sums over all targets; on a mesh, of what this device has of them."""
+  sums = cross_entropy.loss_sums(
+    hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),
+    head_DV,
+    targets_BL.reshape(-1),
+    weights_BL.reshape(-1),
+    z_weight,
+  )
+  return cross_entropy.Sums(*(rules.total(x, 'batch', 'length') for x in sums))
 
 
 def _collect(trunk_load: Load | None, mtp_load: Load | None):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.ops import compiling
+from seekax.training import placement
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.guard import judge
 from seekax.training.losses import loss_sums, LossSums
@@ -74,6 +75,7 @@ def _accumulate(
   gradients, sums = jax.grad(loss_sums, has_aux=True)(
     state.params, state.router_bias, batch, config, rates.mtp_weight
   )
+  gradients = placement.as_masters(gradients, config.model)
   new = Accumulated(gradients, sums)
   if so_far is None:
     return new

@@ -1,0 +1,353 @@
+"""Tokens to their experts' devices and back, on any mesh, none dropped.
+
+Everything here runs inside `rules.per_shard`: arrays are one device's own part.
+
+A level is one mesh axis over whose ranks experts are spread. `all_to_all` moves
+tokens over it in rounds of fixed size: every rank has as many rows of room for
+each other rank as balanced loads need, with some slack, and rounds go on until
+nobody has rows left, one round when loads are near balance. Worst-case buffers
+would take one round always, and 15 GB per layer at DeepSeek-V3's size where
+balanced ones take 0.47. The gradient goes the same rounds again, so that
+nothing is kept but the tokens themselves.
+
+With `expert_node` above 1 there are two levels: over nodes a token goes once,
+however many of its experts are there (DeepSeek-V3, section 3.2.2: at most as
+many copies as the router keeps groups), and within the node every choice is a
+row of its own.
+
+`gather` collects the tokens of all ranks and scatters the sums of their
+outputs: more bytes, but plain collectives that run as rings over fast links.
+
+Letters: T tokens, A choices per token, D width, R ranks of a level's axis, I
+items (what is sent: a token to one rank), K choices of an item, C rows of room
+for one rank in a round, P rows that arrive in a round.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from seekax.config import ModelConfig
+from seekax.ops import block_fp8
+from seekax.ops.blocks import sort_slots
+from seekax.parallel.mesh import current_sizes
+
+# (tokens [T, D], gates [T, A], experts [T, A], weights) to (float32 [T, D],
+# rounds); the id of an expert that isn't there belongs to nobody and gives 0.
+Experts = Callable[..., tuple[jax.Array, jax.Array]]
+
+# V3's tiles of activations, with scales that are powers of two (section 3.3.2):
+# what is quantised again by the experts' products stays as it is.
+DISPATCH = block_fp8.Tiling(
+  1, 128, power_of_two=True, floor=block_fp8.ACTIVATION_FLOOR
+)
+_ROW_MULTIPLE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """One axis of ranks.
+
+  Attributes:
+    axis: of the mesh.
+    ranks: of it.
+    inner: experts of one of its ranks over those of one device.
+    once: whether a token goes to a rank once for all its choices there, or once
+      per choice.
+    rows: of room for each rank in a round (C).
+    float8: whether tokens are sent as E4M3.
+  """
+
+  axis: str
+  ranks: int
+  inner: int
+  once: bool
+  rows: int
+  float8: bool
+
+
+def levels(
+  model: ModelConfig,
+  sizes: dict[str, int],
+  tokens: int,
+) -> tuple[Level, ...]:
+  """The levels of a mesh, nodes first.
+
+  Args:
+    model: the router's limits, and how the exchange is done.
+    sizes: of the mesh's axes; 1 if left out.
+    tokens: of one device.
+  """
+  nodes, ranks = sizes.get('expert_node', 1), sizes.get('expert', 1)
+  choices = model.experts_per_token
+  float8 = model.dispatch_dtype == 'float8'
+
+  def rows(copies: float, most: int) -> int:
+    wanted = math.ceil(copies * model.exchange_slack / _ROW_MULTIPLE)
+    return min(wanted * _ROW_MULTIPLE, most)
+
+  found, held = [], tokens
+  if nodes > 1:
+    # A routing group never crosses a node, nor more groups than are kept.
+    copies = min(nodes, model.num_kept_groups, choices)
+    room = rows(tokens * copies / nodes, tokens)
+    found.append(Level('expert_node', nodes, ranks, True, room, float8))
+    held = nodes * room
+  if ranks > 1:
+    room = rows(tokens * choices / ranks, held * choices)
+    found.append(Level('expert', ranks, 1, False, room, float8))
+  return tuple(found)
+
+
+def over_experts(
+  experts: Callable[..., jax.Array],
+  model: ModelConfig,
+  x_TD: jax.Array,
+  gates_TA: jax.Array,
+  experts_TA: jax.Array,
+  weights: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Sum over each token's experts, wherever on the mesh they are.
+
+  Args:
+    experts: computes those of this device: (tokens, gates, ids, weights) to
+      float32 [T, D].
+    model: the router's limits, and how the exchange is done.
+    x_TD: this device's tokens.
+    gates_TA: float32 weight of each choice.
+    experts_TA: chosen experts, of all.
+    weights: this device's experts, on a leading axis.
+
+  Returns:
+    (float32 [T, D], int32 rounds that the slowest exchange took).
+  """
+
+  def compute(*arguments):
+    return experts(*arguments), jnp.int32(1)
+
+  found = levels(model, current_sizes(), x_TD.shape[0])
+  for level in reversed(found):
+    way = _gathered if model.exchange == 'gather' else _exchanged
+    compute = functools.partial(way, compute, level)
+  return compute(x_TD, gates_TA, experts_TA, weights)
+
+
+def _own(level: Level, weights: Any) -> int:
+  """Experts of one rank of a level."""
+  return jax.tree.leaves(weights)[0].shape[0] * level.inner
+
+
+def _relative(experts, first, own: int):
+  """Ids counted from a rank's first expert; `own`, nobody, if elsewhere."""
+  ids = experts - first
+  return jnp.where((ids >= 0) & (ids < own), ids, own)
+
+
+def _gathered(
+  experts: Experts, level: Level, x_TD, gates_TA, experts_TA, weights
+):
+  """Every rank computes its experts' share for the tokens of all ranks."""
+  axis, own = level.axis, _own(level, weights)
+  gather = functools.partial(jax.lax.all_gather, axis_name=axis, tiled=True)
+  first = jax.lax.axis_index(axis) * own
+  ids_TA = _relative(gather(experts_TA), first, own)
+  y_TD, rounds = experts(gather(x_TD), gather(gates_TA), ids_TA, weights)
+  return jax.lax.psum_scatter(y_TD, axis, tiled=True), rounds
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _exchanged(
+  experts: Experts, level: Level, x_TD, gates_TA, experts_TA, weights
+):
+  """Tokens to the ranks of their experts and their outputs back, in rounds."""
+  trip = _Trip(level, experts_TA, weights)
+
+  def go(number):
+    arrived = trip.send(number, x_TD, gates_TA)
+    y_PD, inner = experts(*arrived, weights)
+    return trip.to_tokens(number, y_PD.astype(x_TD.dtype)), inner
+
+  y_TD, inner = trip.over_rounds(go)
+  return y_TD, jnp.maximum(trip.rounds, inner)
+
+
+def _exchanged_forward(experts, level, x_TD, gates_TA, experts_TA, weights):
+  out = _exchanged(experts, level, x_TD, gates_TA, experts_TA, weights)
+  return out, (x_TD, gates_TA, experts_TA, weights)
+
+
+def _exchanged_backward(experts, level, saved, cotangents):
+  """The same rounds, with the outputs' gradients sent beside the tokens."""
+  x_TD, gates_TA, experts_TA, weights = saved
+  dy_TD = cotangents[0].astype(x_TD.dtype)
+  trip = _Trip(level, experts_TA, weights)
+
+  def go(number):
+    x_PD, gates_PK, experts_PK = trip.send(number, x_TD, gates_TA)
+    dy_PD = trip.send_rows(number, dy_TD)
+
+    def arrived(x_PD, gates_PK, weights):
+      return experts(x_PD, gates_PK, experts_PK, weights)[0]
+
+    _, vjp = jax.vjp(arrived, x_PD, gates_PK, weights)
+    dx_PD, dgates_PK, dweights = vjp(dy_PD.astype(jnp.float32))
+    return (
+      trip.to_tokens(number, dx_PD),
+      trip.to_choices(number, dgates_PK),
+      jax.tree.map(lambda d: d.astype(jnp.float32), dweights),
+    )
+
+  dx_TD, dgates_TA, dweights = trip.over_rounds(go)
+  dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, weights)
+  return dx_TD.astype(x_TD.dtype), dgates_TA, None, dweights
+
+
+_exchanged.defvjp(_exchanged_forward, _exchanged_backward)
+
+
+@struct.dataclass
+class _Items:
+  """What is to be sent: I items, a token to one rank each.
+
+  Attributes:
+    experts_IK: the choices that go with it, as ids of that rank; out of range
+      for nobody's.
+    rank_I: the rank; R is nowhere.
+    place_I: position among the items of the rank.
+    order_I: items sorted by rank.
+    starts_R: the first item of each rank in order_I.
+    sizes_R: items of each rank.
+  """
+
+  experts_IK: jax.Array
+  rank_I: jax.Array
+  place_I: jax.Array
+  order_I: jax.Array
+  starts_R: jax.Array
+  sizes_R: jax.Array
+
+
+def _items(level: Level, experts_TA, own: int) -> _Items:
+  """Each token to every rank of its choices, or each choice by itself.
+
+  The items of a token stand together: item i is of token i // (I / T).
+  """
+  ranks = level.ranks
+  rank_TA = jnp.minimum(experts_TA // own, ranks)
+  if level.once:
+    all_R = jnp.arange(ranks)
+    there_TR = (rank_TA[:, :, None] == all_R).any(axis=1)
+    rank_I = jnp.where(there_TR, all_R, ranks).reshape(-1)
+    ids_TRA = _relative(experts_TA[:, None], all_R[:, None] * own, own)
+    experts_IK = ids_TRA.reshape(-1, experts_TA.shape[1])
+  else:
+    rank_I = rank_TA.reshape(-1)
+    experts_IK = (experts_TA % own).reshape(-1, 1)
+  slots = sort_slots(rank_I[:, None], ranks)
+  return _Items(
+    experts_IK=experts_IK,
+    rank_I=rank_I,
+    place_I=slots.rank_TA[:, 0],
+    order_I=slots.order_S,
+    starts_R=slots.starts_E,
+    sizes_R=slots.sizes_E,
+  )
+
+
+class _Trip:
+  """The rounds of one exchange. Rows that arrive are P = R * C.
+
+  Attributes:
+    rounds: int32, the same on every device of the mesh, so that all of them
+      meet in the same collectives.
+  """
+
+  def __init__(self, level: Level, experts_TA, weights):
+    self._level = level
+    self._own = _own(level, weights)
+    self._tokens, self._choices = experts_TA.shape
+    self._items = _items(level, experts_TA, self._own)
+    self._per_token = self._items.rank_I.shape[0] // self._tokens
+    most = jax.lax.pmax(self._items.sizes_R.max(), tuple(current_sizes()))
+    self.rounds = jnp.maximum(-(-most // level.rows), 1)
+
+  def over_rounds(self, go: Callable[[jax.Array], Any]) -> Any:
+    """Sums what rounds give.
+
+    The first one, which always is, stands outside of the loop: there the
+    compiler can compute something else while rows are under way.
+    """
+
+    def step(carry):
+      number, so_far = carry
+      return number + 1, jax.tree.map(jnp.add, so_far, go(number))
+
+    start = jnp.int32(1), go(jnp.int32(0))
+    return jax.lax.while_loop(lambda c: c[0] < self.rounds, step, start)[1]
+
+  def send(self, number, x_TD, gates_TA):
+    """What arrives in a round: tokens, gates and own ids of their choices."""
+    item_RC = self._in_round(number)
+    if self._level.once:
+      gates_IK = jnp.repeat(gates_TA, self._per_token, axis=0)
+    else:
+      gates_IK = gates_TA.reshape(-1, 1)
+    gates_RCK = _rows(gates_IK, item_RC, 0)
+    experts_RCK = _rows(self._items.experts_IK, item_RC, self._own)
+    x_PD = self.send_rows(number, x_TD, self._level.float8)
+    return x_PD, self._swap(gates_RCK), self._swap(experts_RCK)
+
+  def send_rows(self, number, x_TD, float8: bool = False) -> jax.Array:
+    """The rows of tokens that arrive in a round: [P, D]."""
+    token_RC = self._in_round(number) // self._per_token
+    x_RCD = _rows(x_TD, token_RC, 0)
+    if not float8:
+      return self._swap(x_RCD)
+    tiles = jax.tree.map(self._swap, block_fp8.quantize(x_RCD, DISPATCH))
+    return block_fp8.dequantize(tiles, DISPATCH).astype(x_TD.dtype)
+
+  def to_tokens(self, number, y_PD) -> jax.Array:
+    """float32 [T, D], the sum of each token's rows of a round."""
+    return self._back(number, y_PD).sum(axis=1, dtype=jnp.float32)
+
+  def to_choices(self, number, dgates_PK) -> jax.Array:
+    """[T, A], what comes back for each choice: of one rank each."""
+    d_TXK = self._back(number, dgates_PK)
+    return d_TXK.sum(axis=1) if self._level.once else d_TXK[..., 0]
+
+  def _in_round(self, number) -> jax.Array:
+    """[R, C]: the item in each row of a round; I for none."""
+    items, rows = self._items, self._level.rows
+    place_RC = number * rows + jnp.arange(rows)[None, :]
+    at_RC = items.starts_R[:, None] + place_RC
+    item_RC = jnp.take(items.order_I, at_RC, mode='clip')
+    none = items.rank_I.shape[0]
+    return jnp.where(place_RC < items.sizes_R[:, None], item_RC, none)
+
+  def _swap(self, x_RCK) -> jax.Array:
+    """Rows for each rank to rows from each rank: [P, ...]."""
+    x = jax.lax.all_to_all(x_RCK, self._level.axis, 0, 0, tiled=True)
+    return x.reshape(-1, *x.shape[2:])
+
+  def _back(self, number, y_PK) -> jax.Array:
+    """Rows back to their items, [T, I / T, ...]; 0 for one of another round."""
+    level, items = self._level, self._items
+    y_PK = self._swap(y_PK.reshape(level.ranks, level.rows, *y_PK.shape[1:]))
+    within_I = items.place_I - number * level.rows
+    here_I = (within_I >= 0) & (within_I < level.rows)
+    here_I &= items.rank_I < level.ranks
+    at_I = jnp.where(
+      here_I, items.rank_I * level.rows + within_I, y_PK.shape[0]
+    )
+    return _rows(y_PK, at_I.reshape(self._tokens, self._per_token), 0)
+
+
+def _rows(x, index, fill):
+  """Rows of x; an index past the end gives `fill`."""
+  return jnp.take(x, index, axis=0, mode='fill', fill_value=fill)

@@ -1,0 +1,76 @@
+"""Where the parts of a training state lie on a mesh.
+
+Masters and the optimizer's moments are split alike (ZeRO); the rest is small
+and lies whole on every device.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seekax.config import Config, ModelConfig
+from seekax.model.axes import weight_axes
+from seekax.parallel import rules
+from seekax.parallel.mesh import current_sizes
+from seekax.training.state import abstract_state, TrainState
+
+
+def state_shardings(config: Config, mesh: Mesh) -> TrainState:
+  """A sharding for every leaf of the state.
+
+  A moment has the path of its parameter below the optimizer's own; that is how
+  it is found.
+  """
+  state = abstract_state(config)
+  whole = NamedSharding(mesh, PartitionSpec())
+  axes = weight_axes(config.model)['params']
+  params = jax.tree.map(
+    lambda x, names: rules.sharding(mesh, names.names, 'master', x.shape),
+    state.params,
+    axes,
+  )
+  by_path = {
+    _keys(path): sharding
+    for path, sharding in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  def moment(path, x):
+    keys = _keys(path)
+    for i in range(len(keys)):
+      if keys[i:] in by_path and x.ndim:
+        return by_path[keys[i:]]
+    return whole
+
+  return TrainState(
+    step=whole,
+    params=params,
+    router_bias=jax.tree.map(lambda _: whole, state.router_bias),
+    opt_state=jax.tree_util.tree_map_with_path(moment, state.opt_state),
+    guard=jax.tree.map(lambda _: whole, state.guard),
+  )
+
+
+def _keys(path) -> tuple[str, ...]:
+  """The names of dict keys and fields on a path."""
+  return tuple(str(getattr(entry, 'key', entry)) for entry in path)
+
+
+def as_weights(params: Any, model: ModelConfig) -> Any:
+  """Parameters laid out as they are used: the gather of a ZeRO step."""
+  return _constrained(params, model, 'weight')
+
+
+def as_masters(gradients: Any, model: ModelConfig) -> Any:
+  """Gradients laid out as the masters: the scatter of a ZeRO step."""
+  return _constrained(gradients, model, 'master')
+
+
+def _constrained(params: Any, model: ModelConfig, role: rules.Role) -> Any:
+  if not current_sizes():
+    return params
+  return jax.tree.map(
+    lambda x, names: rules.constrain(x, *names.names, role=role),
+    params,
+    weight_axes(model)['params'],
+  )

@@ -1,0 +1,200 @@
+"""One step, and five of SGD, on meshes of virtual devices; run as a process.
+
+Reads variants from argv as JSON, {name: {'mesh': ..., key: value}}, and prints
+for each what it did that one device does not: see `compare`.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax import presets
+from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
+from seekax.data.pipeline import Batch, micro_batches
+from seekax.model import experts, router
+from seekax.parallel import mesh as mesh_lib
+from seekax.parallel import rules
+from seekax.training import placement
+from seekax.training.schedules import Schedule
+from seekax.training.state import init_state
+from seekax.training.step import accumulate, Accumulated
+
+ROWS, LENGTH, PARTS, STEPS, RATE = 16, 16, 2, 5, 0.5
+# Keys of variants that one device is given too.
+SHARED = ('precision', 'crowded', 'attention', 'init_std', 'length', 'steps')
+MODEL = dataclasses.replace(
+  presets.tiny(),
+  vocab_size=64,
+  embed_dim=32,
+  num_layers=2,
+  num_dense_layers=1,
+  num_heads=4,
+  mlp_dim=32,
+  expert_dim=16,
+  num_experts=8,
+  num_expert_groups=4,
+  num_kept_groups=2,
+  experts_per_token=2,
+  mtp_depth=1,
+  init_std=0.2,
+)
+
+
+def run_config(
+  precision='float32', length=LENGTH, steps=STEPS, **changes: Any
+) -> Config:
+  changes.pop('mesh', None)
+  changes.pop('crowded', None)
+  return Config(
+    model=dataclasses.replace(MODEL, **changes),
+    data=DataConfig(
+      sequence_length=length, batch_size=ROWS, isolate_documents=True
+    ),
+    optim=OptimConfig(),
+    train=TrainConfig(
+      steps=steps,
+      precision=precision,
+      micro_batches=PARTS,
+      balance_weight=0.01,
+    ),
+  )
+
+
+def make_batch(seed: int, length: int) -> Batch:
+  """Documents of unequal lengths, whose ends are no targets."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(0, 64, (ROWS, length + 1), dtype=np.int32)
+  ends = rng.random((ROWS, length + 1)) < np.linspace(0, 0.4, ROWS)[:, None]
+  segments = np.cumsum(ends, axis=1, dtype=np.int32)
+  positions = np.broadcast_to(np.arange(length, dtype=np.int32), (ROWS, length))
+  return Batch(
+    tokens[:, :-1], tokens[:, 1:], positions, segments[:, :-1], segments[:, 1:]
+  )
+
+
+MARGINS: list[float] = []
+
+
+def watch_margins() -> None:
+  """Notes how close every choice of experts and groups was."""
+  route = router.route
+
+  def gap(values_TE, count):
+    if count == values_TE.shape[1]:
+      return jnp.inf
+    best = jax.lax.top_k(values_TE, count + 1)[0]
+    return jnp.min(best[:, count - 1] - best[:, count])
+
+  def watched(logits_TE, bias_E, config):
+    z_TE = jax.nn.sigmoid(logits_TE) + bias_E
+    z_TGI = z_TE.reshape(len(z_TE), config.num_expert_groups, -1)
+    groups_TG = jax.lax.top_k(z_TGI, 2)[0].sum(-1)
+    margin = jnp.minimum(
+      gap(groups_TG, config.num_kept_groups),
+      gap(router.keep_best_groups(z_TE, config), config.experts_per_token),
+    )
+    jax.debug.callback(lambda value: MARGINS.append(float(value)), margin)
+    return route(logits_TE, bias_E, config)
+
+  experts.route = watched
+
+
+def zeros_like_a_sum(config, state, part, rates, shardings) -> Accumulated:
+  """To start from; without, the first micro-batch would be compiled apart."""
+  shapes = jax.eval_shape(
+    lambda: accumulate.__wrapped__(config, state, part, rates)
+  )
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums = jax.tree.map(lambda _: shardings.step, zeros.sums)
+  return jax.device_put(zeros, Accumulated(shardings.params, sums))
+
+
+def train(config: Config, mesh: str, crowded: bool) -> dict[str, Any]:
+  """Losses of SGD steps; gradients, loads and margin of the first."""
+  MARGINS.clear()
+  found: dict[str, Any] = {'losses': []}
+  devices = mesh_lib.make_mesh(mesh)
+  with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
+    shardings = placement.state_shardings(config, devices)
+    state = jax.device_put(init_state(config), shardings)
+    if crowded:
+      # Every token wants the first two experts, which are on one device.
+      push = jnp.zeros(MODEL.num_experts).at[:2].set(100.0)
+      bias = jax.tree.map(lambda b: b + push, state.router_bias)
+      bias = jax.device_put(bias, shardings.router_bias)
+      state = state.replace(router_bias=bias)
+    rates = Schedule(config).rates(0)
+    place = rules.sharding(devices, ('batch', 'length'))
+    for step in range(config.train.steps):
+      batch = make_batch(step, config.data.sequence_length)
+      parts = micro_batches(batch, PARTS)
+      parts = jax.device_put(parts, place)
+      total = zeros_like_a_sum(config, state, parts[0], rates, shardings)
+      for part in parts:
+        total = accumulate(config, state, part, rates, total)
+        jax.block_until_ready(total)
+      sums = total.sums
+      mean = jax.tree.map(lambda g, n=sums.tokens: g / n, total.gradients)
+      found['losses'].append(float(sums.main / sums.tokens))
+      if step == 0:
+        jax.effects_barrier()
+        found['margin'] = min(MARGINS)
+        found['gradients'] = jax.device_get(mean)
+        found['load'] = jax.device_get(sums.load)
+        found['sharded'] = sum(
+          not x.sharding.is_fully_replicated for x in jax.tree.leaves(mean)
+        )
+      params = jax.tree.map(lambda x, g: x - RATE * g, state.params, mean)
+      params = jax.block_until_ready(params)
+      state = state.replace(params=params)
+  return found
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+  """How far a run is from that of one device."""
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(one['gradients']),
+    jax.tree.leaves(other['gradients']),
+    strict=True,
+  )
+  worst = max(
+    (float(np.linalg.norm(a - b) / np.linalg.norm(a)), jax.tree_util.keystr(p))
+    for (p, a), b in pairs
+  )
+  return {
+    'first_loss': abs(other['losses'][0] / one['losses'][0] - 1),
+    'last_loss': abs(other['losses'][-1] / one['losses'][-1] - 1),
+    'gradient': worst[0],
+    'leaf': worst[1],
+    'same_load': all(
+      bool(np.array_equal(one['load'][key], other['load'][key]))
+      for key in one['load']
+    ),
+    'margin': min(one['margin'], other['margin']),
+    'sharded_leaves': other['sharded'],
+    'loss_fell': one['losses'][-1] < one['losses'][0],
+  }
+
+
+def main(variants: dict[str, dict[str, Any]]) -> None:
+  watch_margins()
+  found, alone = {}, {}
+  for name, change in variants.items():
+    crowded = change.get('crowded', False)
+    # What one device does is the same with or without an exchange.
+    same = {key: value for key, value in change.items() if key in SHARED}
+    key = json.dumps(same, sort_keys=True)
+    if key not in alone:
+      alone[key] = train(run_config(**same), 'data:1', crowded)
+    other = train(run_config(**change), change['mesh'], crowded)
+    found[name] = compare(alone[key], other)
+  print(json.dumps({'variants': found}))
+
+
+if __name__ == '__main__':
+  main(json.loads(sys.argv[1]))

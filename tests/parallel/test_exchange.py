@@ -1,0 +1,77 @@
+"""The exchange on four devices gives the plain sum over experts."""
+
+import json
+import os
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+
+from parallel import exchange_cases
+from seekax.config import ModelConfig
+from seekax.parallel import exchange
+
+
+class ExchangeTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    flags = '--xla_force_host_platform_device_count=4'
+    run = subprocess.run(
+      [sys.executable, exchange_cases.__file__],
+      capture_output=True,
+      text=True,
+      check=False,
+      env={**os.environ, 'XLA_FLAGS': flags},
+    )
+    assert run.returncode == 0, run.stderr
+    cls.found = json.loads(run.stdout)
+
+  def test_every_way_gives_the_plain_sum_and_its_gradients(self):
+    self.assertLen(self.found, len(exchange_cases.CASES))
+    for name, found in self.found.items():
+      # E4M3 keeps 3 bits of each value of a token.
+      bound = 0.05 if 'float8' in name else 1e-6
+      for key in ('y', 'x', 'gates', 'weights'):
+        self.assertLess(found[key], bound, f'{name}: {key}')
+        if 'float8' in name:
+          self.assertGreater(found[key], 1e-3, f'{name}: {key}')
+
+  def test_rounds_go_on_until_nobody_has_rows_left(self):
+    for name in ('one_level', 'two_levels', 'gather'):
+      self.assertEqual(self.found[name]['rounds'], 1, name)
+    for name in ('crowded', 'crowded_two_levels', 'little_room'):
+      self.assertGreater(self.found[name]['rounds'], 1, name)
+
+  def test_bytes_are_sent_where_float8_is_asked_for(self):
+    for name, found in self.found.items():
+      self.assertEqual(found['bytes'], 'float8' in name, name)
+
+
+class RoomTest(parameterized.TestCase):
+  """By hand: DeepSeek-V3 on 8 nodes of 8, 4,096 tokens to a device."""
+
+  MODEL = ModelConfig(
+    num_experts=256,
+    experts_per_token=8,
+    num_expert_groups=8,
+    num_kept_groups=4,
+    exchange_slack=1.0,
+  )
+
+  def test_a_token_goes_to_as_many_nodes_as_groups_are_kept(self):
+    sizes = {'expert_node': 8, 'expert': 8}
+    nodes, ranks = exchange.levels(self.MODEL, sizes, 4096)
+    self.assertEqual(nodes.rows * nodes.ranks, 4096 * 4)
+    # Of what arrives at a node, as many choices as left are computed in it.
+    self.assertEqual(ranks.rows * ranks.ranks, 4096 * 8)
+    self.assertEqual((nodes.inner, ranks.inner), (8, 1))
+
+  def test_no_more_room_than_rows_there_can_be(self):
+    (only,) = exchange.levels(self.MODEL, {'expert': 64}, 1)
+    self.assertEqual(only.rows, 8)
+    self.assertEqual(exchange.levels(self.MODEL, {'data': 8}, 64), ())
+
+
+if __name__ == '__main__':
+  absltest.main()
