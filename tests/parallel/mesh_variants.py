@@ -16,7 +16,7 @@ import numpy as np
 from seekax import presets
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
 from seekax.data.pipeline import Batch, micro_batches
-from seekax.model import experts, router
+from seekax.model import router
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training import placement
@@ -101,7 +101,7 @@ def watch_margins() -> None:
     jax.debug.callback(lambda value: MARGINS.append(float(value)), margin)
     return route(logits_TE, bias_E, config)
 
-  experts.route = watched
+  router.route = watched
 
 
 def zeros_like_a_sum(config, state, part, rates, shardings) -> Accumulated:

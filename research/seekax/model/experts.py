@@ -12,13 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import ModelConfig
+from seekax.model import router
 from seekax.model.layers import stored_matrix, SwiGlu
-from seekax.model.router import (
-  affinity_logits,
-  route,
-  Router,
-  sequence_balance,
-)
 from seekax.ops.grouped_matmul import grouped_swiglu
 from seekax.ops.precision import HIGH, Policy
 from seekax.parallel import exchange, rules
@@ -72,7 +67,7 @@ class Experts(nn.Module):
       ),
       outputs=(tokens, Load(rules.axes(None), rules.axes(), rules.axes())),
     )
-    kernel_DE = Router(config, name='router').kernel
+    kernel_DE = router.Router(config, name='router').kernel
     y_BLD, load = routed(x_BLD, bias_E, kernel_DE, weights)
     if config.num_shared_experts:
       shared = SwiGlu(config, config.shared_dim, self.policy.ffn, name='shared')
@@ -89,7 +84,8 @@ def _routed(config, policy, total_length, x_BLD, bias_E, kernel_DE, weights):
   """
   batch, length, width = x_BLD.shape
   x_TD = x_BLD.reshape(batch * length, width)
-  routing = route(affinity_logits(x_TD, kernel_DE), bias_E, config)
+  logits_TE = router.affinity_logits(x_TD, kernel_DE)
+  routing = router.route(logits_TE, bias_E, config)
 
   def experts(x_TD, gates_TA, experts_TA, weights):
     return grouped_swiglu(
@@ -113,7 +109,9 @@ def _routed(config, policy, total_length, x_BLD, bias_E, kernel_DE, weights):
   count_E = jnp.bincount(
     routing.experts_TA.reshape(-1), length=config.num_experts
   )
-  balance = sequence_balance(scores_BLE, config.experts_per_token, total_length)
+  balance = router.sequence_balance(
+    scores_BLE, config.experts_per_token, total_length
+  )
   load = Load(
     count_E=rules.total(count_E, 'batch', 'length'),
     balance=rules.total(balance, 'batch'),

@@ -105,6 +105,27 @@ def levels(
   return tuple(found)
 
 
+def bytes_sent(level: Level, width: int, choices: int, itemsize: int) -> float:
+  """Bytes that a device sends over a level per layer, in one round each way.
+
+  Forward: tokens, gates and ids there, outputs back. Backward: the same three
+  and the outputs' gradients there, those of tokens and gates back.
+
+  Args:
+    level: of the mesh.
+    width: of a token.
+    choices: experts per token.
+    itemsize: bytes of a value of the compute dtype.
+  """
+  scalars = 4 * (choices if level.once else 1)
+  token = width * itemsize
+  sent = (
+    width + 4 * math.ceil(width / DISPATCH.columns) if level.float8 else token
+  )
+  row = 2 * sent + 3 * token + 5 * scalars
+  return level.ranks * level.rows * row * (level.ranks - 1) / level.ranks
+
+
 def over_experts(
   experts: Callable[..., jax.Array],
   model: ModelConfig,

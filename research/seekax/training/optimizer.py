@@ -10,6 +10,7 @@ from optax import contrib
 
 from seekax.config import OptimConfig
 from seekax.ops.reductions import sum_of_squares
+from seekax.parallel.mesh import current_sizes
 
 # What numbers matrices, as leading axes: layers in these stacks, and experts.
 _STACKS = ('dense_layers', 'expert_layers')
@@ -43,10 +44,16 @@ def mean_and_clip(
   Returns:
     (gradients, the mean's norm before clipping).
   """
-  squares = [sum_of_squares(x) for x in jax.tree.leaves(sums)]
+  # A split array stays split only if its axes stay apart.
+  squares_of = _sum_of_split_squares if current_sizes() else sum_of_squares
+  squares = [squares_of(x) for x in jax.tree.leaves(sums)]
   norm = jnp.sqrt(sum(squares)) / count
   factor = jnp.where(norm > clip_norm, clip_norm / norm, 1.0) / count
   return jax.tree.map(lambda x: x * factor, sums), norm
+
+
+def _sum_of_split_squares(x: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.square(x))
 
 
 def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:

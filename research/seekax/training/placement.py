@@ -57,8 +57,12 @@ def _keys(path) -> tuple[str, ...]:
 
 
 def as_weights(params: Any, model: ModelConfig) -> Any:
-  """Parameters laid out as they are used: the gather of a ZeRO step."""
-  return _constrained(params, model, 'weight')
+  """Parameters laid out as they are used: the gather of a ZeRO step.
+
+  They lie like the masters that they were cast from first, or the compiler
+  would gather masters and cast then, twice the bytes.
+  """
+  return _constrained(_constrained(params, model, 'master'), model, 'weight')
 
 
 def as_masters(gradients: Any, model: ModelConfig) -> Any:

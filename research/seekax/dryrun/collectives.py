@@ -1,0 +1,218 @@
+"""Collectives of a partitioned program, read from its HLO text.
+
+The text is that after partitioning and before the backend's own passes, so that
+data types are the program's: XLA on a CPU would make float32 of bfloat16.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+_WIDTHS = {'pred': 1, 'bf16': 2}
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
+_SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
+_CALLED = re.compile(
+  r'(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)'
+)
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_WHILE = re.compile(r'condition=%?([\w.-]+), body=%?([\w.-]+)')
+_OPERATION = re.compile(
+  rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(([^)]*)\)(.*)'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """What a step does of one kind over one set of mesh axes.
+
+  Attributes:
+    kind: its name in HLO.
+    axis: mesh axes joined by '+'.
+    count: operations per step; those of loops that stop by their data, which
+      the exchange's further rounds are, count as if they didn't run.
+    bytes: that a device sends per step, if collectives run as rings: a whole
+      array of n devices' parts costs (n - 1) / n of it, all-reduce twice that.
+  """
+
+  kind: str
+  axis: str
+  count: int
+  bytes: float
+
+
+def read(text: str, sizes: dict[str, int]) -> list[Collective]:
+  """Sums up a program's collectives, the largest first.
+
+  Args:
+    text: an HLO module.
+    sizes: of the mesh's axes, in the order in which devices are numbered.
+
+  Raises:
+    ValueError: a collective's devices can't be read.
+  """
+  bodies = _computations(text)
+  found: dict[tuple[str, str], list[float]] = {}
+  for name, times in _executions(bodies).items():
+    for line in bodies[name]:
+      match = _OPERATION.search(line)
+      if match is None or not times:
+        continue
+      result, kind, _, rest = match.groups()
+      group = _group(rest)
+      axis = _axis(group, sizes)
+      if len(group) == 1:
+        continue
+      total = found.setdefault((kind, axis), [0, 0.0])
+      total[0] += times
+      total[1] += times * _sent(kind, _bytes(result), len(group))
+  rows = [Collective(*key, int(n), sent) for key, (n, sent) in found.items()]
+  return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+  """Lines of every computation; the entry's name is ''."""
+  bodies: dict[str, list[str]] = {}
+  lines: list[str] = []
+  for line in text.splitlines():
+    start = _COMPUTATION.match(line)
+    if start:
+      lines = bodies.setdefault('' if start[1] else start[2], [])
+    elif line.startswith('}'):
+      lines = []
+    else:
+      lines.append(line)
+  return bodies
+
+
+def _executions(bodies: dict[str, list[str]]) -> dict[str, int]:
+  """How often each computation runs."""
+  times = dict.fromkeys(bodies, 0)
+
+  def run(name: str, count: int) -> None:
+    times[name] += count
+    for line in bodies[name]:
+      for called, own in _calls(line, bodies):
+        if called in bodies:
+          run(called, count * own)
+
+  run('', 1)
+  return times
+
+
+def _calls(line: str, bodies) -> Iterator[tuple[str, int]]:
+  loop = _WHILE.search(line)
+  if loop:
+    yield loop[2], _trip_count(bodies.get(loop[1], []))
+    return
+  for called in _CALLED.findall(line):
+    yield called, 1
+  branches = _BRANCHES.search(line)
+  if branches:
+    # One of them runs: the one that the worst case takes isn't known.
+    yield branches[1].split(',')[0].strip().lstrip('%'), 1
+
+
+def _trip_count(condition: list[str]) -> int:
+  """Of a loop from 0 to a constant; 0 of any other."""
+  root = next((line for line in condition if 'ROOT' in line), '')
+  constants = {}
+  for line in condition:
+    match = re.search(r'%?([\w.-]+) = s32\[\] constant\((\d+)\)', line)
+    if match:
+      constants[match[1]] = int(match[2])
+  if 'direction=LT' not in root:
+    return 0
+  operands = re.findall(r'%([\w.-]+)', root.split('compare(')[1].split(')')[0])
+  return constants.get(operands[-1], 0) if operands else 0
+
+
+def _group(rest: str) -> list[int]:
+  """Devices of the first group (of the first pair, for a permutation)."""
+  match = re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? *\{([^}]*)\}',
+    rest,
+  )
+  if match:
+    axes = [part.split('=') for part in match[1].split(',')]
+    shape = [int(size) for _, size in axes]
+    split = re.findall(r"'([^']+)'", match[3])
+    names = [name.strip().strip("'") for name, _ in axes]
+    ids = _device_ids(match[2], shape)
+    index = tuple(slice(None) if name in split else 0 for name in names)
+    return ids[index].reshape(-1).tolist()
+  match = re.search(
+    r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest
+  )
+  if match:
+    shape = [int(size) for size in match[3].split(',')]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    if match[4]:
+      ids = ids.transpose([int(axis) for axis in match[4].split(',')])
+    return ids.reshape(int(match[1]), int(match[2]))[0].tolist()
+  match = re.search(
+    r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', rest
+  )
+  if match:
+    return [int(device) for device in match[1].split(',')]
+  raise ValueError(
+    f'the devices of a collective are not readable: {rest[:200]}'
+  )
+
+
+def _device_ids(order: str | None, shape: list[int]) -> np.ndarray:
+  """Of a mesh, whose devices may be numbered in another order than its axes."""
+  ids = np.arange(math.prod(shape))
+  if order:
+    match = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?$', order)
+    if match is None:
+      raise ValueError(f'the order of devices is not readable: {order}')
+    ids = ids.reshape([int(size) for size in match[1].split(',')])
+    if match[2]:
+      ids = ids.transpose([int(axis) for axis in match[2].split(',')])
+  return ids.reshape(shape)
+
+
+def _axis(group: list[int], sizes: dict[str, int]) -> str:
+  """The mesh axes along which a group's devices differ."""
+  places = np.unravel_index(group, tuple(sizes.values()))
+  differ = [
+    axis
+    for axis, place in zip(sizes, places, strict=True)
+    if len(set(place.tolist())) > 1
+  ]
+  return '+'.join(differ)
+
+
+def _bytes(shapes: str) -> int:
+  """Of a result, which may be a tuple."""
+  total = 0
+  for kind, dims in _SHAPE.findall(shapes):
+    width = _WIDTHS.get(kind) or _bits(kind) // 8
+    total += width * math.prod(int(d) for d in dims.split(',') if d)
+  return total
+
+
+def _bits(kind: str) -> int:
+  match = re.search(r'\d+', kind)
+  return int(match[0]) if match else 0
+
+
+def _sent(kind: str, result: int, ranks: int) -> float:
+  share = (ranks - 1) / ranks
+  if kind == 'all-reduce':
+    return 2 * share * result
+  if kind == 'reduce-scatter':
+    return (ranks - 1) * result
+  if kind == 'collective-permute':
+    return result
+  return share * result

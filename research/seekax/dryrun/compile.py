@@ -1,0 +1,161 @@
+"""Compiles the real training step for a mesh that isn't there.
+
+Devices are virtual ones of the CPU; arrays have shapes and places, no values.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+import resource
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seekax.config import Config, mesh_sizes
+from seekax.data.pipeline import Batch
+from seekax.dryrun import collectives
+from seekax.parallel import rules
+from seekax.parallel.mesh import make_mesh
+from seekax.training import placement
+from seekax.training.schedules import Schedule
+from seekax.training.state import abstract_state
+from seekax.training.step import accumulate, Accumulated, apply
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+  """What the compiler says of a step, per device.
+
+  Attributes:
+    compile_seconds: tracing, partitioning and compiling.
+    host_peak_bytes: most memory that this process has held.
+    arguments_bytes: of the update: masters, moments, gradients.
+    outputs_bytes: of the update.
+
+    temporaries_bytes: of a micro-batch's passes; None where JAX's version makes
+      them of no meaning on a CPU.
+    micro_batches: per step.
+    collectives: of a whole step: its micro-batches and its update.
+    update_collectives: those of the update alone.
+  """
+
+  compile_seconds: float
+  host_peak_bytes: int
+  arguments_bytes: int
+  outputs_bytes: int
+  temporaries_bytes: int | None
+  micro_batches: int
+  collectives: list[collectives.Collective]
+  update_collectives: list[collectives.Collective]
+
+
+def dry_run(
+  config: Config, say: Callable[[str], None] = lambda line: None
+) -> DryRun:
+  """Compiles both programs of a step for the config's mesh.
+
+  Args:
+    config: the run; as many devices as the mesh has must be there, virtual
+      ones do.
+    say: told what is going on.
+
+  Raises:
+    ConfigError: the mesh has more devices than there are, or can't be used.
+  """
+  mesh = make_mesh(config.parallel.mesh)
+  sizes = mesh_sizes(config.parallel.mesh, jax.device_count())
+  started = time.monotonic()
+  with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
+    shardings = placement.state_shardings(config, mesh)
+    state = _placed(abstract_state(config), shardings)
+    rates = jax.tree.map(jnp.asarray, Schedule(config).rates(0))
+    batch = _abstract_batch(config, mesh)
+    say(f'tracing the passes of a micro-batch for {mesh.size} devices')
+    shapes = jax.eval_shape(
+      lambda state, batch: accumulate.__wrapped__(config, state, batch, rates),
+      state,
+      batch,
+    )
+    sums = jax.tree.map(lambda _: shardings.step, shapes.sums)
+    so_far = _placed(shapes, Accumulated(shardings.params, sums))
+    say('compiling them')
+    passes, found = _compiled(
+      accumulate.lower(config, state, batch, rates, so_far), sizes
+    )
+    say('compiling the update')
+    update, of_update = _compiled(
+      apply.lower(config, state, so_far, rates), sizes
+    )
+  parts = config.train.micro_batches
+  memory = update.memory_analysis()
+  return DryRun(
+    compile_seconds=time.monotonic() - started,
+    host_peak_bytes=_host_peak_bytes(),
+    arguments_bytes=memory.argument_size_in_bytes,
+    outputs_bytes=memory.output_size_in_bytes,
+    temporaries_bytes=(
+      passes.memory_analysis().temp_size_in_bytes
+      if jax.__version_info__ >= (0, 12)
+      else None
+    ),
+    micro_batches=parts,
+    collectives=_added([(found, parts), (of_update, 1)]),
+    update_collectives=of_update,
+  )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def _abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
+  rows = config.data.batch_size // config.train.micro_batches
+  x = jax.ShapeDtypeStruct(
+    (rows, config.data.sequence_length),
+    jnp.int32,
+    sharding=rules.sharding(mesh, ('batch', 'length')),
+  )
+  return Batch(*([x] * len(dataclasses.fields(Batch))))
+
+
+def _compiled(lowered: Any, sizes: dict[str, int]):
+  """(the program, its collectives as they are after partitioning)."""
+  with tempfile.TemporaryDirectory(prefix='seekax-hlo-') as folder:
+    compiled = lowered.compile(
+      compiler_options={
+        'xla_dump_to': folder,
+        'xla_dump_hlo_pass_re': 'spmd-partitioning',
+      }
+    )
+    (dumped,) = pathlib.Path(folder).glob('*after_spmd-partitioning*')
+    return compiled, collectives.read(dumped.read_text(), sizes)
+
+
+def _added(parts) -> list[collectives.Collective]:
+  """Sums of (collectives, how often) by kind and axis."""
+  total: dict[tuple[str, str], list[float]] = {}
+  for rows, times in parts:
+    for row in rows:
+      entry = total.setdefault((row.kind, row.axis), [0, 0.0])
+      entry[0] += times * row.count
+      entry[1] += times * row.bytes
+  found = [
+    collectives.Collective(kind, axis, int(count), sent)
+    for (kind, axis), (count, sent) in total.items()
+  ]
+  return sorted(found, key=lambda row: -row.bytes)
+
+
+def _host_peak_bytes() -> int:
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024

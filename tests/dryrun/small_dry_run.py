@@ -1,0 +1,75 @@
+"""A dry run on eight virtual devices, as JSON; run as a process."""
+
+import dataclasses
+import json
+import math
+import sys
+
+import jax
+
+from seekax import config as config_lib
+from seekax import presets
+from seekax.dryrun import compile as compile_lib
+from seekax.dryrun import sharding
+from seekax.parallel import exchange
+from seekax.parallel.mesh import make_mesh
+from seekax.training import placement
+from seekax.training.state import abstract_state
+
+
+def run_config(mesh: str) -> config_lib.Config:
+  run = presets.shrink_run(presets.run_of(presets.tiny()))
+  run.parallel.mesh = mesh
+  run.train.precision = 'bfloat16'
+  run.data.batch_size = 32
+  run.train.micro_batches = 2
+  # A scan, so that layers are counted and not written out.
+  run.model.num_layers = 4
+  run.model.unroll_layers = 0
+  return config_lib.from_config_dict(run)
+
+
+def local_bytes(config) -> int:
+  """Of the state on one device, by its shardings alone."""
+  mesh = make_mesh(config.parallel.mesh)
+  leaves = zip(
+    jax.tree.leaves(abstract_state(config)),
+    jax.tree.leaves(placement.state_shardings(config, mesh)),
+    strict=True,
+  )
+  return sum(
+    math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves
+  )
+
+
+def main(mesh: str) -> None:
+  config = run_config(mesh)
+  found = compile_lib.dry_run(config)
+  sizes = config_lib.mesh_sizes(mesh, 8)
+  rows = config.data.batch_size // config.train.micro_batches // 8
+  levels = exchange.levels(
+    config.model, sizes, rows * config.data.sequence_length
+  )
+  print(
+    json.dumps(
+      {
+        **dataclasses.asdict(found),
+        'state_bytes': local_bytes(config),
+        'gradient_bytes': sum(
+          row.master_bytes for row in sharding.placements(config, 8)
+        ),
+        'exchanged': {
+          level.axis: exchange.bytes_sent(
+            level, config.model.embed_dim, config.model.experts_per_token, 2
+          )
+          * (config.model.num_expert_layers + config.model.mtp_depth)
+          * config.train.micro_batches
+          for level in levels
+        },
+      }
+    )
+  )
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])

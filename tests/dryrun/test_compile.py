@@ -1,0 +1,47 @@
+"""The dry run counts what the program does."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+
+
+class DryRunTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    script = pathlib.Path(__file__).with_name('small_dry_run.py')
+    flags = '--xla_force_host_platform_device_count=8'
+    run = subprocess.run(
+      [sys.executable, str(script), 'data:2,expert_node:2,expert:2'],
+      capture_output=True,
+      text=True,
+      check=False,
+      env={**os.environ, 'XLA_FLAGS': flags},
+    )
+    assert run.returncode == 0, run.stderr
+    cls.found = json.loads(run.stdout)
+
+  def sent(self, kind, of='collectives'):
+    rows = self.found[of]
+    return {r['axis']: r['bytes'] for r in rows if r['kind'] == kind}
+
+  def test_arguments_are_state_and_gradients(self):
+    found = self.found
+    counted = found['state_bytes'] + found['gradient_bytes']
+    # Sums of losses, loads and rates are a few numbers more.
+    self.assertBetween(found['arguments_bytes'] - counted, 0, 512)
+
+  def test_what_is_exchanged_is_what_the_formula_says(self):
+    self.assertEqual(self.sent('all-to-all'), self.found['exchanged'])
+
+  def test_an_update_gathers_nothing(self):
+    self.assertEmpty(self.sent('all-gather', 'update_collectives'))
+    self.assertNotEmpty(self.sent('all-gather'))
+
+
+if __name__ == '__main__':
+  absltest.main()
