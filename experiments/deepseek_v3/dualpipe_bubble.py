@@ -30,7 +30,7 @@ from matplotlib import patches
 
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-from seekax.planning import schedules, step_time
+from seekax.planning import calibration, schedules
 import verdicts
 
 _SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
@@ -129,8 +129,8 @@ def growth_claims() -> list[verdicts.Claim]:
 
 def measured_claims() -> list[verdicts.Claim]:
   """The published step: 16 stages, 120 micro-batches."""
-  table = step_time.INSIGHTS_TABLE_4
-  costs = step_time.published_chunks()
+  table = calibration.INSIGHTS_TABLE_4
+  costs = calibration.published_chunks()
 
   def simulated() -> float:
     return schedules.simulate('dualpipe', 16, 120, costs).bubble

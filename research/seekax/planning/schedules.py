@@ -5,8 +5,8 @@ rank is free and what it waits for is done. Four schedules: 1F1B; ZB1P, which
 parts the backward pass into inputs and weights so that weight gradients fill
 the bubble (arXiv 2401.10241, ZB-H1); DualPipe, fed from both ends, which runs a
 forward and a backward chunk as one overlapped pair; and DualPipeV, its half in
-the shape of a V, on half as many ranks (DeepSeek-V3, section 3.2.1, table 2, and
-the orders of github.com/deepseek-ai/DualPipe).
+the shape of a V, on half as many ranks (DeepSeek-V3, section 3.2.1, table 2;
+the orders are those of github.com/deepseek-ai/DualPipe).
 
 Transfers between ranks take no time here. Times are in any one unit.
 """
@@ -277,6 +277,25 @@ def mean_counts(
     for action in actions:
       counts[action.kind] += 1 / len(todo)
   return counts
+
+
+def dual_counts(stages: int, micro_batches: int) -> dict[str, float]:
+  """`mean_counts` of DualPipe in closed form, for micro-batches enough.
+
+  On a rank h from its end 3 PP/2 - 1 - h forwards are alone, one more in the
+  middle; the rest are pairs.
+  """
+  half = stages // 2
+  depth, middle = (half - 1) / 2, 1 / half  # Means over ranks.
+  alone = 3 * half - 1 - depth + middle
+  apart = 2 * half - 1 - depth
+  return {
+    'F': alone,
+    'B': half + middle,
+    'I': apart,
+    'W': apart,
+    'FB': micro_batches - alone,
+  }
 
 
 # --- The orders. --------------------------------------------------------------
