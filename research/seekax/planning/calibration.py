@@ -10,7 +10,7 @@ from collections.abc import Callable
 import dataclasses
 
 from seekax import presets
-from seekax.planning import hardware, price, schedules, step_time
+from seekax.planning import hardware, price, schedules, serving, step_time
 from seekax.planning.layout import Layout, paper
 from seekax.planning.step_time import Constants, Run
 
@@ -151,7 +151,11 @@ def _llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
   )
 
 
-_LLAMA_TOKENS = {'llama3_405b': 15.6e12, 'llama3_70b': 15e12, 'llama3_8b': 15e12}
+_LLAMA_TOKENS = {
+  'llama3_405b': 15.6e12,
+  'llama3_70b': 15e12,
+  'llama3_8b': 15e12,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +183,14 @@ def _rate(run: Run) -> Callable[[Constants], float]:
   return lambda c: step_time.predict(run, c).tokens_per_second_per_device
 
 
-def _hours(run: Run, tokens: float, unit: float) -> Callable[[Constants], float]:
-  return (
-    lambda c: (
-      tokens
-      / step_time.predict(run, c).tokens_per_second_per_device
-      / _SECONDS_PER_HOUR
-      / unit
-    )
+def _hours(
+  run: Run, tokens: float, unit: float
+) -> Callable[[Constants], float]:
+  return lambda c: (
+    tokens
+    / step_time.predict(run, c).tokens_per_second_per_device
+    / _SECONDS_PER_HOUR
+    / unit
   )
 
 
@@ -311,6 +315,67 @@ def training_rows() -> list[Published]:
   ]
 
 
+# Read off the published profile of a unit at full load, by others:
+# github.com/alibaba/InferSim; its batch, per device, and its context.
+_PROFILE_DEVICES, _PROFILE_REQUESTS, _PROFILE_CONTEXT = 128, 128, 4096
+# Of the prompts of DeepSeek's service in 24 hours (notes of February 2025).
+_CACHE_HITS = 0.563
+_DEVICES_PER_NODE = 8
+
+
+def serving_rows() -> list[Published]:
+  """DeepSeek's service on H800, none fitted."""
+  v3 = dataclasses.replace(presets.v3_671b(), mtp_depth=0)
+  device = hardware.DEVICES['h800']
+
+  def service(constants: Constants) -> serving.Service:
+    found = serving.plan(v3, device, True, constants=constants)
+    assert found is not None
+    return found
+
+  def profile(constants: Constants) -> float:
+    demand = serving.Demand(context=_PROFILE_CONTEXT)
+    return _PROFILE_REQUESTS / serving.decode_seconds(
+      v3, device, _PROFILE_DEVICES, _PROFILE_REQUESTS, True, demand, constants
+    )
+
+  day = 'a mean over a day and night; ours is a unit at full load'
+  return [
+    Published(
+      'Service: input per node, cache hits too',
+      'tokens/s',
+      73.7e3,
+      lambda c: (
+        _DEVICES_PER_NODE
+        * service(c).prefill_tokens_per_second
+        / (1 - _CACHE_HITS)
+      ),
+      note=day,
+    ),
+    Published(
+      'Service: output per node',
+      'tokens/s',
+      14.8e3,
+      lambda c: _DEVICES_PER_NODE * service(c).decode_tokens_per_second,
+      note=day,
+    ),
+    Published(
+      'Profile: prefill',
+      'tokens/s/GPU',
+      7839,
+      lambda c: service(c).prefill_tokens_per_second,
+      note='experts over 32',
+    ),
+    Published(
+      'Profile: decoding, 128 requests',
+      'tokens/s/GPU',
+      2324,
+      profile,
+      note='experts over 128',
+    ),
+  ]
+
+
 # --- The fit. -----------------------------------------------------------------
 
 
@@ -330,12 +395,10 @@ def fit(start: Constants = Constants()) -> Constants:
   for _ in range(20):
     constants = _two_equations(
       constants,
-      lambda c: _alone(v3, c)
-      / (published.forward + published.backward)
-      - 1,
-      lambda c: 1061
-      / step_time.predict(megatron, c).tokens_per_second_per_device
-      - 1,
+      lambda c: _alone(v3, c) / (published.forward + published.backward) - 1,
+      lambda c: (
+        1061 / step_time.predict(megatron, c).tokens_per_second_per_device - 1
+      ),
     )
     chunk = step_time.chunks(v3, constants)
     bubble = step_time.predict(
@@ -350,10 +413,12 @@ def fit(start: Constants = Constants()) -> Constants:
       step_time.predict(llama, constants).tokens_per_second_per_device
     )
     slope = _slope(
-      lambda inverse: llama_rate
-      / step_time.predict(
-        llama, dataclasses.replace(constants, dense_efficiency=1 / inverse)
-      ).tokens_per_second_per_device,
+      lambda inverse: (
+        llama_rate
+        / step_time.predict(
+          llama, dataclasses.replace(constants, dense_efficiency=1 / inverse)
+        ).tokens_per_second_per_device
+      ),
       1 / constants.dense_efficiency,
     )
     inverse = 1 / constants.dense_efficiency - (seconds - 1) / slope

@@ -171,21 +171,27 @@ def peak_flops(device_kind: str) -> float:
   return peaks[max(peaks, key=len)] if peaks else 0.0
 
 
+def planned() -> list[str]:
+  """Names of the devices whose links are given, which a plan needs."""
+  return [
+    name
+    for name, device in DEVICES.items()
+    if device.network_bandwidth or name == 'cpu'
+  ]
+
+
 def find_device(name: str) -> Device:
   """The device of a name such as 'h800', with all that a plan needs.
 
   Raises:
     InputError: it is unknown, or its links aren't given here.
   """
-  known = [key for key, device in DEVICES.items() if _can_be_planned(device)]
-  if name in known:
-    return DEVICES[name]
+  known = planned()
+  if name.lower() in known:
+    return DEVICES[name.lower()]
   raise InputError(
     f'--hardware={name}: '
     + ('its links are not given here' if name in DEVICES else 'unknown')
-    + (did_you_mean(name.lower(), known) or f'; known: {", ".join(known)}')
+    + (did_you_mean(name.lower(), known) or '')
+    + f'; known: {", ".join(known)}'
   )
-
-
-def _can_be_planned(device: Device) -> bool:
-  return device.network_bandwidth > 0 or device.name == 'CPU'

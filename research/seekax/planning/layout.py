@@ -79,11 +79,14 @@ class Layout:
   def describe(self) -> str:
     """What differs from one device with everything at its default."""
     plain = Layout()
-    return ','.join(
-      f'{field.name}:{getattr(self, field.name)}'
-      for field in dataclasses.fields(self)
-      if getattr(self, field.name) != getattr(plain, field.name)
-    ) or 'data:1'
+    return (
+      ','.join(
+        f'{field.name}:{getattr(self, field.name)}'
+        for field in dataclasses.fields(self)
+        if getattr(self, field.name) != getattr(plain, field.name)
+      )
+      or 'data:1'
+    )
 
 
 def paper(devices: int) -> Layout:

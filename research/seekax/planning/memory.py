@@ -72,9 +72,7 @@ class TrainingMemory:
 
   @property
   def total(self) -> float:
-    return sum(
-      getattr(self, field.name) for field in dataclasses.fields(self)
-    )
+    return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 @dataclasses.dataclass(frozen=True)

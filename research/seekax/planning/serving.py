@@ -20,8 +20,8 @@ _PAPER_PREFILL, _PAPER_DECODE = 32, 144
 # Positions that a device prefills at once, as in the published profile data.
 _PREFILL_TOKENS = 16384
 # Smaller models are served whole, on as few devices as leave half of their
-# memory to requests.
-_WEIGHTS_SHARE = 0.5
+# memory to requests, or at least a tenth.
+_WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE = 0.5, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,9 @@ def plan(
   prefill_devices, decode_devices = _units(model, device, fp8)
   if not decode_devices:
     return None
-  prefill = _prefill_rate(model, device, prefill_devices, fp8, demand, constants)
+  prefill = _prefill_rate(
+    model, device, prefill_devices, fp8, demand, constants
+  )
   weights = _weight_bytes(model, decode_devices, fp8)
   per_request = demand.context * memory.cache_bytes_per_token(model)
   if not model.uses_experts:
@@ -139,7 +141,7 @@ def plan(
   low, high = 0, room
   while low < high:
     middle = (low + high + 1) // 2
-    seconds = _decode_seconds(
+    seconds = decode_seconds(
       model, device, decode_devices, middle, fp8, demand, constants
     )
     if 1 / seconds >= demand.tokens_per_second_per_user:
@@ -149,7 +151,7 @@ def plan(
   requests = low or min(room, 1)
   if not requests:
     return None
-  seconds = _decode_seconds(
+  seconds = decode_seconds(
     model, device, decode_devices, requests, fp8, demand, constants
   )
   shared = 1 if model.uses_experts else decode_devices
@@ -168,17 +170,20 @@ def plan(
 
 def _units(model: ModelConfig, device: Device, fp8: bool) -> tuple[int, int]:
   """Devices of a prefill and of a decoding unit; (0, 0) where none will do."""
-  for devices in (1, 2, 4, 8):
-    if devices > device.domain_size:
-      break
-    if model.uses_experts and model.num_experts % devices:
-      break
-    room = _WEIGHTS_SHARE * device.memory_bytes
-    if _weight_bytes(model, devices, fp8) <= room:
-      return devices, devices
-  if model.uses_experts and device.network_bandwidth:
-    if _weight_bytes(model, _PAPER_DECODE, fp8) <= device.memory_bytes:
-      return _PAPER_PREFILL, _PAPER_DECODE
+  small = [n for n in (1, 2, 4, 8) if n <= device.domain_size]
+  if model.uses_experts:
+    small = [n for n in small if model.num_experts % n == 0]
+  for share in (_WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE):
+    for devices in small:
+      weights = _weight_bytes(model, devices, fp8)
+      if weights <= share * device.memory_bytes:
+        return devices, devices
+    if model.uses_experts and device.network_bandwidth:
+      many = _PAPER_PREFILL, _PAPER_DECODE
+      if device.domain_size >= _PAPER_PREFILL:  # Within fast links.
+        many = _PAPER_PREFILL, 2 * _PAPER_PREFILL
+      if _weight_bytes(model, many[1], fp8) <= share * device.memory_bytes:
+        return many
   return 0, 0
 
 
@@ -221,14 +226,34 @@ def _prefill_rate(model, device, devices, fp8, demand, constants) -> float:
   return run.chunk_tokens / seconds / layout.tensor
 
 
-def _decode_seconds(
-  model, device, devices, requests, fp8, demand, constants
+def decode_seconds(
+  model: ModelConfig,
+  device: Device,
+  devices: int,
+  requests: int,
+  fp8: bool,
+  demand: Demand,
+  constants: Constants = step_time.FITTED,
 ) -> float:
-  """One step of `requests` per device (per unit of a dense model)."""
+  """Seconds of a decoding step without MTP.
+
+  The longer of arithmetic, of reading weights and cache, and of the exchange.
+
+  Args:
+    model: the architecture.
+    device: of the unit.
+    devices: of the unit.
+    requests: decoded at once per device, per unit of a dense model.
+    fp8: weights, products and dispatch in FP8.
+    demand: of which the context counts.
+    constants: of the model of time.
+  """
   bandwidth = device.memory_bandwidth * constants.memory_efficiency
   cache = requests * demand.context * memory.cache_bytes_per_token(model)
-  products = 2.0 * requests * (
-    parameters.count_parameters(model).activated_without_embedding
+  products = (
+    2.0
+    * requests
+    * (parameters.count_parameters(model).activated_without_embedding)
   )
   attention = requests * _absorbed_flops(model, demand.context)
   shared = 1
@@ -243,8 +268,8 @@ def _decode_seconds(
   precision = 'fp8' if fp8 else 'bfloat16'
   arithmetic = products / shared / step_time.peak(device, precision)
   arithmetic /= efficiency
-  arithmetic += attention / shared / (
-    device.peak_flops * constants.attention_efficiency
+  arithmetic += (
+    attention / shared / (device.peak_flops * constants.attention_efficiency)
   )
   seconds = max(read / bandwidth, arithmetic)
   if not model.uses_experts or devices == 1:

@@ -239,9 +239,7 @@ def chunks(run: Run, constants: Constants = FITTED) -> Chunks:
   pass_seconds = constants.passes * share * everything / bandwidth
   again = _computed_again(model, layout.remat)
   forward = (
-    product_seconds
-    + attention_seconds
-    + pass_seconds * _PASSES['forward']
+    product_seconds + attention_seconds + pass_seconds * _PASSES['forward']
   )
   backward_input = (
     product_seconds * (1 + again)
@@ -301,9 +299,7 @@ def _exchange_seconds(run: Run, constants: Constants) -> float:
   return send_seconds((dispatch + combine) * share, run.device, constants)
 
 
-def _gather_seconds(
-  run: Run, constants: Constants, arithmetic: float
-) -> float:
+def _gather_seconds(run: Run, constants: Constants, arithmetic: float) -> float:
   model, layout = run.model, run.layout
   layers = (model.num_layers + model.mtp_depth) / layout.pipeline
   seconds = 0.0
@@ -383,15 +379,12 @@ def predict(run: Run, constants: Constants = FITTED) -> StepTime:
     apart = layout.schedule == 'zb1p' and layout.pipeline > 1
     counts = {'F': count, 'B': 0 if apart else count, 'FB': 0.0}
     counts |= dict.fromkeys(('I', 'W'), count if apart else 0)
-    once = schedules.closed_form_bubble(
-      layout.schedule, layout.pipeline, costs
-    )
+    once = schedules.closed_form_bubble(layout.schedule, layout.pipeline, costs)
     once /= layout.virtual_stages
     exposed = 2 * count * chunk.exchange
   return StepTime(
     forward=counts['F'] * costs.forward,
-    backward=counts['B'] * costs.backward
-    + counts['I'] * costs.backward_input,
+    backward=counts['B'] * costs.backward + counts['I'] * costs.backward_input,
     weight=counts['W'] * costs.backward_weight,
     pair=counts['FB'] * costs.pair,
     bubble=once * run.flushes * constants.bubble_stretch
@@ -403,4 +396,3 @@ def predict(run: Run, constants: Constants = FITTED) -> StepTime:
     tokens=run.step_tokens,
     devices=layout.devices,
   )
-
