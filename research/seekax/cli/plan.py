@@ -57,9 +57,11 @@ def run(argv: Sequence[str]) -> int:
     plans[name] = plan_lib.make(
       dataclasses.replace(request, config=other, layout='')
     )
-  text = plan_text.comparison(plans) if values.compare else ''
-  print(text or plan_text.table(named, plans[named]))
   _write(values, plans)
+  if values.compare:
+    print(plan_text.comparison(plans))
+  else:
+    print(plan_text.table(named, plans[named]))
   return 0
 
 

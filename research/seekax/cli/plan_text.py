@@ -48,6 +48,13 @@ def money(amount: float) -> str:
   return f'${amount:,.2f}' if amount >= 1 else f'${amount:.3g}'
 
 
+def few(number: float) -> str:
+  """Five digits, or all that are before the point."""
+  if abs(number) >= 1e4:
+    return f'{number:,.0f}'
+  return f'{number:.5g}' if abs(number) >= 1 else f'{number:.3g}'
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
   """Aligned: the first column left, the others right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -176,16 +183,16 @@ def _model(plan: Plan) -> list[tuple[str, ...]]:
     rows.append(('MTP modules, beside these', f'{counts.mtp:,}'))
   return [
     *rows,
-    ('GFLOP per trained token', f'{plan.flops_per_token / 1e9:,.2f}'),
+    ('GFLOP per trained token', few(plan.flops_per_token / 1e9)),
     ('cache, bytes per token', f'{found["cache_bytes_per_token"]:,.0f}'),
   ]
 
 
 def _memory(plan: Plan) -> list[tuple[str, ...]]:
   return [
-    (text, f'{getattr(plan.memory, part) / 1e9:.2f}')
+    (text, few(getattr(plan.memory, part) / 1e9))
     for part, text in PARTS.items()
-  ] + [('of the device', f'{plan.run.device.memory_bytes / 1e9:.2f}')]
+  ] + [('of the device', few(plan.run.device.memory_bytes / 1e9))]
 
 
 def _traffic(plan: Plan) -> list[tuple[str, ...]]:
@@ -205,12 +212,12 @@ def _phases(plan: Plan) -> list[tuple[str, ...]]:
   for phase, text in PHASES.items():
     seconds = getattr(step, phase)
     if seconds:
-      rows.append((text, f'{seconds:.3f}', f'{seconds / step.seconds:.1%}'))
-  rows.append(('total', f'{step.seconds:.3f}', ''))
+      rows.append((text, few(seconds), f'{seconds / step.seconds:.1%}'))
+  rows.append(('total', few(step.seconds), ''))
   rows.append(
     (
       '  of it: exchange of tokens in sight',
-      f'{step.exchange:.3f}',
+      few(step.exchange),
       f'{step.exchange / step.seconds:.1%}',
     )
   )
@@ -220,11 +227,11 @@ def _phases(plan: Plan) -> list[tuple[str, ...]]:
 def _training(plan: Plan) -> list[tuple[str, ...]]:
   rows = [('', 'device hours', 'dollars')]
   rows += [
-    (text, f'{plan.hours[stage]:,.0f}', money(plan.dollars[stage]))
+    (text, few(plan.hours[stage]), money(plan.dollars[stage]))
     for stage, text in STAGES.items()
   ]
   return rows + [
-    ('days by the clock', f'{plan.days:,.1f}', ''),
+    ('days by the clock', few(plan.days), ''),
     ('tokens/s per device', f'{_rate(plan):,.1f}', ''),
     ('MFU, of the bfloat16 peak', f'{plan.mfu:.2%}', ''),
   ]

@@ -15,6 +15,9 @@ from seekax.planning.layout import Layout, paper
 from seekax.planning.step_time import Constants, Run
 
 _SECONDS_PER_HOUR = 3600.0
+_MEGATRON_BF16 = 1061  # tokens/s per H100
+_LLAMA_405B_HOURS = 30.84e6
+_ROUNDS = 20  # of Newton's method; a handful would do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ def deepseek_v3() -> Run:
 
 
 def _megatron(precision: str) -> Run:
-  """Megatron-Bridge's DEEPSEEK_V3_PRETRAIN_CONFIG_H100_V1 (scripts/performance).
+  """Megatron-Bridge's DEEPSEEK_V3_PRETRAIN_CONFIG_H100_V1.
 
   TP 2, PP 8, VP 4, EP 64, 8,192 sequences, MLA's up-projections computed again,
   the exchange not overlapped. Nothing says that it dispatches in FP8.
@@ -151,6 +154,7 @@ def _llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
   )
 
 
+# Of the paper for 405B; the model card says 15T+ of all.
 _LLAMA_TOKENS = {
   'llama3_405b': 15.6e12,
   'llama3_70b': 15e12,
@@ -240,14 +244,14 @@ def training_rows() -> list[Published]:
     Published(
       'Megatron BF16, 1,024 H100',
       'tokens/s/GPU',
-      1061,
+      _MEGATRON_BF16,
       _rate(_megatron('bfloat16')),
       True,
     ),
     Published(
       'Llama 3.1 405B',
       'M hours',
-      30.84,
+      _LLAMA_405B_HOURS / 1e6,
       _hours(
         _llama('llama3_405b', 16, 8, 16384), _LLAMA_TOKENS['llama3_405b'], 1e6
       ),
@@ -379,7 +383,7 @@ def serving_rows() -> list[Published]:
 # --- The fit. -----------------------------------------------------------------
 
 
-def fit(start: Constants = Constants()) -> Constants:
+def fit(start: Constants = step_time.FITTED) -> Constants:
   """The constants that the three sources give.
 
   `expert_efficiency` and `passes` solve two equations: the arithmetic of F, I
@@ -390,40 +394,37 @@ def fit(start: Constants = Constants()) -> Constants:
   constants = start
   v3, megatron = deepseek_v3(), _megatron('bfloat16')
   published = published_chunks()
-  llama = _llama('llama3_405b', 16, 8, 16384)
-  llama_rate = _LLAMA_TOKENS['llama3_405b'] / 30.84e6 / _SECONDS_PER_HOUR
-  for _ in range(20):
+  for _ in range(_ROUNDS):
     constants = _two_equations(
       constants,
       lambda c: _alone(v3, c) / (published.forward + published.backward) - 1,
-      lambda c: (
-        1061 / step_time.predict(megatron, c).tokens_per_second_per_device - 1
-      ),
+      lambda c: _MEGATRON_BF16 / _rate(megatron)(c) - 1,
     )
-    chunk = step_time.chunks(v3, constants)
-    bubble = step_time.predict(
-      v3, dataclasses.replace(constants, bubble_stretch=1.0)
-    ).bubble
+    arithmetic = step_time.chunks(v3, constants).arithmetic
+    slowdown = published.overlapped / arithmetic
     constants = dataclasses.replace(
-      constants,
-      overlap_slowdown=published.overlapped / chunk.arithmetic,
-      bubble_stretch=INSIGHTS_TABLE_4.bubble / bubble,
+      constants, overlap_slowdown=slowdown, bubble_stretch=1.0
     )
-    seconds = llama_rate / (
-      step_time.predict(llama, constants).tokens_per_second_per_device
+    bubble = step_time.predict(v3, constants).bubble
+    constants = dataclasses.replace(
+      constants, bubble_stretch=INSIGHTS_TABLE_4.bubble / bubble
     )
-    slope = _slope(
-      lambda inverse: (
-        llama_rate
-        / step_time.predict(
-          llama, dataclasses.replace(constants, dense_efficiency=1 / inverse)
-        ).tokens_per_second_per_device
-      ),
-      1 / constants.dense_efficiency,
-    )
-    inverse = 1 / constants.dense_efficiency - (seconds - 1) / slope
-    constants = dataclasses.replace(constants, dense_efficiency=1 / inverse)
+    constants = _fit_dense(constants)
   return constants
+
+
+def _fit_dense(constants: Constants) -> Constants:
+  """A step of Newton's towards the hours of Llama 3.1 405B."""
+  tokens = _LLAMA_TOKENS['llama3_405b']
+  hours = _hours(_llama('llama3_405b', 16, 8, 16384), tokens, 1.0)
+
+  def excess(inverse: float) -> float:
+    changed = dataclasses.replace(constants, dense_efficiency=1 / inverse)
+    return hours(changed) / _LLAMA_405B_HOURS - 1
+
+  inverse = 1 / constants.dense_efficiency
+  inverse -= excess(inverse) / _slope(excess, inverse)
+  return dataclasses.replace(constants, dense_efficiency=1 / inverse)
 
 
 def _alone(run: Run, constants: Constants) -> float:

@@ -306,8 +306,8 @@ def _wrong(run: step_time.Run) -> str:
   needed = search_lib.required_bytes(run)
   if needed > run.device.memory_bytes:
     return (
-      f'it takes {needed / 1e9:.1f} GB of the {run.device.memory_bytes / 1e9:g} '
-      f'GB of a {run.device.name}'
+      f'it takes {needed / 1e9:.1f} GB, a {run.device.name} has '
+      f'{run.device.memory_bytes / 1e9:g}'
     )
   return ''
 
