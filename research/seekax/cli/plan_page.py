@@ -29,8 +29,8 @@ def page(plans: Mapping[str, Plan]) -> Page:
       f'{request.devices:,} of them.'
     ),
     remark=(
-      'Predicted by a model of time whose constants were fitted on other '
-      'runs; docs/planning.md lists what it misses.'
+      'Predicted by a model of time: docs/planning.md says what its constants '
+      'were fitted on, and what it misses.'
     ),
     tiles=[
       Tile(

@@ -108,7 +108,8 @@ def stage_parameters(
   common = counts.attention + counts.block_norms
   outside = counts.router + counts.shared_expert
   tables = counts.embedding + counts.head + counts.final_norm
-  joint = 2 * model.embed_dim**2 * model.mtp_depth
+  block = counts.expert_block if model.uses_experts else counts.plain_block
+  joint = counts.mtp - model.mtp_depth * block  # Projections and norms.
   if largest:
     layers = math.ceil((expert_layers + plain_layers) / layout.pipeline)
     here = min(layers, expert_layers)
