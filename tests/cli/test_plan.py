@@ -96,11 +96,12 @@ class PlanTest(parameterized.TestCase):
   def test_search_shows_the_cheapest_first(self):
     code, text, _ = seekax('plan', '--config=v2', '--search', '--devices=256')
     self.assertEqual(code, 0)
-    table, layouts = text.split('\n\n')
+    table, layouts, head = text.split('\n\n')[:3]
     seconds = [float(line.split()[3]) for line in table.splitlines()[1:]]
     self.assertLen(seconds, 8)
     self.assertEqual(seconds, sorted(seconds))
     best = layouts.splitlines()[0].split()[1]
+    self.assertIn(f'layout: {best}', head)
     code, text, _ = seekax(
       'plan', '--config=v2', '--devices=256', f'--layout={best}'
     )

@@ -151,6 +151,7 @@ class OtherRunsTest(parameterized.TestCase):
     (dict(posttraining_hours=float('inf')), '--posttraining_hours=inf'),
     (dict(device=hardware.DEVICES['cpu']), 'no network of a CPU'),
     (dict(devices=8), 'holds this run; --devices=128 does'),
+    (dict(devices=2**20), 'holds this run; --devices=32768 does'),
     (
       dict(layout='pipeline:4,expert_node:8,expert:8'),
       r'it takes .* GB, a H800 has 80; the nearest that fits is --layout=',

@@ -15,7 +15,7 @@ class StackedBarsTest(absltest.TestCase):
     self.assertStartsWith(svg, '<svg')
     for words in ('work: 3, 2', 'wait: 1, 0', 'one', 'two', 'seconds'):
       self.assertIn(f'>{words}<', svg)
-    self.assertNotIn('none', svg)
+    self.assertNotIn('>none:', svg)
     # Two names, so two colours and two squares of a legend.
     self.assertLen(re.findall('■', svg), 2)
 

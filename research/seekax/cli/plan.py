@@ -48,16 +48,18 @@ def run(argv: Sequence[str]) -> int:
     posttraining_hours=values.posttraining_hours,
     layout=values.layout,
   )
-  if values.search:
-    found = plan_lib.search(request, _SHOWN)
-    print(plan_text.search_table(request, found))
-    return 0
+  found = plan_lib.search(request, _SHOWN) if values.search else []
+  if found:
+    best = found[0].layout.describe()
+    request = dataclasses.replace(request, layout=best)
   plans = {named: plan_lib.make(request)}
   for name, other in _others(values.compare, named, config).items():
     plans[name] = plan_lib.make(
       dataclasses.replace(request, config=other, layout='')
     )
   _write(values, plans)
+  if found:
+    print(plan_text.search_table(request, found), end='\n\n')
   if values.compare:
     print(plan_text.comparison(plans))
   else:
@@ -70,7 +72,7 @@ def _others(names: str, named: str, config: Config) -> dict[str, Config]:
   others = {
     name: from_config_dict(flags_lib.load_config(name))
     for name in names.split(',')
-    if name
+    if name not in ('', named)
   }
   if others and config.model.uses_experts:
     dense = plan_lib.dense_of_equal_activation(config)
@@ -156,7 +158,7 @@ def _define(values: flags.FlagValues) -> None:
     **define,
   )
   flags.DEFINE_bool(
-    'search', False, 'try every layout; print the cheapest that fit', **define
+    'search', False, 'try every layout, print and plan the cheapest', **define
   )
   flags.DEFINE_string(
     'compare',

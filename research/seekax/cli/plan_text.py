@@ -49,10 +49,10 @@ def money(amount: float) -> str:
 
 
 def few(number: float) -> str:
-  """Five digits, or all that are before the point."""
-  if abs(number) >= 1e4:
+  """Three digits after the point, fewer of large numbers, more of small."""
+  if abs(number) >= 1000:
     return f'{number:,.0f}'
-  return f'{number:.5g}' if abs(number) >= 1 else f'{number:.3g}'
+  return f'{number:.3f}' if abs(number) >= 0.01 else f'{number:.3g}'
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

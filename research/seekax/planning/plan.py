@@ -28,6 +28,7 @@ _EXTENSION_STEPS = 1000
 _EXTENSION_STEP_TOKENS = 1920 * 32768  # or 480 * 131072
 _EXTENSIONS = {'extension_32k': 32768, 'extension_128k': 131072}
 _MOST_DEVICES = 2**20
+_MOST_POWER = 15  # of two, of the devices that are proposed
 _MOST_TOKENS, _MOST_PRICE = 1e18, 1e6
 
 
@@ -313,20 +314,21 @@ def _wrong(run: step_time.Run) -> str:
 
 
 def _nothing_fits(request: Request) -> InputError:
-  """Names the next number of devices that holds the run."""
-  run = _run(request)
-  more = 2 ** request.devices.bit_length()
-  while more <= 2**15 and request.device.network_bandwidth:
-    if search_lib.cheapest(run, more, 1):
-      return InputError(
-        f'--devices={request.devices}: no layout of so many '
-        f'{request.device.name} holds this run; --devices={more} does'
-      )
-    more *= 2
-  return InputError(
-    f'--devices={request.devices}: no layout of so many {request.device.name} '
-    'holds this run, nor do more; try another device or data.batch_size'
+  """Names the next number of devices that holds the run, a power of two."""
+  run, devices = _run(request), request.devices
+  message = (
+    f'--devices={devices}: no layout of so many {request.device.name} holds '
+    'this run'
   )
+  powers = [2**n for n in range(_MOST_POWER + 1)]
+  if not request.device.network_bandwidth:
+    powers = [1]
+  more = [n for n in powers if n > devices]
+  fewer = [n for n in reversed(powers) if n < devices]
+  for other in more + fewer:
+    if search_lib.cheapest(run, other, 1):
+      return InputError(f'{message}; --devices={other} does')
+  return InputError(f'{message}, nor do others; try another --hardware')
 
 
 def _hours(
