@@ -15,7 +15,7 @@ Reproduced: the simulated bubble, in units of F, equals the closed form for
 F = W = B/2 (and, for 1F1B and ZB1P, for uneven chunks), and the live
 activations equal the table's. Refuted: anything beyond 1e-9.
 The rows of uneven chunks are expected to be refuted for DualPipe: the closed
-form is then too long. The rows of ISCA's phases ask whether the formula gives
+form is then too long. The rows of measured phases ask whether the formula gives
 the bubble that was measured; the times of single chunks are derived there from
 the phases and the counts of the published order.
 """

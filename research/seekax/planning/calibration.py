@@ -1,8 +1,8 @@
 """What was published of training speed, and the constants fitted on it.
 
-Three sources fit: the phases of a step in ISCA's table 4 ("Insights into
-DeepSeek-V3", arXiv 2505.09343), Megatron's bfloat16 row, and the hours of Llama
-3.1 405B. All other rows are held out. `fit` gives step_time.FITTED, to the
+Three sources fit: the phases of V3's step ("Insights into DeepSeek-V3", arXiv
+2505.09343, table 4), Megatron's bfloat16 row, and the hours of Llama 3.1 405B.
+All other rows are held out. `fit` gives step_time.FITTED, to the
 digits that stand there; a test compares them.
 """
 
@@ -241,7 +241,7 @@ def training_rows() -> list[Published]:
       ('optimizer', 'optimizer', table.optimizer, False, _GRADIENTS),
     )
   ]
-  same = {'note': "the run of ISCA's phases", 'in_sight': True}
+  same = {'note': 'the run whose phases are fitted', 'in_sight': True}
   return [
     *isca,
     Published(
@@ -394,9 +394,9 @@ def fit(start: Constants = step_time.FITTED) -> Constants:
   """The constants that the three sources give.
 
   `expert_efficiency` and `passes` solve two equations: the arithmetic of F, I
-  and W together as ISCA's chunks say, and Megatron's rate in bfloat16. Then
-  follow, one after the other, the slowdown of a pair, the stretch of the bubble
-  and the efficiency of dense products.
+  and W together as the published chunks say, and Megatron's rate in bfloat16.
+  Then follow, one after the other, the slowdown of a pair, the stretch of the
+  bubble and the efficiency of dense products.
   """
   constants = start
   v3, megatron = deepseek_v3(), _megatron('bfloat16')

@@ -59,7 +59,7 @@ DEVICES: dict[str, Device] = {
     network_bandwidth=50e9,
   ),
   # H100's processor and memory with slower links; table 4 of arXiv 2505.09343
-  # implies a peak of 988 to 990 TFLOP/s. Its section 2.1: NVLink 400 GB/s both
+  # implies a peak of 988 to 990 TFLOP/s; the same paper: NVLink 400 GB/s both
   # ways, 400 Gb/s InfiniBand per device.
   'h800': Device(
     'H800',

@@ -77,14 +77,14 @@ class Plan:
 
   @property
   def flops_per_token(self) -> float:
-    """Model FLOP of a trained token, MTP modules left out (ISCA, table 2)."""
+    """Model FLOP of a trained token, MTP left out (arXiv 2505.09343)."""
     return flops.training_flops_per_token(
       self.run.model, self.run.sequence_length
     )
 
   @property
   def mfu(self) -> float:
-    """Of the bfloat16 peak, whatever the precision (ISCA, table 4)."""
+    """Of the bfloat16 peak, whatever the precision (arXiv 2505.09343)."""
     return flops.model_flops_utilization(
       self.flops_per_token,
       self.step.tokens_per_second_per_device,

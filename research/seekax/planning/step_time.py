@@ -40,25 +40,25 @@ class Constants:
 
   Attributes:
     network_efficiency: of the network's peak. Published: the exchange of V3
-      gets above 40 of 50 GB/s (arXiv 2505.09343, section 4.3).
+      gets above 40 of 50 GB/s (arXiv 2505.09343).
     link_efficiency: of the links' peak. Published: 160 of 200 GB/s
       (DeepSeek-V3, section 3.2.2).
-    memory_efficiency: of the memory's peak. Assumed; FlashMLA's 3,000 of 3,350
-      GB/s is the best published on an H800.
-    attention_efficiency: of the bfloat16 peak, forward and backward. Assumed,
-      between FlashAttention-3's published forward and backward rates on H100.
+    memory_efficiency: of the memory's peak. Assumed; FlashMLA publishes 3,000
+      of 3,350 GB/s on an H800.
+    attention_efficiency: of the bfloat16 peak, forward and backward. Assumed;
+      FlashAttention-3's best forward pass on an H100 is published as 0.75.
     expert_efficiency: of a precision's peak, in the products of models with
-      experts. Fitted on ISCA's phases and Megatron's bfloat16 row, together
-      with `passes`; it is what halves with the precision, more than a kernel
-      reaches, and not a measure of kernels.
+      experts. Fitted on the phases of V3's step (arXiv 2505.09343, table 4)
+      and Megatron's bfloat16 row, together with `passes`; it is what halves
+      with the precision, more than a kernel reaches, and no measure of kernels.
     passes: over all intermediate bytes of a layer per F. Fitted; it holds
       everything that is not a product: norms, permutations, quantization,
       launches.
     dense_efficiency: as `expert_efficiency`, in dense models. Fitted on the
       hours of Llama 3.1 405B, so that it also holds the time a run stood still.
-    overlap_slowdown: of a pair over its arithmetic alone. Fitted on ISCA.
-    bubble_stretch: bubble over its closed form. Fitted on ISCA; it holds uneven
-      stages and transfers.
+    overlap_slowdown: of a pair over its arithmetic alone. Fitted on the phases.
+    bubble_stretch: bubble over its closed form. Fitted on the phases; it holds
+      uneven stages and transfers.
   """
 
   network_efficiency: float = 0.8
@@ -129,7 +129,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-  """Seconds of a step by phase, of a mean rank (as ISCA's table 4).
+  """Seconds of a step by phase, of a mean rank (as arXiv 2505.09343).
 
   Attributes:
     forward: F outside pairs, its exchange included.
