@@ -178,6 +178,17 @@ class TrainingTest(parameterized.TestCase):
     self.assertEqual(dual.parameters, 2 * single.parameters)
     self.assertEqual(dual.activations / single.activations, 3 / 2)
 
+  def test_micro_batches_alive(self):
+    for layout, alive in (
+      (Layout(), 1),
+      (Layout(pipeline=4), 4),
+      (Layout(pipeline=4, schedule='dualpipe'), 5),
+      # Interleaved: (1 + (4 - 1) / (4 * 2)) times as many (arXiv 2104.04473).
+      (Layout(pipeline=4, virtual_stages=2), 5.5),
+      (Layout(pipeline=4, data=16), 2),  # No more than there are.
+    ):
+      self.assertEqual(memory.live_micro_batches(layout, 32), alive)
+
   def test_the_papers_layout_fits_its_devices(self):
     found = memory.training_memory(
       presets.v3_671b(),

@@ -65,6 +65,25 @@ class DecodeTest(parameterized.TestCase):
     ]
     self.assertLess(rates[0], rates[1])
 
+  def test_patient_users_fill_the_memory(self):
+    model, demand = presets.llama3_70b(), Demand(tokens_per_second_per_user=0.1)
+    service = serving.plan(model, _H800, True, demand)
+    self.assertEqual(service.decode_devices, 2)
+    per_device = service.cache_bytes_per_request / 2
+    room = 80e9 - service.weight_bytes
+    self.assertEqual(service.requests, room // per_device)
+
+  def test_absorbed_attention_is_arithmetic_not_bytes(self):
+    # 128 heads read one latent: 2 x (512 + 512 + 64) FLOP each per position.
+    context = 10**7
+    demand = Demand(context=context)
+    seconds = serving.decode_seconds(
+      presets.v3_671b(), _H800, 144, 1, True, demand
+    )
+    flops = 61 * 128 * 2 * 1088 * context
+    expected = flops / (_H800.peak_flops * 0.5)
+    self.assertAlmostEqual(seconds / expected, 1, places=3)
+
   def test_bytes_of_a_request(self):
     service = serving.plan(presets.v3_671b(), _H800, True)
     self.assertEqual(service.cache_bytes_per_request, 4989 * 70_272)
