@@ -8,14 +8,17 @@ cross-entropy alone, 2,048 tokens.
 Command: python experiments/benchmarks/planner_on_cpu.py   (about 3 minutes)
 
 Each step is timed by the clock and by the processors' own time, halved for the
-two cores; on a busy machine the second is nearer to a quiet one's clock. The
-error is of the second. Medians; a result appends to
-benchmarks/results/planner_on_cpu.csv.
+two cores. On a quiet machine the two are near; other programs stretch the first
+without limit, and the second too, by what they take of caches and memory. So
+beside both stand the undisturbed rounds of `make bench`, for a and b. Medians;
+a result appends to benchmarks/results/planner_on_cpu.csv, and --table prints
+the newest rows without measuring.
 """
 
 from collections.abc import Sequence
 import csv
 import dataclasses
+import json
 import pathlib
 import statistics
 import time
@@ -35,9 +38,10 @@ from seekax.planning.parameters import count_parameters
 
 _SMOKE = flags.DEFINE_bool('smoke', False, 'tiny model, result thrown away')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'medians are over these', 1)
-_RESULTS = (
-  pathlib.Path(__file__).resolve().parent / 'results' / 'planner_on_cpu.csv'
-)
+_TABLE = flags.DEFINE_bool('table', False, 'print the newest rows and end')
+_FOLDER = pathlib.Path(__file__).resolve().parent
+_RESULTS = _FOLDER / 'results' / 'planner_on_cpu.csv'
+_BENCH = _FOLDER / 'results.json'
 _CORES = 2
 _BATCH, _LENGTH = 8, 256
 
@@ -98,6 +102,10 @@ def measured_seconds(
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if _TABLE.value:
+    with _RESULTS.open(newline='') as file:
+      print(table(list(csv.DictReader(file))[-len(models()) :]))
+    return
   smoke = _SMOKE.value
   cases = {'smallest': smallest()} if smoke else models()
   batch, length = (2, 16) if smoke else (_BATCH, _LENGTH)
@@ -115,12 +123,41 @@ def main(argv: Sequence[str]) -> None:
         'predicted_ms': f'{1e3 * predicted:.4g}',
         'clock_ms': f'{1e3 * clock:.4g}',
         'processors_ms': f'{1e3 * processors:.4g}',
-        'error': f'{predicted / processors - 1:+.1%}',
       }
     )
-    print(' | '.join(f'{key} {value}' for key, value in rows[-1].items()))
+  where = circumstances.cells({'jax': jax.__version__})
   if not smoke:
-    _append(rows, circumstances.cells({'jax': jax.__version__}))
+    _append(rows, where)
+  print(table([row | where for row in rows]))
+
+
+def table(rows: list[dict]) -> str:
+  """Markdown: predicted, measured in three ways, and errors."""
+  bench = {
+    row['name'].removeprefix('train_step_'): 1e3
+    * _BATCH
+    * _LENGTH
+    / row['ours']
+    for row in json.loads(_BENCH.read_text())
+    if row['name'].startswith('train_step_') and row['ours']
+  }
+  lines = [
+    '| model | predicted | clock | processors | `make bench` | others took |',
+    '|---|---|---|---|---|---|',
+  ]
+  for row in rows:
+    predicted = float(row['predicted_ms'])
+    measured = [float(row['clock_ms']), float(row['processors_ms'])]
+    measured.append(bench.get(row['model'], 0))
+    cells = [
+      f'{ms:,.0f} ms ({predicted / ms - 1:+.0%})' if ms else '-'
+      for ms in measured
+    ]
+    lines.append(
+      f'| {row["model"]} | {predicted:,.0f} ms | {" | ".join(cells)} | '
+      f'{float(row["busy_with_others"]):.0%} |'
+    )
+  return '\n'.join(lines)
 
 
 def _append(rows: list[dict], where: dict[str, str]) -> None:
