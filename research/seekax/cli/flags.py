@@ -97,6 +97,12 @@ def define_config(
   return argv, bool(named)
 
 
+def config_name(argv: Sequence[str]) -> str:
+  """What --config names; '' where it isn't given."""
+  named = [w for w in _joined(argv) if re.match(r'--?config=', w)]
+  return named[-1].partition('=')[2] if named else ''
+
+
 def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
   """The validated config and the overrides given on the command line."""
   overrides = config_flags.get_override_values(values['config'])

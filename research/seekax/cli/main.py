@@ -16,6 +16,7 @@ COMMANDS = {
   'score': 'log-likelihood of a text or of token ids, and logits',
   'convert': 'published weights to a workdir, or a model to published weights',
   'inspect': 'look at a model or a run: parameters, tensors, checksums, hash',
+  'plan': 'what training and serving a model costs: hours, dollars, memory',
   'tokenize': 'text to shards of tokens that training reads',
   'report': 'write report.html and summary.json of a run',
 }

@@ -5,10 +5,16 @@ units. Peaks are those of dense bfloat16 products with float32 accumulation; the
 data sheets from Ampere to Blackwell print twice as much beside them or instead,
 for matrices that are half zeros. A device that isn't here gets no MFU, rather
 than one from a guessed peak.
+
+Links count one direction: a device that sends 450 GB/s over NVLink also
+receives as much, and data sheets print the sum, 900. What a program reaches of
+a peak is no matter of the data sheet: see step_time.py.
 """
 
 import dataclasses
 import re
+
+from seekax.config import did_you_mean, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,23 +26,98 @@ class Device:
   memory_bytes: float
   memory_bandwidth: float  # bytes/s
   device_kinds: tuple[str, ...]  # how jax.Device.device_kind begins
+  fp8_flops: float = 0.0  # FLOP/s, dense; 0: has no FP8, or isn't given here
+  link_bandwidth: float = 0.0  # bytes/s to the devices of its domain
+  domain_size: int = 1  # devices that these links join (NVLink)
+  network_bandwidth: float = 0.0  # bytes/s to all others, per device
 
 
 DEVICES: dict[str, Device] = {
   # NVIDIA A100 80GB data sheet; the 40 GB and PCIe forms have the same peak.
-  'a100': Device('A100', 312e12, 80e9, 2.039e12, ('NVIDIA A100',)),
-  # NVIDIA H100 data sheet, SXM column: 1,979 TFLOP/s with sparsity.
-  'h100': Device('H100', 989.4e12, 80e9, 3.35e12, ('NVIDIA H100',)),
+  # NVLink 600 GB/s both ways; DGX A100: eight, each with 200 Gb/s InfiniBand.
+  'a100': Device(
+    'A100',
+    312e12,
+    80e9,
+    2.039e12,
+    ('NVIDIA A100',),
+    link_bandwidth=300e9,
+    domain_size=8,
+    network_bandwidth=25e9,
+  ),
+  # NVIDIA H100 data sheet, SXM column: 1,979 TFLOP/s with sparsity, 3,958 in
+  # FP8; NVLink 900 GB/s both ways. DGX H100: eight, 400 Gb/s InfiniBand each.
+  'h100': Device(
+    'H100',
+    989.4e12,
+    80e9,
+    3.35e12,
+    ('NVIDIA H100',),
+    fp8_flops=1979e12,
+    link_bandwidth=450e9,
+    domain_size=8,
+    network_bandwidth=50e9,
+  ),
   # H100's processor and memory with slower links; table 4 of arXiv 2505.09343
-  # implies a peak of 988 to 990 TFLOP/s.
-  'h800': Device('H800', 989.4e12, 80e9, 3.35e12, ('NVIDIA H800',)),
+  # implies a peak of 988 to 990 TFLOP/s; the same paper: NVLink 400 GB/s both
+  # ways, 400 Gb/s InfiniBand per device.
+  'h800': Device(
+    'H800',
+    989.4e12,
+    80e9,
+    3.35e12,
+    ('NVIDIA H800',),
+    fp8_flops=1979e12,
+    link_bandwidth=200e9,
+    domain_size=8,
+    network_bandwidth=50e9,
+  ),
   # NVIDIA H200 data sheet, SXM column: H100's processor with other memory.
-  'h200': Device('H200', 989.4e12, 141e9, 4.8e12, ('NVIDIA H200',)),
+  'h200': Device(
+    'H200',
+    989.4e12,
+    141e9,
+    4.8e12,
+    ('NVIDIA H200',),
+    fp8_flops=1979e12,
+    link_bandwidth=450e9,
+    domain_size=8,
+    network_bandwidth=50e9,
+  ),
   # NVIDIA GH200 data sheet: H100's processor; the form with 96 GB of HBM3.
   'gh200': Device('GH200', 989.4e12, 96e9, 4e12, ('NVIDIA GH200',)),
   # NVIDIA DGX B200 data sheet over 8: 36 PFLOP/s with sparsity, 1,440 GB,
-  # 64 TB/s.
-  'b200': Device('B200', 2250e12, 180e9, 8e12, ('NVIDIA B200',)),
+  # 64 TB/s; 72 PFLOP/s of FP8 with sparsity, NVLink 14.4 TB/s both ways, eight
+  # ports of 400 Gb/s.
+  'b200': Device(
+    'B200',
+    2250e12,
+    180e9,
+    8e12,
+    ('NVIDIA B200',),
+    fp8_flops=4500e12,
+    link_bandwidth=900e9,
+    domain_size=8,
+    network_bandwidth=50e9,
+  ),
+  # NVIDIA GB200 NVL72 data sheet over 72: 360 PFLOP/s with sparsity, 720 of
+  # FP8, 13.4 TB, 576 TB/s, NVLink 130 TB/s both ways; 400 Gb/s ports. How JAX
+  # names it hasn't been seen here, so a run on one gets no MFU.
+  'gb200': Device(
+    'GB200',
+    2500e12,
+    186e9,
+    8e12,
+    (),
+    fp8_flops=5000e12,
+    link_bandwidth=900e9,
+    domain_size=72,
+    network_bandwidth=50e9,
+  ),
+  # Two ordinary cores of a server (Intel Xeon, AVX-512), as this project's
+  # figures for laptops were made on: measured products of float32 matrices ran
+  # at about 190 GFLOP/s together. Memory and its bandwidth are round figures.
+  'cpu': Device('CPU', 190e9, 16e9, 20e9, ()),
   # NVIDIA A10 and A10G (the form that AWS rents) data sheets.
   'a10': Device('A10', 125e12, 24e9, 600e9, ('NVIDIA A10',)),
   'a10g': Device('A10G', 70e12, 24e9, 600e9, ('NVIDIA A10G',)),
@@ -88,3 +169,29 @@ def peak_flops(device_kind: str) -> float:
     if re.match(rf'{re.escape(kind)}\b', device_kind)
   }
   return peaks[max(peaks, key=len)] if peaks else 0.0
+
+
+def planned() -> list[str]:
+  """Names of the devices whose links are given, which a plan needs."""
+  return [
+    name
+    for name, device in DEVICES.items()
+    if device.network_bandwidth or name == 'cpu'
+  ]
+
+
+def find_device(name: str) -> Device:
+  """The device of a name such as 'h800', with all that a plan needs.
+
+  Raises:
+    InputError: it is unknown, or its links aren't given here.
+  """
+  known = planned()
+  if name.lower() in known:
+    return DEVICES[name.lower()]
+  raise InputError(
+    f'--hardware={name}: '
+    + ('its links are not given here' if name in DEVICES else 'unknown')
+    + (did_you_mean(name.lower(), known) or '')
+    + f'; known: {", ".join(known)}'
+  )

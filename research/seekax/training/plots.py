@@ -4,7 +4,7 @@ Sizes are in points, one to a unit of the SVG. The functions are pure: they draw
 on a `Figure` of their own and leave matplotlib's global state as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import math
@@ -18,6 +18,7 @@ import numpy as np
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#5f6b7a'
+_PARTS = (BLUE, ORANGE, GREEN, '#56b4e9', '#e69f00', '#cc79a7', GREY)
 WIDTH, HEIGHT = 380, 236
 NARROW = 320  # for three in a row
 _LEFT, _TOP, _BOTTOM = 42, 26, 40
@@ -146,6 +147,64 @@ def lines(
     for level in levels:
       axes.axhline(level.y, color=GREY, linewidth=1, dashes=(4, 3), zorder=3)
     _write_labels(axes, labels)
+    return _to_svg(figure, title)
+
+
+def stacked_bars(
+  title: str,
+  x_label: str,
+  bars: Mapping[str, Mapping[str, float]],
+  width: float = WIDTH,
+) -> str:
+  """Horizontal bars cut into parts, with a legend that gives their values.
+
+  Args:
+    title: what is cut up.
+    x_label: the unit.
+    bars: of each bar's name its parts, by name; parts of 0 are left out.
+    width: in points.
+
+  Returns:
+    An <svg> element.
+  """
+  parts = list(
+    dict.fromkeys(
+      part for bar in bars.values() for part, value in bar.items() if value
+    )
+  )
+  colors = [_PARTS[i % len(_PARTS)] for i in range(len(parts))]
+  left = 12 + max(map(len, bars)) * _CHARACTER
+  legend = _LINE_HEIGHT * len(parts) if len(parts) > 1 else 0
+  height = _TOP + 34 * len(bars) + _BOTTOM + legend
+  with matplotlib.rc_context():
+    _set_style(title)
+    figure = _figure(width, height)
+    axes = _axes(figure, left, _BOTTOM + legend, width - left - 14, _TOP)
+    axes.grid(visible=False, axis='y')
+    for place, bar in enumerate(bars.values()):
+      start = 0.0
+      for part, color in zip(parts, colors, strict=True):
+        value = bar.get(part, 0.0)
+        axes.barh(place, value, 0.62, start, color=color, edgecolor='white')
+        start += value
+    axes.set_yticks(range(len(bars)), list(bars))
+    axes.tick_params(axis='y', length=0)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_title(title, loc='left', x=-(left - 6) / _inner(axes)[0])
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
+    for place, (part, color) in enumerate(zip(parts, colors, strict=True)):
+      if legend:
+        y = (legend - (place + 0.5) * _LINE_HEIGHT) / height
+        amounts = ', '.join(short(bar.get(part, 0)) for bar in bars.values())
+        for x, text, shade in (
+          (left, '■', color),
+          (left + 14, f'{part}: {amounts}', '#3e4c59'),
+        ):
+          figure.text(
+            x / width, y, text, color=shade, verticalalignment='center'
+          )
     return _to_svg(figure, title)
 
 

@@ -1,0 +1,174 @@
+"""A plan as a page of HTML, made of the template and plots of all pages."""
+
+from collections.abc import Mapping
+
+from seekax.cli import plan_text
+from seekax.planning import parameters, serving
+from seekax.planning.plan import Plan
+from seekax.training import plots
+from seekax.training.page import Entry, Page, Section, Table, Tile
+
+
+def page(plans: Mapping[str, Plan]) -> Page:
+  """The page of the first plan, with the others beside it."""
+  name, plan = next(iter(plans.items()))
+  request, step = plan.request, plan.step
+  counts = parameters.count_parameters(plan.run.model)
+  device = plan.run.device.name
+  sections = [_step(plan), _cost(plan), _serving(plan)]
+  if len(plans) > 1:
+    sections.insert(0, _beside(plans))
+  return Page(
+    kind='seekax plan',
+    title=name,
+    finding=(
+      f'{plan_text.short(request.tokens)} tokens take '
+      f'{plan_text.short(plan.hours["total"])} {device} hours, '
+      f'{plan_text.money(plan.dollars["total"])} at '
+      f'{plan_text.money(request.price)} an hour: {plan.days:,.1f} days on '
+      f'{request.devices:,} of them.'
+    ),
+    remark=(
+      'Predicted by a model of time: docs/planning.md says what its constants '
+      'were fitted on, and what it misses.'
+    ),
+    tiles=[
+      Tile(
+        'Dollars',
+        plan_text.money(plan.dollars['total']),
+        f'{plan_text.money(request.price)} per device hour',
+      ),
+      Tile(
+        'Parameters',
+        plan_text.short(counts.total),
+        f'{plan_text.short(counts.activated_without_embedding)} activated',
+      ),
+      Tile(
+        'Tokens/s per device',
+        f'{step.tokens_per_second_per_device:,.0f}',
+        f'{plan.mfu:.1%} of the bfloat16 peak',
+      ),
+      Tile(
+        'Memory of a device',
+        f'{plan.memory.total / 1e9:.3g} GB',
+        f'of {plan.run.device.memory_bytes / 1e9:g}',
+      ),
+    ],
+    sections=sections,
+    footer='Made by seekax plan.',
+  )
+
+
+def _step(plan: Plan) -> Section:
+  phases = {
+    text: getattr(plan.step, phase) for phase, text in plan_text.PHASES.items()
+  }
+  parts = {
+    text: getattr(plan.memory, part) / 1e9
+    for part, text in plan_text.PARTS.items()
+    if part != 'total'
+  }
+  sent = plan.traffic_bytes_per_token()
+  return Section(
+    'Where time and memory go',
+    f'Layout: {plan.run.layout.describe()}.',
+    figures=[
+      plots.stacked_bars('A step, seconds', 'seconds', {'step': phases}),
+      plots.stacked_bars('Memory of the fullest device, GB', 'GB', {'': parts}),
+    ],
+    tables=[
+      Table(
+        'Traffic per trained token',
+        [
+          Entry(
+            kind,
+            f'{one.network / 1e3:,.1f}',
+            f'{one.link / 1e3:,.1f} within a node',
+          )
+          for kind, one in sent.items()
+        ],
+        remark='KB, all devices together',
+        head=('', 'between nodes', ''),
+      )
+    ]
+    if sent
+    else (),
+  )
+
+
+def _cost(plan: Plan) -> Section:
+  return Section(
+    'What it costs',
+    tables=[
+      Table(
+        'Device hours and dollars by stage',
+        [
+          Entry(
+            text,
+            f'{plan.hours[stage]:,.0f}',
+            plan_text.money(plan.dollars[stage]),
+            marked=stage == 'total',
+          )
+          for stage, text in plan_text.STAGES.items()
+        ],
+        head=('stage', 'device hours', 'dollars'),
+      )
+    ],
+  )
+
+
+def _serving(plan: Plan) -> Section:
+  service, price = plan.service, plan.request.price
+  if not service:
+    return Section('Serving', 'No unit of these devices holds the weights.')
+  rates = {
+    f'input, {service.prefill_devices} devices': (
+      service.prefill_tokens_per_second
+    ),
+    f'output, {service.decode_devices} devices': (
+      service.decode_tokens_per_second
+    ),
+  }
+  return Section(
+    'Serving',
+    f'At full load: {service.requests} requests at once on a device, each with '
+    f'{service.cache_bytes_per_request / 1e6:,.0f} MB of cache and '
+    f'{service.tokens_per_second_per_user:.1f} tokens per second.',
+    tables=[
+      Table(
+        'Rates',
+        [
+          Entry(
+            kind,
+            f'{rate:,.0f}',
+            plan_text.money(serving.dollars_per_million(rate, price))
+            + ' per million',
+          )
+          for kind, rate in rates.items()
+        ],
+        head=('unit', 'tokens/s per device', 'dollars'),
+      )
+    ],
+  )
+
+
+def _beside(plans: Mapping[str, Plan]) -> Section:
+  stages = {
+    name: {'pre-training': plan.dollars['pretraining'] / 1e6}
+    for name, plan in plans.items()
+  }
+  return Section(
+    'Beside others',
+    'Each in its cheapest layout, the first in the one that was asked for.',
+    figures=[
+      plots.stacked_bars('Pre-training, millions of dollars', 'M$', stages),
+      plots.stacked_bars(
+        'Arithmetic per trained token, GFLOP',
+        'GFLOP',
+        {
+          name: {'model FLOP': plan.flops_per_token / 1e9}
+          for name, plan in plans.items()
+        },
+      ),
+    ],
+  )

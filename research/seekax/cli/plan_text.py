@@ -1,0 +1,274 @@
+"""A plan as text: tables for a terminal, in which figures are rounded."""
+
+from collections.abc import Mapping, Sequence
+
+from seekax.planning import parameters, serving
+from seekax.planning.plan import Plan, Request
+from seekax.planning.search import Found
+
+PHASES = {
+  'forward': 'forward alone',
+  'backward': 'backward alone',
+  'weight': 'weight gradients alone',
+  'pair': 'forward and backward, overlapped',
+  'bubble': 'bubble',
+  'optimizer': 'optimizer, data parallel',
+}
+STAGES = {
+  'pretraining': 'pre-training',
+  'extension_32k': 'extension to 32K',
+  'extension_128k': 'extension to 128K',
+  'posttraining': 'post-training (an input)',
+  'total': 'total',
+}
+PARTS = {
+  'parameters': 'parameters',
+  'optimizer': 'optimizer and masters',
+  'gradients': 'gradients',
+  'activations': 'activations',
+  'temporaries': 'temporaries',
+  'total': 'total',
+}
+
+
+def short(number: float) -> str:
+  """950, 2.9k, 15M, 671B, 14.8T."""
+  for power, letter in ((12, 'T'), (9, 'B'), (6, 'M'), (3, 'k')):
+    if abs(number) >= 0.9995 * 10**power:
+      return f'{float(f"{number / 10**power:.4g}"):.12g}{letter}'
+  return f'{float(f"{number:.4g}"):g}'
+
+
+def money(amount: float) -> str:
+  """Thousands and millions by name."""
+  if amount >= 1e6:
+    return f'${amount / 1e6:,.3f}M'
+  if amount >= 1e3:
+    return f'${amount / 1e3:,.1f}K'
+  return f'${amount:,.2f}' if amount >= 1 else f'${amount:.3g}'
+
+
+def few(number: float) -> str:
+  """Three digits after the point, fewer of large numbers, more of small."""
+  if abs(number) >= 1000:
+    return f'{number:,.0f}'
+  return f'{number:.3f}' if abs(number) >= 0.01 else f'{number:.3g}'
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+  """Aligned: the first column left, the others right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )
+
+
+def table(name: str, plan: Plan) -> str:
+  """Everything about one plan."""
+  parts = [
+    ('Model', _model(plan)),
+    ('Memory of the fullest device, GB', _memory(plan)),
+    ('Traffic per trained token, all devices, KB', _traffic(plan)),
+    ('A step by phase', _phases(plan)),
+    ('Training', _training(plan)),
+    ('Serving', _serving(plan)),
+  ]
+  return '\n\n'.join(
+    [_head(name, plan)]
+    + [f'{title}\n{columns(rows)}' for title, rows in parts if rows]
+  )
+
+
+def comparison(plans: Mapping[str, Plan]) -> str:
+  """Plans side by side, the first against all others."""
+  first = next(iter(plans.values()))
+  rows = [('', *plans)]
+  figures = {
+    'parameters': lambda p: short(_counts(p).total),
+    'activated': lambda p: short(_counts(p).activated_without_embedding),
+    'GFLOP per token': lambda p: f'{p.flops_per_token / 1e9:,.1f}',
+    'cache, bytes per token': lambda p: (
+      f'{p.as_json()["cache_bytes_per_token"]:,.0f}'
+    ),
+    'precision': lambda p: p.run.precision,
+    'tokens/s per device': lambda p: f'{_rate(p):,.0f}',
+    'MFU': lambda p: f'{p.mfu:.1%}',
+    'hours, pre-training': lambda p: short(p.hours['pretraining']),
+    'dollars, pre-training': lambda p: money(p.dollars['pretraining']),
+    'against the first': lambda p: (
+      f'{p.hours["pretraining"] / first.hours["pretraining"]:.2f}x'
+    ),
+    'dollars per 1M output tokens': lambda p: (
+      money(_output_price(p)) if p.service else '-'
+    ),
+  }
+  rows += [
+    (text, *(figure(plan) for plan in plans.values()))
+    for text, figure in figures.items()
+  ]
+  layouts = [(name, plan.run.layout.describe()) for name, plan in plans.items()]
+  request = first.request
+  return '\n\n'.join(
+    [
+      f'{short(request.tokens)} tokens on {request.devices:,} '
+      f'{first.run.device.name} at {money(request.price)} per hour',
+      columns(rows),
+      'Layouts\n' + '\n'.join(f'{name}: {text}' for name, text in layouts),
+    ]
+  )
+
+
+def search_table(request: Request, found: Sequence[Found]) -> str:
+  """The cheapest layout and the runners-up."""
+  data = request.config.data
+  step_tokens = data.batch_size * data.sequence_length
+  rows = [('', 'hours', 'dollars', 's/step', 'tokens/s/device', 'GB')]
+  for place, item in enumerate(found, 1):
+    rate = step_tokens / item.seconds / request.devices
+    hours = request.tokens / rate / 3600
+    rows.append(
+      (
+        f'{place}',
+        short(hours),
+        money(hours * request.price),
+        f'{item.seconds:.3f}',
+        f'{rate:,.0f}',
+        f'{item.memory / 1e9:.1f}',
+      )
+    )
+  layouts = [f'{i} {item.layout.describe()}' for i, item in enumerate(found, 1)]
+  return columns(rows) + '\n\n' + '\n'.join(layouts)
+
+
+def _counts(plan: Plan) -> parameters.ParameterCounts:
+  return parameters.count_parameters(plan.run.model)
+
+
+def _rate(plan: Plan) -> float:
+  return plan.step.tokens_per_second_per_device
+
+
+def _output_price(plan: Plan) -> float:
+  assert plan.service
+  return serving.dollars_per_million(
+    plan.service.decode_tokens_per_second, plan.request.price
+  )
+
+
+def _head(name: str, plan: Plan) -> str:
+  request = plan.request
+  return (
+    f'{name}: {short(request.tokens)} tokens on {request.devices:,} '
+    f'{plan.run.device.name} in {plan.run.precision}, '
+    f'{money(request.price)} per device hour\n'
+    f'layout: {plan.run.layout.describe()}'
+  )
+
+
+def _model(plan: Plan) -> list[tuple[str, ...]]:
+  counts, found = _counts(plan), plan.as_json()
+  rows = [
+    ('parameters', f'{counts.total:,}'),
+    ('activated, with both tables', f'{counts.activated:,}'),
+    (
+      'activated, without the embedding',
+      f'{counts.activated_without_embedding:,}',
+    ),
+  ]
+  if counts.mtp:
+    rows.append(('MTP modules, beside these', f'{counts.mtp:,}'))
+  return [
+    *rows,
+    ('GFLOP per trained token', few(plan.flops_per_token / 1e9)),
+    ('cache, bytes per token', f'{found["cache_bytes_per_token"]:,.0f}'),
+  ]
+
+
+def _memory(plan: Plan) -> list[tuple[str, ...]]:
+  return [
+    (text, few(getattr(plan.memory, part) / 1e9))
+    for part, text in PARTS.items()
+  ] + [('of the device', few(plan.run.device.memory_bytes / 1e9))]
+
+
+def _traffic(plan: Plan) -> list[tuple[str, ...]]:
+  sent = plan.traffic_bytes_per_token()
+  if not sent:
+    return []
+  rows = [('', 'between nodes', 'within a node')]
+  return rows + [
+    (name, f'{one.network / 1e3:,.1f}', f'{one.link / 1e3:,.1f}')
+    for name, one in sent.items()
+  ]
+
+
+def _phases(plan: Plan) -> list[tuple[str, ...]]:
+  step = plan.step
+  rows = [('', 'seconds', 'share')]
+  for phase, text in PHASES.items():
+    seconds = getattr(step, phase)
+    if seconds:
+      rows.append((text, few(seconds), f'{seconds / step.seconds:.1%}'))
+  rows.append(('total', few(step.seconds), ''))
+  rows.append(
+    (
+      '  of it: exchange of tokens in sight',
+      few(step.exchange),
+      f'{step.exchange / step.seconds:.1%}',
+    )
+  )
+  return rows
+
+
+def _training(plan: Plan) -> list[tuple[str, ...]]:
+  rows = [('', 'device hours', 'dollars')]
+  rows += [
+    (text, few(plan.hours[stage]), money(plan.dollars[stage]))
+    for stage, text in STAGES.items()
+  ]
+  return rows + [
+    ('days by the clock', few(plan.days), ''),
+    ('tokens/s per device', f'{_rate(plan):,.1f}', ''),
+    ('MFU, of the bfloat16 peak', f'{plan.mfu:.2%}', ''),
+  ]
+
+
+def _serving(plan: Plan) -> list[tuple[str, ...]]:
+  service = plan.service
+  if not service:
+    return []
+  price = plan.request.price
+  return [
+    ('', 'prefill', 'decoding'),
+    (
+      'devices of a unit',
+      f'{service.prefill_devices}',
+      f'{service.decode_devices}',
+    ),
+    (
+      'tokens/s per device',
+      f'{service.prefill_tokens_per_second:,.0f}',
+      f'{service.decode_tokens_per_second:,.0f}',
+    ),
+    (
+      'dollars per 1M tokens',
+      *(
+        money(serving.dollars_per_million(rate, price))
+        for rate in (
+          service.prefill_tokens_per_second,
+          service.decode_tokens_per_second,
+        )
+      ),
+    ),
+    ('tokens/s of a user', '', f'{service.tokens_per_second_per_user:.1f}'),
+    ('requests at once per device', '', f'{service.requests}'),
+    (
+      'cache per request, MB',
+      '',
+      f'{service.cache_bytes_per_request / 1e6:,.1f}',
+    ),
+  ]

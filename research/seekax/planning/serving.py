@@ -1,0 +1,299 @@
+"""What serving a model takes: tokens per second, memory, dollars.
+
+Prefill and decoding run on units of their own, as DeepSeek serves V3 (its
+section 3.4, and the notes of February 2025: experts over 32 devices for
+prefill, over 144 for decoding). Both are limits at full load with two
+micro-batches that hide each other's exchange: a service that waits for requests
+stays below.
+"""
+
+import dataclasses
+import math
+
+from seekax.config import ModelConfig
+from seekax.planning import flops, memory, parameters, step_time, traffic
+from seekax.planning.hardware import Device
+from seekax.planning.layout import Layout
+from seekax.planning.step_time import Constants
+
+_PAPER_PREFILL, _PAPER_DECODE = 32, 144
+# Positions that a device prefills at once, as in the published profile data.
+_PREFILL_TOKENS = 16384
+# Smaller models are served whole, on as few devices as leave half of their
+# memory to requests, or at least a tenth.
+_WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE = 0.5, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+  """What is asked of a service.
+
+  Attributes:
+    context: cached positions per request, on average; V3's service: 4,989.
+    prompt: positions of a prompt, which prefill computes.
+    tokens_per_second_per_user: the least that a user is to see; V3's service:
+      20 to 22.
+  """
+
+  context: int = 4989
+  prompt: int = 4096
+  tokens_per_second_per_user: float = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+  """What a device gives.
+
+  Attributes:
+    prefill_devices: of a unit.
+    decode_devices: of a unit.
+    prefill_tokens_per_second: per device.
+    decode_tokens_per_second: per device.
+    requests: decoded at once, per device.
+    tokens_per_second_per_user: at that many requests.
+    cache_bytes_per_request: at the demand's context.
+    weight_bytes: per device, decoding.
+  """
+
+  prefill_devices: int
+  decode_devices: int
+  prefill_tokens_per_second: float
+  decode_tokens_per_second: float
+  requests: int
+  tokens_per_second_per_user: float
+  cache_bytes_per_request: float
+  weight_bytes: float
+
+
+def dollars_per_million(
+  tokens_per_second_per_device: float, price_per_device_hour: float
+) -> float:
+  """Dollars for a million tokens at a rate; infinite where there is none."""
+  if not tokens_per_second_per_device:
+    return math.inf
+  return price_per_device_hour / 3600 / tokens_per_second_per_device * 1e6
+
+
+def decode_exchange_seconds(
+  tokens: int,
+  destinations: int,
+  width: int,
+  bandwidth: float,
+  dispatch_bytes: float = 1.0,
+  combine_bytes: float = 2.0,
+) -> float:
+  """Dispatch and combine of one layer when every destination is remote.
+
+  Args:
+    tokens: of a device at once.
+    destinations: experts per token, the shared one among them.
+    width: of a token.
+    bandwidth: bytes/s.
+    dispatch_bytes: of a value on its way to an expert (FP8).
+    combine_bytes: on its way back (bfloat16).
+
+  Returns:
+    Seconds (arXiv 2505.09343, section 2.3.2: 120.96 us of 32 tokens, 9
+    destinations, 7,000 wide at 50 GB/s).
+  """
+  values = tokens * destinations * width
+  return (dispatch_bytes + combine_bytes) * values / bandwidth
+
+
+def decode_limit(exchange_seconds: float, layers: int) -> float:
+  """Tokens per second of a user when nothing but the exchange takes time.
+
+  Two micro-batches take turns, so a layer costs two exchanges.
+  """
+  return 1 / (2 * exchange_seconds * layers)
+
+
+def plan(
+  model: ModelConfig,
+  device: Device,
+  fp8: bool,
+  demand: Demand = Demand(),
+  constants: Constants = step_time.FITTED,
+) -> Service | None:
+  """The rates of a device; None where the weights find no room.
+
+  Args:
+    model: MTP modules are left out.
+    device: of which units are made.
+    fp8: weights and products in FP8 (with experts, dispatch too).
+    demand: what users ask for.
+    constants: of the model of time.
+  """
+  model = dataclasses.replace(model, mtp_depth=0)
+  fp8 = fp8 and bool(device.fp8_flops)
+  prefill_devices, decode_devices = _units(model, device, fp8)
+  if not decode_devices:
+    return None
+  prefill = _prefill_rate(
+    model, device, prefill_devices, fp8, demand, constants
+  )
+  weights = _weight_bytes(model, decode_devices, fp8)
+  per_request = demand.context * memory.cache_bytes_per_token(model)
+  if not model.uses_experts:
+    per_request /= decode_devices
+  room = int((device.memory_bytes - weights) // per_request)
+  # Requests are added until memory or a user's patience ends.
+  low, high = 0, room
+  while low < high:
+    middle = (low + high + 1) // 2
+    seconds = decode_seconds(
+      model, device, decode_devices, middle, fp8, demand, constants
+    )
+    if 1 / seconds >= demand.tokens_per_second_per_user:
+      low = middle
+    else:
+      high = middle - 1
+  requests = low or min(room, 1)
+  if not requests:
+    return None
+  seconds = decode_seconds(
+    model, device, decode_devices, requests, fp8, demand, constants
+  )
+  shared = 1 if model.uses_experts else decode_devices
+  return Service(
+    prefill_devices=prefill_devices,
+    decode_devices=decode_devices,
+    prefill_tokens_per_second=prefill,
+    decode_tokens_per_second=requests / seconds / shared,
+    requests=requests,
+    tokens_per_second_per_user=1 / seconds,
+    cache_bytes_per_request=demand.context
+    * memory.cache_bytes_per_token(model),
+    weight_bytes=weights,
+  )
+
+
+def _units(model: ModelConfig, device: Device, fp8: bool) -> tuple[int, int]:
+  """Devices of a prefill and of a decoding unit; (0, 0) where none will do."""
+  small = [n for n in (1, 2, 4, 8) if n <= device.domain_size]
+  if model.uses_experts:
+    small = [n for n in small if model.num_experts % n == 0]
+  for share in (_WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE):
+    for devices in small:
+      weights = _weight_bytes(model, devices, fp8)
+      if weights <= share * device.memory_bytes:
+        return devices, devices
+    if model.uses_experts and device.network_bandwidth:
+      many = _PAPER_PREFILL, _PAPER_DECODE
+      if device.domain_size >= _PAPER_PREFILL:  # Within fast links.
+        many = _PAPER_PREFILL, 2 * _PAPER_PREFILL
+      if _weight_bytes(model, many[1], fp8) <= share * device.memory_bytes:
+        return many
+  return 0, 0
+
+
+def _weight_bytes(model: ModelConfig, devices: int, fp8: bool) -> float:
+  """On a device. Experts are cut, all else is whole; dense models are cut.
+
+  Vocabulary tables stay in bfloat16.
+  """
+  counts = parameters.count_parameters(model)
+  value = 1.0 if fp8 else 2.0
+  tables = counts.embedding + counts.head
+  experts = model.num_expert_layers * model.num_experts * counts.routed_expert
+  rest = counts.total - tables - experts
+  if not model.uses_experts:
+    return (rest * value + tables * 2.0) / devices
+  return rest * value + tables * 2.0 + experts * value / devices
+
+
+def _prefill_rate(model, device, devices, fp8, demand, constants) -> float:
+  """Tokens per second of a device: arithmetic or exchange, the longer one."""
+  layout = Layout()
+  if model.uses_experts:
+    per_node = min(devices, device.domain_size)
+    layout = Layout(expert_node=devices // per_node, expert=per_node)
+  elif devices > 1:
+    layout = Layout(tensor=devices)
+  run = step_time.Run(
+    model,
+    device,
+    dataclasses.replace(
+      layout, micro_batch=max(_PREFILL_TOKENS // demand.prompt, 1)
+    ),
+    batch_size=devices,
+    sequence_length=demand.prompt,
+    precision='fp8' if fp8 else 'bfloat16',
+  )
+  chunk = step_time.chunks(run, constants)
+  arithmetic = chunk.forward + chunk.gathers
+  seconds = max(arithmetic * constants.overlap_slowdown, chunk.exchange)
+  return run.chunk_tokens / seconds / layout.tensor
+
+
+def decode_seconds(
+  model: ModelConfig,
+  device: Device,
+  devices: int,
+  requests: int,
+  fp8: bool,
+  demand: Demand,
+  constants: Constants = step_time.FITTED,
+) -> float:
+  """Seconds of a decoding step without MTP.
+
+  The longer of arithmetic, of reading weights and cache, and of the exchange.
+
+  Args:
+    model: the architecture.
+    device: of the unit.
+    devices: of the unit.
+    requests: decoded at once per device, per unit of a dense model.
+    fp8: weights, products and dispatch in FP8.
+    demand: of which the context counts.
+    constants: of the model of time.
+  """
+  bandwidth = device.memory_bandwidth * constants.memory_efficiency
+  cache = requests * demand.context * memory.cache_bytes_per_token(model)
+  products = (
+    2.0
+    * requests
+    * (parameters.count_parameters(model).activated_without_embedding)
+  )
+  attention = requests * _absorbed_flops(model, demand.context)
+  shared = 1
+  if not model.uses_experts:
+    shared = devices
+  read = _weight_bytes(model, devices, fp8) + cache / shared
+  efficiency = (
+    constants.expert_efficiency
+    if model.uses_experts
+    else constants.dense_efficiency
+  )
+  precision = 'fp8' if fp8 else 'bfloat16'
+  arithmetic = products / shared / step_time.peak(device, precision)
+  arithmetic /= efficiency
+  arithmetic += (
+    attention / shared / (device.peak_flops * constants.attention_efficiency)
+  )
+  seconds = max(read / bandwidth, arithmetic)
+  if not model.uses_experts or devices == 1:
+    return seconds
+  # Each token goes straight to each of its experts, one after the other.
+  values = requests * model.experts_per_token * model.embed_dim
+  sent = values * (traffic.FP8 if fp8 else traffic.BFLOAT16)
+  sent += values * traffic.BFLOAT16
+  over = (
+    traffic.Bytes(link=sent)
+    if devices <= device.domain_size
+    else traffic.Bytes(network=sent)
+  )
+  exchange = step_time.send_seconds(
+    over * model.num_expert_layers, device, constants
+  )
+  return max(seconds, exchange)
+
+
+def _absorbed_flops(model: ModelConfig, context: int) -> float:
+  """Attention of one new token over a cache, all layers."""
+  if model.attention == 'mla':
+    width = 2 * model.kv_latent_dim + model.rope_head_dim
+    return 2.0 * model.num_layers * model.num_heads * width * context
+  return model.num_layers * flops.attention_flops_per_token(
+    model, context, causal=False
+  )

@@ -1,0 +1,178 @@
+"""`seekax plan` as a user meets it."""
+
+import contextlib
+import io
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+
+from seekax.cli import main
+
+_CODE = """
+import sys
+from seekax.cli import main
+code = main.main(sys.argv[1:])
+heavy = [m for m in ('jax', 'flax', 'numpy', 'matplotlib') if m in sys.modules]
+sys.exit(f'imported {heavy}' if heavy else code)
+"""
+
+
+def seekax(*args: str) -> tuple[int, str, str]:
+  """Runs the command in this process: exit code, stdout, stderr."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = main.main(list(args))
+  return code, out.getvalue(), err.getvalue()
+
+
+class PlanTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def test_plain_plan_imports_no_jax_and_is_quick(self):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
+      [
+        sys.executable,
+        '-c',
+        _CODE,
+        'plan',
+        '--config=v3_671b',
+        f'--json={self.folder / "plan.json"}',
+      ],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor: a busy machine doesn't make the command slow.
+    seconds = after.ru_utime + after.ru_stime
+    self.assertLess(seconds - before.ru_utime - before.ru_stime, 2)
+    for words in ('671,026,419,200', 'pre-training', 'bubble', 'Serving'):
+      self.assertIn(words, run.stdout)
+
+  def test_json_has_every_key_and_rounds_nothing(self):
+    path = self.folder / 'plan.json'
+    code, _, _ = seekax(
+      'plan',
+      '--config=configs/v3_671b.py',
+      '--hardware=h800',
+      '--devices=2048',
+      '--tokens=14.8T',
+      '--price=2.0',
+      '--layout=paper',
+      f'--json={path}',
+    )
+    self.assertEqual(code, 0)
+    found = json.loads(path.read_text())
+    stages = ['pretraining', 'extension_32k', 'extension_128k']
+    stages += ['posttraining', 'total']
+    self.assertEqual(list(found['hours']), stages)
+    self.assertEqual(list(found['dollars']), stages)
+    self.assertEqual(
+      list(found['memory_bytes']),
+      ['parameters', 'optimizer', 'gradients', 'activations', 'temporaries']
+      + ['total'],
+    )
+    for key in (
+      'parameters_total',
+      'parameters_activated',
+      'gflop_per_token',
+      'cache_bytes_per_token',
+      'tokens_per_second_per_device',
+      'mfu',
+      'seconds_per_step',
+    ):
+      self.assertGreater(found[key], 0)
+    rate = found['tokens_per_second_per_device']
+    self.assertEqual(found['hours']['pretraining'], 14.8e12 / rate / 3600)
+
+  def test_search_shows_the_cheapest_first(self):
+    code, text, _ = seekax('plan', '--config=v2', '--search', '--devices=256')
+    self.assertEqual(code, 0)
+    table, layouts, head = text.split('\n\n')[:3]
+    seconds = [float(line.split()[3]) for line in table.splitlines()[1:]]
+    self.assertLen(seconds, 8)
+    self.assertEqual(seconds, sorted(seconds))
+    best = layouts.splitlines()[0].split()[1]
+    self.assertIn(f'layout: {best}', head)
+    code, text, _ = seekax(
+      'plan', '--config=v2', '--devices=256', f'--layout={best}'
+    )
+    self.assertEqual(code, 0)
+    self.assertIn(best, text)
+
+  def test_comparison_has_a_dense_model_of_equal_activation(self):
+    path = self.folder / 'plan.json'
+    code, text, _ = seekax(
+      'plan',
+      '--config=v3_671b',
+      '--compare=llama3_405b,v2',
+      f'--json={path}',
+    )
+    self.assertEqual(code, 0)
+    head = next(line for line in text.splitlines() if 'llama3_405b' in line)
+    self.assertIn('v3_671b, dense', head)
+    others = json.loads(path.read_text())['compare']
+    self.assertEqual(list(others), ['llama3_405b', 'v2', 'v3_671b, dense'])
+    self.assertAlmostEqual(
+      others['llama3_405b']['parameters_total'], 405.85e9, delta=1e7
+    )
+
+  def test_page_is_one_file_with_its_pictures(self):
+    path = self.folder / 'plan.html'
+    code, _, _ = seekax(
+      'plan', '--config=v3_671b', '--compare=v2', f'--report={path}'
+    )
+    self.assertEqual(code, 0)
+    page = path.read_text()
+    self.assertEqual(page.count('<svg'), 4)
+    for words in ('overlapped', 'activations', 'post-training', 'Serving'):
+      self.assertIn(words, page)
+    self.assertNotIn('http', page)
+    self.assertNotIn('<script', page)
+
+  def test_schedule_has_the_phases_of_the_report(self):
+    code, text, _ = seekax('plan', '--config=v3_671b', '--schedule')
+    self.assertEqual(code, 0)
+    lines = text.splitlines()
+    self.assertIn('learning rate', lines[0])
+    self.assertEqual(lines[1].split()[2], '3,072')
+    self.assertEqual(lines[-1].split()[2:4], ['15,360', '7.3e-06'])
+
+  @parameterized.parameters(
+    ((), '--config= is missing'),
+    (('--config=v3_671b', '--hardware=h80'), "did you mean 'h800'?"),
+    (('--config=v3_671b', '--hardware=l4'), 'links are not given'),
+    (('--config=v3_671b', '--tokens=14.8Q'), 'no number of tokens'),
+    (('--config=v3_671b', '--tokens=1.2.3T'), 'no number of tokens'),
+    (('--config=v3_671b', '--tokens=0'), 'between one step'),
+    (('--config=v3_671b', '--price=-2'), '--price=-2'),
+    (('--config=v3_671b', '--devices=many'), '--devices=many'),
+    (('--config=v3_671b', '--layout=papr'), "did you mean 'paper'?"),
+    (
+      ('--config=v3_671b', '--layout=paper', '--devices=1000'),
+      'nearest is 1024',
+    ),
+    (('--config=v3_671b', '--compare=v22'), "did you mean 'v2'?"),
+    (('--config=v3_671b', '--json=/not/there/x.json'), 'No such file'),
+    (('--config=v3_671b', '--report=/not/there/x.html'), 'No such file'),
+    (('--config=v3_671b', '--serach'), "did you mean 'search'?"),
+  )
+  def test_bad_input_is_one_line_that_helps(self, args, words):
+    code, out, err = seekax('plan', *args)
+    self.assertEqual(code, 2)
+    self.assertEqual(out, '')
+    self.assertLen(err.strip().splitlines(), 1)
+    self.assertStartsWith(err, 'seekax: ')
+    self.assertIn(words, err)
+
+
+if __name__ == '__main__':
+  absltest.main()

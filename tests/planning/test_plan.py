@@ -1,0 +1,177 @@
+import dataclasses
+
+from absl.testing import absltest, parameterized
+
+from seekax import config as config_lib
+from seekax import presets
+from seekax.config import InputError
+from seekax.planning import flops, hardware, parameters
+from seekax.planning import plan as plan_lib
+from seekax.planning.plan import Request
+
+_TOKENS_PER_STEP = 15360 * 4096
+
+
+def _config(model: config_lib.ModelConfig, **data) -> config_lib.Config:
+  return config_lib.Config(
+    model=model,
+    data=config_lib.DataConfig(**data),
+    train=config_lib.TrainConfig(precision='fp8'),
+    optim=config_lib.OptimConfig(moment_dtype='bfloat16'),
+  )
+
+
+def _request(**changes) -> Request:
+  request = Request(
+    config=_config(presets.v3_671b()),
+    device=hardware.DEVICES['h800'],
+    devices=2048,
+    tokens=14.8e12,
+    price=2.0,
+  )
+  return dataclasses.replace(request, **changes)
+
+
+class V3Test(absltest.TestCase):
+  """The run of the report, in the report's layout."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.plan = plan_lib.make(_request())
+    cls.json = cls.plan.as_json()
+
+  def test_the_layout_is_the_papers(self):
+    self.assertEqual(
+      self.json['layout'],
+      'pipeline:16,expert_node:8,expert:8,data:2,schedule:dualpipe',
+    )
+    named = plan_lib.make(_request(layout='paper'))
+    self.assertEqual(named.as_json(), self.json)
+
+  def test_exact_figures(self):
+    self.assertEqual(self.json['parameters_total'], 671_026_419_200)
+    self.assertEqual(self.json['parameters_activated'], 37_552_297_472)
+    self.assertEqual(self.json['parameters_mtp'], 11_610_068_224)
+    self.assertEqual(self.json['cache_bytes_per_token'], 70_272)
+    self.assertEqual(
+      self.json['gflop_per_token'],
+      flops.training_flops_per_token(presets.v3_671b(), 4096) / 1e9,
+    )
+
+  def test_hours_and_dollars_follow_from_the_rate(self):
+    rate = self.json['tokens_per_second_per_device']
+    hours, dollars = self.json['hours'], self.json['dollars']
+    self.assertAlmostEqual(
+      rate, _TOKENS_PER_STEP / self.json['seconds_per_step'] / 2048
+    )
+    self.assertAlmostEqual(hours['pretraining'], 14.8e12 / rate / 3600)
+    self.assertEqual(hours['posttraining'], 5000)
+    stages = ('pretraining', 'extension_32k', 'extension_128k', 'posttraining')
+    self.assertAlmostEqual(sum(hours[s] for s in stages), hours['total'])
+    for stage, value in hours.items():
+      self.assertAlmostEqual(dollars[stage], 2 * value)
+
+  def test_extension_costs_more_per_token(self):
+    hours = self.json['hours']
+    per_token = hours['pretraining'] / 14.8e12
+    extended = 1000 * _TOKENS_PER_STEP
+    ratio = hours['extension_128k'] / extended / per_token
+    counted = flops.training_flops_per_token(
+      presets.v3_671b(), 131072
+    ) / flops.training_flops_per_token(presets.v3_671b(), 4096)
+    self.assertBetween(ratio, 1, 1.2 * counted)
+
+  def test_mfu_counts_no_mtp_and_the_bfloat16_peak(self):
+    self.assertAlmostEqual(
+      self.json['mfu'],
+      self.json['gflop_per_token']
+      * 1e9
+      * self.json['tokens_per_second_per_device']
+      / 989.4e12,
+    )
+
+  def test_memory_adds_up(self):
+    found = dict(self.json['memory_bytes'])
+    self.assertAlmostEqual(found.pop('total'), sum(found.values()))
+
+  def test_traffic_between_nodes_by_hand(self):
+    sent = self.plan.traffic_bytes_per_token()
+    # 59 layers of experts with MTP's, both directions; 15 boundaries of stages.
+    dispatch, combine = sent['dispatch'].network, sent['combine'].network
+    self.assertAlmostEqual(combine / dispatch, 2 / (1 + 4 / 128))
+    self.assertLess(combine, 2 * 59 * 4 * 7168 * 2)
+    self.assertEqual(sent['pipeline'].network, 2 * 15 * 7168 * 2)
+
+
+class OtherRunsTest(parameterized.TestCase):
+  def test_stages_go_in_proportion_to_tokens(self):
+    whole = plan_lib.make(_request()).hours
+    half = plan_lib.make(_request(tokens=7.4e12)).hours
+    for stage, hours in whole.items():
+      self.assertAlmostEqual(half[stage], hours / 2)
+
+  def test_posttraining_is_an_input(self):
+    plan = plan_lib.make(_request(posttraining_hours=123.0))
+    self.assertEqual(plan.hours['posttraining'], 123)
+
+  def test_short_batches_are_not_extended(self):
+    config = _config(presets.tiny(), sequence_length=32, batch_size=16)
+    plan = plan_lib.make(
+      _request(
+        config=config, device=hardware.DEVICES['cpu'], devices=1, tokens=1e6
+      )
+    )
+    self.assertEqual(plan.hours['extension_32k'], 0)
+    self.assertEqual(plan.traffic_bytes_per_token(), {})
+
+  def test_without_a_layout_the_cheapest_is_taken(self):
+    request = _request(config=_config(presets.v2()), devices=96)
+    plan = plan_lib.make(request)
+    found = plan_lib.search(request, 3)
+    self.assertEqual(plan.run.layout, found[0].layout)
+
+  def test_dense_model_of_equal_activation(self):
+    config = _config(presets.v3_671b())
+    dense = plan_lib.dense_of_equal_activation(config).model
+    self.assertFalse(dense.uses_experts)
+    here, there = (
+      parameters.count_parameters(m).activated_without_embedding
+      for m in (dense, config.model)
+    )
+    self.assertAlmostEqual(here / there, 1, delta=1e-4)
+
+  @parameterized.parameters(
+    (dict(devices=0), r'--devices=0 is not in'),
+    (dict(tokens=1e6), 'between one step of this config'),
+    (dict(tokens=float('nan')), '--tokens=nan'),
+    (dict(tokens=1e30), '--tokens=1e.30'),
+    (dict(price=-1.0), '--price=-1'),
+    (dict(price=float('nan')), '--price=nan'),
+    (dict(posttraining_hours=float('inf')), '--posttraining_hours=inf'),
+    (dict(device=hardware.DEVICES['cpu']), 'no network of a CPU'),
+    (dict(devices=8), 'holds this run; --devices=128 does'),
+    (dict(devices=2**20), 'holds this run; --devices=32768 does'),
+    (
+      dict(layout='pipeline:4,expert_node:8,expert:8'),
+      r'it takes .* GB, a H800 has 80; the nearest that fits is --layout=',
+    ),
+    (
+      dict(layout='pipeline:64,expert:8'),
+      '64 stages are more than the 62 layers; the nearest that fits',
+    ),
+  )
+  def test_what_cannot_be_is_said(self, changes, words):
+    with self.assertRaisesRegex(InputError, words):
+      plan_lib.make(_request(**changes))
+
+  def test_the_nearest_that_fits_is_taken_as_it_stands(self):
+    with self.assertRaises(InputError) as caught:
+      plan_lib.make(_request(layout='pipeline:4,expert_node:8,expert:8'))
+    near = str(caught.exception).rpartition('--layout=')[2]
+    plan = plan_lib.make(_request(layout=near))
+    self.assertLessEqual(plan.memory.total, 80e9)
+
+
+if __name__ == '__main__':
+  absltest.main()
