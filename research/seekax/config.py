@@ -512,16 +512,20 @@ def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
   return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
 
 
-def check_mesh(config: 'Config', sizes: dict[str, int]) -> None:
+def check_mesh(config: 'Config', sizes: dict[str, int] | None = None) -> None:
   """Refuses a mesh that this model or batch can't be spread over, in words.
 
   Args:
     config: the run.
-    sizes: of every axis of MESH_AXES.
+    sizes: of every axis of MESH_AXES; None: those that parallel.mesh names, -1
+      counted as 1 as long as the devices aren't known.
 
   Raises:
     ConfigError: something isn't divisible by the axes that split it.
   """
+  if sizes is None:
+    named = parse_mesh(config.parallel.mesh)
+    sizes = {axis: max(named.get(axis, 1), 1) for axis in MESH_AXES}
   model, data = config.model, config.data
   parts = config.train.micro_batches
 
@@ -801,9 +805,6 @@ class Config:
       f'data.batch_size={self.data.batch_size} is not divisible by '
       f'train.micro_batches={parts}',
     )
-    sizes = parse_mesh(self.parallel.mesh)
-    if -1 not in sizes.values():
-      check_mesh(self, {axis: sizes.get(axis, 1) for axis in MESH_AXES})
     rows = self.data.batch_size // parts
     _require(
       not self.train.ramp_tokens or rows % self.data.num_shards == 0,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from absl.testing import absltest, parameterized
+import pytest
 
 from seekax.cli import main
 
@@ -137,6 +138,41 @@ class PlanTest(parameterized.TestCase):
       self.assertIn(words, page)
     self.assertNotIn('http', page)
     self.assertNotIn('<script', page)
+
+  def test_sharding_is_a_line_for_every_parameter(self):
+    mesh = '--config.parallel.mesh=data:2,expert_node:2,expert:2'
+    run = subprocess.run(
+      [sys.executable, '-m', 'seekax', 'plan', '--config=tiny', '--sharding']
+      + ['--devices=8', mesh],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(run.returncode, 0, run.stderr)
+    lines = {line.split('  ')[0]: line for line in run.stdout.splitlines()}
+    gate = lines['expert_layers/experts/gate']
+    self.assertIn('layers experts embed mlp', gate)
+    self.assertIn('- expert_node+expert - -', gate)
+    self.assertIn('- expert_node+expert data -', gate)
+    self.assertIn('total', lines)
+
+  @pytest.mark.slow
+  def test_compile_counts_the_collectives_of_a_step(self):
+    target = self.folder / 'plan.json'
+    run = subprocess.run(
+      [sys.executable, '-m', 'seekax', 'plan', '--config=tiny', '--compile']
+      + ['--devices=4', '--config.parallel.mesh=data:2,expert:2']
+      + ['--hardware=h100', f'--json={target}'],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(run.returncode, 0, run.stderr)
+    self.assertIn('Dry run on mesh data:2,expert:2', run.stdout)
+    found = json.loads(target.read_text())
+    self.assertEqual(found['arguments_bytes'], found['state_bytes'])
+    kinds = {(row['kind'], row['axis']) for row in found['collectives']}
+    self.assertIn(('all-to-all', 'expert'), kinds)
 
   def test_schedule_has_the_phases_of_the_report(self):
     code, text, _ = seekax('plan', '--config=v3_671b', '--schedule')

@@ -62,8 +62,10 @@ class MeshTest(parameterized.TestCase):
     ('expert_node:8', 'may not split a routing group'),
   )
   def test_what_cannot_be_split_is_refused(self, description, message):
+    config = run_on(description)
+    sizes = config_lib.mesh_sizes(description, 64)
     with self.assertRaisesRegex(ConfigError, message):
-      run_on(description)
+      config_lib.check_mesh(config, sizes)
 
   def test_experts_have_to_be_there_and_to_divide(self):
     model = dataclasses.replace(
@@ -73,13 +75,22 @@ class MeshTest(parameterized.TestCase):
       num_kept_groups=1,
       experts_per_token=2,
     )
-    config = dataclasses.replace(run_on('data:1'), model=model)
-    parallel = config_lib.ParallelConfig(mesh='expert:4')
+    config = dataclasses.replace(run_on('expert:4'), model=model)
+    sizes = config_lib.mesh_sizes('expert:4', 4)
     with self.assertRaisesRegex(ConfigError, 'model.num_experts=6 is not'):
-      dataclasses.replace(config, parallel=parallel)
+      config_lib.check_mesh(config, sizes)
     dense = dataclasses.replace(model, ffn='dense')
+    config = dataclasses.replace(config, model=dense)
     with self.assertRaisesRegex(ConfigError, 'has no experts'):
-      dataclasses.replace(config, model=dense, parallel=parallel)
+      config_lib.check_mesh(config, sizes)
+
+  def test_tiles_of_fp8_stay_on_one_device(self):
+    config = run_on('data:4', batch_size=8)
+    train = dataclasses.replace(config.train, precision='fp8')
+    config = dataclasses.replace(config, train=train)
+    sizes = config_lib.mesh_sizes('data:4', 4)
+    with self.assertRaisesRegex(ConfigError, 'leaves 64 tokens to a device'):
+      config_lib.check_mesh(config, sizes)
 
   def test_too_many_devices_are_refused(self):
     have = len(jax.devices())

@@ -5,14 +5,22 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
+from typing import Any
 
 from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.cli import plan_text
-from seekax.config import Config, from_config_dict, InputError
+from seekax.config import (
+  Config,
+  from_config_dict,
+  InputError,
+  ParallelConfig,
+)
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
+from seekax.planning.layout import Layout
 
 # Layouts that --search shows; rows of --schedule.
 _SHOWN = 8
@@ -31,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     argv,
     'plan',
     'Prices a run before it is rented: parameters, FLOP, memory, traffic, time '
-    'per step, hours and dollars, and what serving takes. Imports no JAX.',
+    'per step, hours and dollars, and what serving takes.',
   )
   if not has_config:
     flags_lib.require(values, 'config')
@@ -48,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
     posttraining_hours=values.posttraining_hours,
     layout=values.layout,
   )
+  if values.sharding:
+    print(_sharding(config, request))
+    return 0
   found = plan_lib.search(request, _SHOWN) if values.search else []
   if found:
     best = found[0].layout.describe()
@@ -57,14 +68,47 @@ def run(argv: Sequence[str]) -> int:
     plans[name] = plan_lib.make(
       dataclasses.replace(request, config=other, layout='')
     )
-  _write(values, plans)
+  dry_run, figures = '', {}
+  if values.compile:
+    dry_run, figures = _compiled(config, plans[named].run.layout, values)
+  _write(values, plans, figures)
   if found:
     print(plan_text.search_table(request, found), end='\n\n')
   if values.compare:
     print(plan_text.comparison(plans))
   else:
     print(plan_text.table(named, plans[named]))
+  if dry_run:
+    print('\n' + dry_run)
   return 0
+
+
+def _compiled(
+  config: Config, layout: Layout, values: flags.FlagValues
+) -> tuple[str, dict[str, Any]]:
+  """The dry run's table and figures; what goes on is told on stderr."""
+  from seekax.cli import plan_mesh
+
+  plan_mesh.use_virtual_devices(values.devices)
+  config = plan_mesh.on_mesh(config, layout, values.devices)
+
+  def say(line: str) -> None:
+    print(f'dry run: {line}', file=sys.stderr)
+
+  return plan_mesh.compiled(config, say)
+
+
+def _sharding(config: Config, request: plan_lib.Request) -> str:
+  """The table of placements, on the config's mesh or the layout's."""
+  from seekax.cli import plan_mesh
+
+  if config.parallel.mesh == ParallelConfig.mesh and request.devices > 1:
+    layout = plan_lib.make(request).run.layout
+  else:
+    layout = Layout()
+  plan_mesh.use_virtual_devices(1)
+  config = plan_mesh.on_mesh(config, layout, request.devices)
+  return plan_mesh.sharding_table(config, request.devices)
 
 
 def _others(names: str, named: str, config: Config) -> dict[str, Config]:
@@ -80,8 +124,12 @@ def _others(names: str, named: str, config: Config) -> dict[str, Config]:
   return others
 
 
-def _write(values: flags.FlagValues, plans: dict[str, plan_lib.Plan]) -> None:
-  """--json and --report.
+def _write(
+  values: flags.FlagValues,
+  plans: dict[str, plan_lib.Plan],
+  figures: dict[str, Any],
+) -> None:
+  """--json, with the dry run's figures, and --report.
 
   Raises:
     InputError: a file can't be written.
@@ -91,7 +139,7 @@ def _write(values: flags.FlagValues, plans: dict[str, plan_lib.Plan]) -> None:
   named, *others = plans
   files = {}
   if values.json:
-    found = plans[named].as_json()
+    found = plans[named].as_json() | figures
     if others:
       found['compare'] = {name: plans[name].as_json() for name in others}
     files['json'] = json.dumps(found, indent=2) + '\n'
@@ -168,6 +216,20 @@ def _define(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_bool(
     'schedule', False, 'print rates and batch over the tokens', **define
+  )
+  flags.DEFINE_bool(
+    'sharding',
+    False,
+    'print where every parameter lies on config.parallel.mesh, or on the '
+    "layout's mesh, and its bytes per device",
+    **define,
+  )
+  flags.DEFINE_bool(
+    'compile',
+    False,
+    'a dry run: compile the real training step for as many virtual devices, '
+    'and count its arguments and collectives',
+    **define,
   )
   flags.DEFINE_string('report', '', 'write a page of HTML', **define)
   flags.DEFINE_string('json', '', 'write all figures, not rounded', **define)

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import Config, InputError, to_dict
+from seekax.config import check_mesh, Config, InputError, to_dict
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
@@ -62,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
       "--config= is missing: a preset or config file, e.g. 'demo'; only a "
       '--workdir that holds a run can do without'
     )
+  check_mesh(config)
   workdir_lib.prepare(workdir)
   with workdir_lib.lock(workdir):
     step = None

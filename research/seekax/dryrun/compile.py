@@ -5,6 +5,7 @@ Devices are virtual ones of the CPU; arrays have shapes and places, no values.
 
 from collections.abc import Callable
 import dataclasses
+import math
 import pathlib
 import resource
 import sys
@@ -15,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config, mesh_sizes
+from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.dryrun import collectives
 from seekax.parallel import rules
-from seekax.parallel.mesh import make_mesh
+from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
@@ -35,7 +36,7 @@ class DryRun:
     host_peak_bytes: most memory that this process has held.
     arguments_bytes: of the update: masters, moments, gradients.
     outputs_bytes: of the update.
-
+    state_bytes: what the arguments should be, by their shapes and places.
     temporaries_bytes: of a micro-batch's passes; None where JAX's version makes
       them of no meaning on a CPU.
     micro_batches: per step.
@@ -47,6 +48,7 @@ class DryRun:
   host_peak_bytes: int
   arguments_bytes: int
   outputs_bytes: int
+  state_bytes: int
   temporaries_bytes: int | None
   micro_batches: int
   collectives: list[collectives.Collective]
@@ -66,8 +68,8 @@ def dry_run(
   Raises:
     ConfigError: the mesh has more devices than there are, or can't be used.
   """
-  mesh = make_mesh(config.parallel.mesh)
-  sizes = mesh_sizes(config.parallel.mesh, jax.device_count())
+  mesh = mesh_of(config)
+  sizes = dict(mesh.shape)
   started = time.monotonic()
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     shardings = placement.state_shardings(config, mesh)
@@ -97,6 +99,7 @@ def dry_run(
     host_peak_bytes=_host_peak_bytes(),
     arguments_bytes=memory.argument_size_in_bytes,
     outputs_bytes=memory.output_size_in_bytes,
+    state_bytes=_local_bytes((state, so_far, rates)),
     temporaries_bytes=(
       passes.memory_analysis().temp_size_in_bytes
       if jax.__version_info__ >= (0, 12)
@@ -105,6 +108,14 @@ def dry_run(
     micro_batches=parts,
     collectives=_added([(found, parts), (of_update, 1)]),
     update_collectives=of_update,
+  )
+
+
+def _local_bytes(arrays: Any) -> int:
+  """Of the parts that lie on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(arrays)
   )
 
 

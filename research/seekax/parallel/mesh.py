@@ -8,7 +8,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from seekax.config import mesh_sizes
+from seekax.config import check_mesh, Config, mesh_sizes
 
 
 def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
@@ -30,6 +30,17 @@ def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
   wanted = math.prod(sizes.values())
   grid = np.asarray(devices[:wanted]).reshape(tuple(sizes.values()))
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def mesh_of(config: Config) -> Mesh:
+  """The mesh of a run.
+
+  Raises:
+    ConfigError: it has too many devices, or can't be used for this run.
+  """
+  mesh = make_mesh(config.parallel.mesh)
+  check_mesh(config, dict(mesh.shape))
+  return mesh
 
 
 def current_sizes() -> dict[str, int]:

@@ -58,7 +58,7 @@ def start(
     InputError: the data, the mesh or the workdir can't be used.
     NonFiniteError: see loop.train.
   """
-  mesh_lib.make_mesh(config.parallel.mesh)
+  mesh_lib.mesh_of(config)
   console = rich.console.Console(stderr=True, highlight=False)
 
   def say(line: str) -> None:

@@ -58,7 +58,7 @@ def train(
     NonFiniteError: the loss is no number; nothing was saved since it was.
     StorageError: a checkpoint can't be restored or saved.
   """
-  mesh = mesh_lib.make_mesh(config.parallel.mesh)
+  mesh = mesh_lib.mesh_of(config)
   # 'highest' keeps float32 products float32 on GPUs, where the default rounds.
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     state, average, progress = _restore_or_start(

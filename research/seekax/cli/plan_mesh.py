@@ -1,0 +1,144 @@
+"""The parts of `seekax plan` that need JAX: where arrays lie, the dry run."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+from seekax.cli import plan_text
+from seekax.config import (
+  BATCH_AXES,
+  check_mesh,
+  Config,
+  mesh_sizes,
+  ParallelConfig,
+)
+from seekax.planning.layout import Layout
+
+# Axes of a layout that a program's mesh has too.
+_AXES = (*BATCH_AXES, 'context', 'tensor')
+_FLAG = '--xla_force_host_platform_device_count'
+
+
+def use_virtual_devices(count: int) -> None:
+  """Makes JAX see that many devices of the CPU; before it is imported."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  given = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{given} {_FLAG}={count}'.strip()
+
+
+def on_mesh(config: Config, layout: Layout, devices: int) -> Config:
+  """The run on its mesh, or on the layout's if it names none.
+
+  Its precision is bfloat16, since FP8 is only emulated on a CPU; a micro-batch
+  is one sequence per rank of the batch, and the batch is raised to the next
+  multiple of that. Pipeline ranks of the layout become data ranks.
+
+  Args:
+    config: the run.
+    layout: the planner's.
+    devices: how many.
+
+  Raises:
+    ConfigError: the mesh can't be used for this run.
+  """
+  mesh = config.parallel.mesh
+  if mesh == ParallelConfig.mesh and devices > 1:
+    sizes = {axis: getattr(layout, axis) for axis in _AXES}
+    sizes['data'] = devices // math.prod(
+      size for axis, size in sizes.items() if axis != 'data'
+    )
+    mesh = ','.join(
+      f'{axis}:{size}' for axis, size in sizes.items() if size > 1
+    )
+  sizes = mesh_sizes(mesh, devices)
+  ranks = math.prod(sizes[axis] for axis in BATCH_AXES)
+  parts = -(-config.data.batch_size // ranks)
+  train = dataclasses.replace(
+    config.train,
+    precision='bfloat16',
+    micro_batches=parts,
+    ramp_tokens=0,
+    ramp_micro_batches=1,
+  )
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, batch_size=parts * ranks),
+    train=train,
+    parallel=dataclasses.replace(config.parallel, mesh=mesh),
+  )
+  check_mesh(config, sizes)
+  return config
+
+
+def sharding_table(config: Config, devices: int) -> str:
+  """Every parameter: shape, names of its axes, what splits them, bytes."""
+  from seekax.dryrun import sharding
+
+  rows = [
+    ('parameter', 'shape', 'axes', 'weight over', 'MB', 'master over', 'MB')
+  ]
+  total = [0, 0]
+  for one in sharding.placements(config, devices):
+    rows.append(
+      (
+        one.name,
+        'x'.join(map(str, one.shape)),
+        ' '.join(name or '-' for name in one.axes),
+        ' '.join(axis or '-' for axis in one.weight),
+        plan_text.few(one.weight_bytes / 1e6),
+        ' '.join(axis or '-' for axis in one.master),
+        plan_text.few(one.master_bytes / 1e6),
+      )
+    )
+    total[0] += one.weight_bytes
+    total[1] += one.master_bytes
+  weights, masters = (plan_text.few(size / 1e6) for size in total)
+  rows.append(('total', '', '', '', weights, '', masters))
+  return '\n'.join(
+    [
+      f'Mesh {config.parallel.mesh}; per device, weights in '
+      f'{config.train.compute_dtype} as they are used, float32 masters',
+      plan_text.columns(rows),
+    ]
+  )
+
+
+def compiled(config: Config, say) -> tuple[str, dict[str, Any]]:
+  """The dry run as a table, and its figures for JSON."""
+  from seekax.dryrun import compile as compile_lib
+
+  found = compile_lib.dry_run(config, say)
+  figures = dataclasses.asdict(found)
+  figures['mesh'] = config.parallel.mesh
+  sequences = config.data.batch_size
+  gigabytes = [
+    ('arguments of the update', found.arguments_bytes),
+    ('  by the table of rules', found.state_bytes),
+    ('outputs of the update', found.outputs_bytes),
+    ('temporaries of the passes', found.temporaries_bytes),
+    ("this process's peak", found.host_peak_bytes),
+  ]
+  rows = [('per device', 'GB')]
+  rows += [
+    (name, 'not told' if size is None else plan_text.few(size / 1e9))
+    for name, size in gigabytes
+  ]
+  moved = [('collective', 'over', 'per step', 'GB sent')]
+  moved += [
+    (row.kind, row.axis, f'{row.count:,}', plan_text.few(row.bytes / 1e9))
+    for row in found.collectives
+  ]
+  return (
+    '\n'.join(
+      [
+        f'Dry run on mesh {config.parallel.mesh}: {sequences:,} sequences in '
+        f'{found.micro_batches} micro-batches, bfloat16 (FP8 is only emulated '
+        f'on a CPU); compiled in {found.compile_seconds:.1f} s',
+        plan_text.columns(rows),
+        '',
+        plan_text.columns(moved),
+      ]
+    ),
+    figures,
+  )
