@@ -6,6 +6,7 @@ from unittest import mock
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 
 import runs
 from seekax.config import Config, ConfigError
@@ -128,6 +129,7 @@ class LoopTest(absltest.TestCase):
     self.assertEqual(compiled.count('jit(_accumulate)'), 2, compiled)
     self.assertEqual(compiled.count('jit(_apply)'), 1, compiled)
 
+  @pytest.mark.slow
   def test_averaged_weights_are_saved_and_go_on(self):
     optim = dataclasses.replace(self.config.optim, ema_decay=0.5, ema_every=2)
     config = dataclasses.replace(self.config, optim=optim)
@@ -278,6 +280,7 @@ class LoopTest(absltest.TestCase):
     with self.assertRaisesRegex(ConfigError, 'eval.prompts'):
       launch.start(config, {}, self.new_workdir())
 
+  @pytest.mark.slow
   def test_z_loss_is_a_column_of_its_own_where_it_is_on(self):
     workdir = self.new_workdir()
     train = dataclasses.replace(self.config.train, z_loss_weight=1e-3)

@@ -94,12 +94,16 @@ def dry_run(
     )
   parts = config.train.micro_batches
   memory = update.memory_analysis()
+  # What an update reads of the rates; a program drops arguments it doesn't.
+  read = [rates.learning_rate]
+  if state.router_bias:
+    read.append(rates.bias_update_rate)
   return DryRun(
     compile_seconds=time.monotonic() - started,
     host_peak_bytes=_host_peak_bytes(),
     arguments_bytes=memory.argument_size_in_bytes,
     outputs_bytes=memory.output_size_in_bytes,
-    state_bytes=_local_bytes((state, so_far, rates)),
+    state_bytes=_local_bytes((state, so_far, read)),
     temporaries_bytes=(
       passes.memory_analysis().temp_size_in_bytes
       if jax.__version_info__ >= (0, 12)
