@@ -9,7 +9,6 @@ from harness import (
   check,
   Fault,
   leftovers,
-  NotRunError,
   state_hash,
   steps_of,
 )
@@ -200,24 +199,7 @@ def second_signal(bench: Bench) -> str:
   return f'exit {codes}; the older step verifies and is gone on from'
 
 
-def one_of_two_processes(bench: Bench) -> str:
-  del bench
-  raise NotRunError('the loop trains in one process so far')
-
-
 FAULTS = (
-  Fault(
-    'F5',
-    'SIGTERM to one of two processes',
-    'both stop at the same step, with one checkpoint',
-    one_of_two_processes,
-  ),
-  Fault(
-    'F23',
-    'one of two processes dies',
-    'the other one exits, nothing is hurt',
-    one_of_two_processes,
-  ),
   Fault(
     'F24',
     'SIGKILL at 9 random moments (start-up, steps); mixed sources, packing',

@@ -20,6 +20,7 @@ import damage
 from harness import Bench, BrokenPromiseError, Fault, NotRunError
 import killing
 import refusals
+import several
 
 _ONLY = flags.DEFINE_list('only', [], 'numbers of the faults to inject')
 _JOBS = flags.DEFINE_integer('jobs', 2, 'faults at a time')
@@ -29,6 +30,7 @@ FAULTS = (
   *damage.FAULTS,
   *bad_numbers.FAULTS,
   *refusals.FAULTS,
+  *several.FAULTS,
 )
 KEPT, BROKEN, NOT_RUN = 'kept', 'BROKEN', 'not run'
 

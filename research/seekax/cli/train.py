@@ -1,6 +1,8 @@
 """`seekax train`: train a model, or go on with a run that was stopped."""
 
 from collections.abc import Sequence
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ from typing import Any
 from absl import flags
 
 from seekax.cli import flags as flags_lib
+from seekax.cli import launcher
 from seekax.config import check_mesh, Config, InputError, to_dict
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
@@ -42,6 +45,7 @@ def run(argv: Sequence[str]) -> int:
     "the checkpoint to go on from: newest, previous, or a step's number",
     flag_values=values,
   )
+  launcher.define_flags(values)
   given = argv
   argv, has_config = flags_lib.define_config(values, argv)
   flags_lib.parse(
@@ -63,8 +67,11 @@ def run(argv: Sequence[str]) -> int:
       '--workdir that holds a run can do without'
     )
   check_mesh(config)
+  first = _join(values)
   workdir_lib.prepare(workdir)
-  with workdir_lib.lock(workdir):
+  # One lock for all processes of a run.
+  lock = workdir_lib.lock(workdir) if first else contextlib.nullcontext()
+  with lock:
     step = None
     if workdir_lib.has_checkpoint(workdir):
       _refuse_other_config(workdir, config)
@@ -74,7 +81,20 @@ def run(argv: Sequence[str]) -> int:
         f'--restore={values.restore}: {workdir} holds no checkpoint'
       )
     command = shlex.join(['seekax', 'train', *given])
-    return _train(config, overrides, workdir, step, command)
+    return _train(config, overrides, workdir, step, command, first)
+
+
+def _join(values: flags.FlagValues) -> bool:
+  """Joins the other processes, if any; whether this one is the first."""
+  found = launcher.described(
+    values.coordinator, values.num_processes, values.process_id
+  )
+  if found is None:
+    return True
+  from seekax.parallel import processes
+
+  processes.join(*dataclasses.astuple(found), values.start_timeout)
+  return processes.is_first()
 
 
 def _train(
@@ -83,6 +103,7 @@ def _train(
   workdir: pathlib.Path,
   step: int | None,
   command: str,
+  first: bool,
 ) -> int:
   stop = _Stop()
   # Only now: everything above answers in a fraction of a second.
@@ -100,12 +121,16 @@ def _train(
     return NOT_FINITE
   if not finished:
     saved = workdir_lib.has_checkpoint(workdir)
-    print(
-      f'stopped{" and saved" if saved else " before the first step"}; go on '
-      f'with: seekax train --workdir={shlex.quote(str(workdir))}',
-      file=sys.stderr,
-    )
-    return 128 + stop.signal
+    if first:
+      print(
+        f'stopped{" and saved" if saved else " before the first step"}; go on '
+        f'with: seekax train --workdir={shlex.quote(str(workdir))}',
+        file=sys.stderr,
+      )
+    # Another process may be the one that was told to stop.
+    return 128 + (stop.signal or signal.SIGTERM)
+  if not first:
+    return 0
   summary = json.loads((workdir / workdir_lib.SUMMARY).read_text())
   print(f'report: {workdir / workdir_lib.REPORT}', file=sys.stderr)
   print(json.dumps(summary))

@@ -16,6 +16,7 @@ from seekax.inference.cache import Cache, fill, init_cache
 from seekax.inference.sampling import sample
 from seekax.model.transformer import Transformer
 from seekax.ops import compiling
+from seekax.parallel.rules import constrain
 
 
 class PromptError(InputError):
@@ -61,7 +62,9 @@ def prefill(
   variables = {'params': params}
   trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
   last_BD = trunk.hidden_BLD[jnp.arange(tokens_BL.shape[0]), lengths_B - 1]
-  logits_BV = model.apply(variables, last_BD, method='logits')
+  logits_BV = constrain(
+    model.apply(variables, last_BD, method='logits'), None, None
+  )
   dtype = trunk.hidden_BLD.dtype
   empty = init_cache(config, tokens_BL.shape[0], max_length, dtype)
   return logits_BV, fill(empty, trunk.cache, lengths_B)
@@ -84,7 +87,9 @@ def decode_step(
     router_bias,
     method='decode',
   )
-  logits_BV = model.apply({'params': params}, hidden_BD, method='logits')
+  logits_BV = constrain(
+    model.apply({'params': params}, hidden_BD, method='logits'), None, None
+  )
   return logits_BV, Cache(layers, cache.lengths_B + 1)
 
 

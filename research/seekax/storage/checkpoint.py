@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from seekax.parallel import processes
 from seekax.storage.manifest import (
   StorageError,
   verify_manifest,
@@ -71,18 +72,22 @@ def save(
   """
   folder = folder.absolute()  # As orbax wants it.
   target = folder / str(step)
+  first = processes.is_first()
   _check_room(folder, parts)
   try:
-    if target.exists():
+    if first and target.exists():
       # An interrupted save of this very step: out of the way, `clean` takes it.
       aside = folder / f'{step}{_UNPROVEN}'
       shutil.rmtree(aside, ignore_errors=True)
       target.rename(aside)
+    processes.wait_for_all(f'{step} can be saved')
     context = ocp.Context()
     context.asynchronous.timeout_secs = _SAVE_SECONDS
     with context, held_back(logging.get_absl_logger()):
       ocp.save_checkpointables(target, parts, custom_metadata=progress)
-    write_manifest(target, manifest_path(folder, step))
+    if first:
+      write_manifest(target, manifest_path(folder, step))
+    processes.wait_for_all(f'{step} is proven')
   except (OSError, ValueError) as error:  # orbax: ValueError for a full disk.
     raise StorageError(
       f'checkpoint {target} could not be saved: {_first_line(error)}; older '

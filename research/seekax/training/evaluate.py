@@ -16,6 +16,7 @@ from seekax.config import ModelConfig
 from seekax.model.transformer import shift_left, Transformer
 from seekax.ops import compiling
 from seekax.ops.cross_entropy import log_probabilities
+from seekax.parallel.rules import constrain
 
 
 @functools.partial(compiling.jit, static_argnums=(0,))
@@ -36,7 +37,7 @@ def _target_log_probabilities(
     params['head'],
     targets_BL.reshape(-1),
   )
-  return flat.reshape(tokens_BL.shape)
+  return constrain(flat.reshape(tokens_BL.shape), None, None)
 
 
 def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
@@ -138,7 +139,8 @@ def _greedy_tokens(config, params, router_bias, tokens_BL):
       ),
       rows.reshape(-1, _GREEDY_ROWS, rows.shape[-1]),
     )
-    return best_R.reshape(-1)[: tokens_BL.size].reshape(tokens_BL.shape)
+    best_BL = best_R.reshape(-1)[: tokens_BL.size].reshape(tokens_BL.shape)
+    return constrain(best_BL, None, None)
 
   return best(trunk.hidden_BLD), jnp.stack([best(hidden) for hidden in further])
 

@@ -19,6 +19,7 @@ from seekax.data import sources
 from seekax.model.parameters import abstract_weights
 from seekax.ops import backends
 from seekax.parallel import mesh as mesh_lib
+from seekax.parallel import processes
 from seekax.planning.parameters import count_parameters
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
@@ -59,7 +60,14 @@ def start(
     NonFiniteError: see loop.train.
   """
   mesh_lib.mesh_of(config)
-  console = rich.console.Console(stderr=True, highlight=False)
+  if config.optim.ema_decay and jax.process_count() > 1:
+    raise ConfigError(
+      f'optim.ema_decay={config.optim.ema_decay}: averaged weights are kept in '
+      'the memory of one process; leave them out in a run of several'
+    )
+  console = rich.console.Console(
+    stderr=True, highlight=False, quiet=not processes.is_first()
+  )
 
   def say(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False)
@@ -75,15 +83,19 @@ def start(
   goes_on = workdir_lib.has_checkpoint(workdir)
   origin = None if goes_on else origin_lib.find_origin(config, workdir)
   tokenizer = origin_lib.find_tokenizer(config, workdir, origin)
-  corpus = corpus_lib.load(config, tokenizer)
+  corpus = corpus_lib.load(
+    config, tokenizer, jax.process_index(), jax.process_count()
+  )
   if goes_on:
     _refuse_other_data(workdir, corpus, restore_step)
-  else:
+  elif processes.is_first():
     origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
   _check_prompts(config, corpus)
   run = describe(config, overrides, corpus)
   run['started_from'] = _started_from(workdir, origin)
-  workdir_lib.write_run(workdir, {'command': command, **run})
+  if processes.is_first():
+    workdir_lib.write_run(workdir, {'command': command, **run})
+  processes.wait_for_all('the run is described')
   _print_run(console, config, overrides, corpus)
   return loop.train(config, workdir, corpus, should_stop, restore_step)
 

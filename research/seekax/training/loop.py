@@ -7,9 +7,10 @@ import pathlib
 import jax
 
 from seekax.config import Config
+from seekax.data.pipeline import merge_states
 from seekax.ops import host_memory
 from seekax.parallel import mesh as mesh_lib
-from seekax.parallel import rules
+from seekax.parallel import processes, rules
 from seekax.storage import checkpoint
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
@@ -17,7 +18,7 @@ from seekax.training import placement, report
 from seekax.training.averaging import Average
 from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
-from seekax.training.metrics import MetricsWriter
+from seekax.training.metrics import MetricsWriter, Silence
 from seekax.training.origin import find_origin
 from seekax.training.prefetch import Prefetcher
 from seekax.training.profile import StepProfiler
@@ -26,7 +27,7 @@ from seekax.training.schedules import Schedule
 from seekax.training.state import (
   abstract_state,
   from_parts,
-  init_state,
+  init_state_on,
   start_from,
   to_parts,
   TrainState,
@@ -65,9 +66,14 @@ def train(
       config, workdir, corpus, mesh, restore_step
     )
     step, start = int(state.step), int(state.step)
-    writer = MetricsWriter(workdir, step, config.train.steps)
+    first = processes.is_first()
+    writer = (
+      MetricsWriter(workdir, step, config.train.steps) if first else Silence()
+    )
     if restore_step is not None:
-      later = checkpoint.set_aside(workdir / workdir_lib.CHECKPOINTS, step)
+      later = []
+      if first:
+        later = checkpoint.set_aside(workdir / workdir_lib.CHECKPOINTS, step)
       writer.say(f'going on from step {step}, not from {later}')
     schedule = Schedule(config)
     profiler = StepProfiler(
@@ -77,7 +83,7 @@ def train(
     coming = range(step, config.train.steps)
     batches = Prefetcher(
       corpus.batches,
-      lambda batch: jax.device_put(batch, sharding),
+      lambda batch: jax.tree.map(lambda x: processes.place(x, sharding), batch),
       count=len(coming),
       sizes=(schedule.batch_rows(k) // config.data.num_shards for k in coming),
       parts=(schedule.micro_batches(k) for k in coming),
@@ -88,7 +94,7 @@ def train(
     )
 
     def save(state):
-      progress.data = batches.get_state()
+      progress.data = merge_states(processes.gather(batches.get_state()))
       averaged = None
       if average:
         averaged, progress.ema_updates = average.tree, average.updates
@@ -100,7 +106,7 @@ def train(
 
     pending = None
     try:
-      while step < config.train.steps and not should_stop():
+      while step < config.train.steps and not processes.any_of(should_stop()):
         batch, rates = next(batches), schedule.rates(step)
         if step == start:
           compile_ahead(config, state, batch, rates)
@@ -153,7 +159,7 @@ def train(
       saver.close()
       profiler.end()
       writer.close()
-  if step:
+  if step and processes.is_first():
     report.write(workdir)
   return step == config.train.steps
 
@@ -188,12 +194,12 @@ def _restore_or_start(
     return from_parts(parts), average, progress
   origin = find_origin(config, workdir)
   if origin is None:
-    state = init_state(config)
+    state = init_state_on(config, shardings)
   else:
     wanted = {'params': shardings.params, 'router_bias': shardings.router_bias}
     opened = open_lib.open_checkpoint(origin, expand_fp8=True, shardings=wanted)
     state = start_from(config, opened.params, opened.router_bias)
-  state = jax.device_put(state, shardings)
+    state = jax.device_put(state, shardings)
   progress = Progress(corpus.batches.get_state(), corpus.fingerprint)
   average = None
   if config.optim.ema_decay:

@@ -139,6 +139,33 @@ class MetricsWriter:
     self._file.close()
 
 
+class Silence(MetricsWriter):
+  """What the other processes of a run have in place of a writer."""
+
+  def __init__(self):
+    pass
+
+  def say(self, text: str) -> None:
+    del text
+
+  def advance(self, step: int) -> None:
+    del step
+
+  def write(self, kind: str, step: int, **values: Any) -> None:
+    del kind, step, values
+
+  def keep_skipped(self, step: int, **values: Any) -> None:
+    del step, values
+
+  def show_train(
+    self, step: int, row: dict[str, Any], eta: float | None
+  ) -> None:
+    del step, row, eta
+
+  def close(self) -> None:
+    pass
+
+
 def _finite(value: Any) -> Any:
   if isinstance(value, float):
     return value if math.isfinite(value) else None

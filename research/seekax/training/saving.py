@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seekax.parallel import processes
 from seekax.storage import checkpoint
 
 
@@ -55,7 +56,8 @@ class Saver:
 
   def _save(self, step, parts, progress) -> None:
     checkpoint.save(self._folder, step, parts, progress)
-    checkpoint.clean(self._folder, self._keep)
+    if processes.is_first():
+      checkpoint.clean(self._folder, self._keep)
 
   def check(self) -> None:
     """Raises StorageError if a save has failed."""

@@ -49,6 +49,16 @@ def init_state(config: Config) -> TrainState:
   )
 
 
+def init_state_on(config: Config, shardings: TrainState) -> TrainState:
+  """The state at step 0, each part made where it will lie."""
+  if len(shardings.step.device_set) == 1:
+    return jax.device_put(init_state(config), shardings)
+  make = jax.jit(
+    init_state.__wrapped__, static_argnums=(0,), out_shardings=shardings
+  )
+  return make(config)
+
+
 def start_from(
   config: Config, params: Any, router_bias: dict[str, jax.Array]
 ) -> TrainState:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.ops import compiling
+from seekax.parallel.rules import constrain
 from seekax.training import placement
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.guard import judge
@@ -135,6 +136,8 @@ def _apply(
     load=sums.load,
     max_violation=jax.tree.map(max_violation, sums.load),
   )
+  # Whole on every device, for whoever reads them.
+  metrics = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), metrics)
   return new_state, metrics
 
 

@@ -1,0 +1,99 @@
+"""What flags and launchers say of a run of several processes; no JAX."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+
+from absl import flags
+
+from seekax.config import InputError
+
+# What a launcher that JAX doesn't know may set, in a Kubernetes JobSet say.
+COORDINATOR = 'SEEKAX_COORDINATOR'
+NUM_PROCESSES = 'SEEKAX_NUM_PROCESSES'
+PROCESS_ID = 'SEEKAX_PROCESS_ID'
+# Launchers that JAX finds the others through by itself, and where they say how
+# many tasks they started.
+LAUNCHERS = {'Slurm': 'SLURM_NTASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """How to join.
+
+  Attributes:
+    coordinator: host:port of process 0; '' to let JAX ask the launcher.
+    count: how many there are; 0 to let JAX ask.
+    index: of this one; -1 to let JAX ask.
+  """
+
+  coordinator: str = ''
+  count: int = 0
+  index: int = -1
+
+
+def described(
+  coordinator: str,
+  count: int,
+  index: int,
+  environment: Mapping[str, str] = os.environ,
+) -> Processes | None:
+  """What flags, and where they are silent the environment, say of a run.
+
+  Args:
+    coordinator: flag, '' if not given.
+    count: flag, 0 if not given.
+    index: flag, -1 if not given.
+    environment: variables.
+
+  Returns:
+    How to join, or None for a run of one process.
+
+  Raises:
+    InputError: part of it is missing or impossible.
+  """
+  coordinator = coordinator or environment.get(COORDINATOR, '')
+  count = count or _number(environment, NUM_PROCESSES, 0)
+  index = index if index >= 0 else _number(environment, PROCESS_ID, -1)
+  if coordinator or count or index >= 0:
+    if not coordinator or count < 1 or not 0 <= index < count:
+      raise InputError(
+        f'--coordinator={coordinator or "?"} --num_processes={count or "?"} '
+        f'--process_id={index if index >= 0 else "?"}: give all three, '
+        'host:port of process 0, how many there are, and which this is, from 0'
+      )
+    if ':' not in coordinator or not coordinator.rsplit(':', 1)[1].isdecimal():
+      raise InputError(
+        f'--coordinator={coordinator} is no host:port of process 0'
+      )
+    return Processes(coordinator, count, index) if count > 1 else None
+  for variable in LAUNCHERS.values():
+    if _number(environment, variable, 1) > 1:
+      return Processes()
+  return None
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+  text = environment.get(name, '')
+  if not text:
+    return default
+  if not text.isdecimal():
+    raise InputError(f'the environment says {name}={text!r}, not a number')
+  return int(text)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """The flags of a run of several processes."""
+  define = {'flag_values': values}
+  flags.DEFINE_string(
+    'coordinator',
+    '',
+    'host:port of process 0, for a run of several processes; Slurm and Open '
+    'MPI are asked if it is left out',
+    **define,
+  )
+  flags.DEFINE_integer('num_processes', 0, 'of the run', **define)
+  flags.DEFINE_integer('process_id', -1, 'of this process, from 0', **define)
+  flags.DEFINE_integer(
+    'start_timeout', 300, 'seconds to wait for the other processes', **define
+  )
