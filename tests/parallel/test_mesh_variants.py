@@ -21,6 +21,7 @@ ON_FOUR = {
   'data': dict(mesh='data:4'),
   'fsdp': dict(mesh='fsdp:4'),
   'tensor': dict(mesh='tensor:4'),
+  'context': dict(mesh='context:2,data:2'),
   'expert': dict(mesh='expert:4'),
   'gather': dict(mesh='expert:4', exchange='gather'),
   'scanned_recomputed': dict(
@@ -33,6 +34,7 @@ ON_EIGHT = {
   'data_expert_tensor': dict(mesh='data:2,expert:2,tensor:2'),
   'data_nodes_experts': dict(mesh='data:2,expert_node:2,expert:2'),
   'fsdp_tensor': dict(mesh='fsdp:4,tensor:2'),
+  'expert_context': dict(mesh='expert:4,context:2'),
   'fsdp_expert': dict(mesh='fsdp:2,expert:4'),
 }
 
