@@ -650,6 +650,7 @@ class TrainConfig:
     "folder of compiled programs; 'auto': seekax/xla in $XDG_CACHE_HOME or "
     "~/.cache; '': none",
   )
+  replay_every: int = _key(0, 'steps between two that are checked; 0: none')
   profile_steps: str = _key(
     '', "steps to trace into <workdir>/profile, '10' or '10:13'; '': none"
   )
@@ -683,7 +684,8 @@ class TrainConfig:
       self,
       ('mtp_weight', 'balance_weight', 'z_loss_weight', 'bias_update_rate')
       + ('price_per_device_hour', 'ramp_tokens', 'mtp_late_weight')
-      + ('mtp_weight_tokens', 'bias_update_tokens', 'spike_deviations'),
+      + ('mtp_weight_tokens', 'bias_update_tokens', 'spike_deviations')
+      + ('replay_every',),
     )
     _require(
       self.ramp_micro_batches <= self.micro_batches,

@@ -162,7 +162,30 @@ def other_devices(bench: Bench) -> str:
   )
 
 
+def computes_differently(bench: Bench) -> str:
+  workdir = bench.folder('wrong-bit')
+  words = bench.train(workdir, '--config.train.replay_every=5')
+  line = bench.check_refused(
+    words,
+    'step 15 computed twice differs in 1 arrays, params/head in 1 values',
+    'the last good checkpoint is step 10',
+    code=4,
+    fault='wrong_once:15',
+  )
+  check(steps_of(workdir) == [10], f'saved {steps_of(workdir)}')
+  # On a machine that computes alike, the same command ends as if nothing was.
+  bench.finish(words)
+  bench.check_like_unbroken(workdir)
+  return line.removeprefix('seekax: ')[:72]
+
+
 FAULTS = (
+  Fault(
+    'F22',
+    'one wrong bit in the result of one step',
+    'a replayed step (train.replay_every) flags it, exit 4, nothing is saved',
+    computes_differently,
+  ),
   Fault(
     'F19',
     'one step whose gradient is no number',

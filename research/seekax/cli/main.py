@@ -22,7 +22,8 @@ COMMANDS = {
 }
 
 # Exit codes: 0 done, 2 bad input; a command may return others (3: stopped by
-# non-finite values, 130 and 143: stopped by a signal, state saved).
+# non-finite values, 4: by a step that gave two results, 130 and 143: by a
+# signal, state saved).
 BAD_INPUT = 2
 INTERRUPTED = 130
 

@@ -20,6 +20,7 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
 NOT_FINITE = 3
+COMPUTES_WRONG = 4
 
 # Keys that a run may change when it goes on: none of them touches the state.
 _FREE_GROUPS = ('eval', 'parallel')
@@ -30,6 +31,7 @@ _FREE_KEYS = (
   'train.price_per_device_hour',
   'train.compilation_cache',
   'train.profile_steps',
+  'train.replay_every',
 )
 
 
@@ -108,7 +110,7 @@ def _train(
   stop = _Stop()
   # Only now: everything above answers in a fraction of a second.
   from seekax.ops import host_memory
-  from seekax.training import journal, launch
+  from seekax.training import journal, launch, replay
 
   host_memory.keep_freed_memory()
 
@@ -116,9 +118,10 @@ def _train(
     finished = launch.start(
       config, overrides, workdir, stop.requested, command, step
     )
-  except journal.NonFiniteError as error:
+  except (journal.NonFiniteError, replay.ReplayError) as error:
     print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
-    return NOT_FINITE
+    lost = isinstance(error, journal.NonFiniteError)
+    return NOT_FINITE if lost else COMPUTES_WRONG
   if not finished:
     saved = workdir_lib.has_checkpoint(workdir)
     if first:

@@ -22,6 +22,7 @@ from seekax.training.metrics import MetricsWriter, Silence
 from seekax.training.origin import find_origin
 from seekax.training.prefetch import Prefetcher
 from seekax.training.profile import StepProfiler
+from seekax.training.replay import step_twice
 from seekax.training.saving import Saver
 from seekax.training.schedules import Schedule
 from seekax.training.state import (
@@ -57,6 +58,7 @@ def train(
 
   Raises:
     NonFiniteError: the loss is no number; nothing was saved since it was.
+    ReplayError: a step computed twice gave two results; nothing was saved.
     StorageError: a checkpoint can't be restored or saved.
   """
   mesh = mesh_lib.mesh_of(config)
@@ -104,6 +106,9 @@ def train(
         dataclasses.asdict(progress),
       )
 
+    def take(state, batch, rates):
+      return train_step(config, state, batch, rates)
+
     pending = None
     try:
       while step < config.train.steps and not processes.any_of(should_stop()):
@@ -113,7 +118,12 @@ def train(
         saver.check()
         step += 1
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
-          state, metrics = train_step(config, state, batch, rates)
+          if config.train.replay_every and (
+            step % config.train.replay_every == 0
+          ):
+            state, metrics = step_twice(take, state, batch, rates)
+          else:
+            state, metrics = take(state, batch, rates)
         if step == start + 1:
           # What it left of memory is in pieces; the second needs one whole.
           host_memory.return_freed_memory()

@@ -1,0 +1,69 @@
+"""A step computed twice, to find machines that compute differently.
+
+A chip that is broken in silence gives other bits now and then (arXiv
+2502.12340); on the same state and batch a program gives the same ones on a
+sound one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seekax.training.state import TrainState, weights_of
+
+
+class ReplayError(RuntimeError):
+  """The same step gave two results."""
+
+
+@jax.jit
+def _differing(one: Any, other: Any) -> Any:
+  """For every array, how many of its values differ in a bit."""
+
+  def count(a, b):
+    if a.dtype == jnp.float32:  # Else NaN would differ from itself.
+      a, b = (jax.lax.bitcast_convert_type(x, jnp.uint32) for x in (a, b))
+    return jnp.sum(a != b)
+
+  return jax.tree.map(count, one, other)
+
+
+def step_twice(
+  step: Callable[..., tuple[TrainState, Any]],
+  state: TrainState,
+  batch: Sequence[Any],
+  rates: Any,
+) -> tuple[TrainState, Any]:
+  """Takes a step on a copy of the state and again on the state itself.
+
+  Args:
+    step: (state, batch, rates) to (state, metrics); it may donate the state.
+    state: before the step.
+    batch: of the step.
+    rates: of the step.
+
+  Returns:
+    What the second one gave.
+
+  Raises:
+    ReplayError: the weights differ.
+  """
+  first, _ = step(jax.tree.map(jnp.copy, state), batch, rates)
+  # Before the second step's metrics: they may hold what it donates.
+  state, metrics = step(state, batch, rates)
+  counts = _differing(weights_of(first), weights_of(state))
+  wrong = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): int(n)
+    for path, n in jax.tree_util.tree_leaves_with_path(counts)
+    if n
+  }
+  if wrong:
+    name = next(iter(wrong))
+    raise ReplayError(
+      f'step {int(state.step)} computed twice differs in {len(wrong)} arrays, '
+      f'{name} in {wrong[name]} values: this machine does not compute alike '
+      'twice; nothing was saved since'
+    )
+  return state, metrics
