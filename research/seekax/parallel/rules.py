@@ -14,7 +14,7 @@ import math
 from typing import Any, Literal
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import BATCH_AXES
 from seekax.parallel.mesh import current_sizes
@@ -37,17 +37,22 @@ def _same(*axes: str) -> Rule:
 
 # What weights are gathered over when they are used, and what more masters are
 # split over. An array uses a mesh axis once: the first of its axes takes it.
+# (`pipeline` comes last: it splits layers, where it divides their number.)
 _EMBED = Rule(
-  weight=('fsdp',), master=('fsdp', 'data', 'expert_node', 'expert')
+  weight=('fsdp',),
+  master=('fsdp', 'data', 'expert_node', 'expert', 'pipeline'),
 )
 
 RULES: dict[str, Rule] = {
   'batch': Rule(activation=BATCH_AXES),
   'length': _same('context'),
-  'layers': _same('pipeline'),
+  'stages': _same('pipeline'),
+  # Whole where they are used one after the other; see 'stages'.
+  'layers': Rule(master=('pipeline',)),
   'embed': _EMBED,
   'latent': dataclasses.replace(_EMBED, weight=()),
-  'vocab': Rule(),
+  # One copy of each table for all stages, which compute logits together.
+  'vocab': _same('pipeline'),
   'heads': _same('tensor'),
   'head_width': Rule(),
   'mlp': _same('tensor'),
@@ -159,7 +164,7 @@ def per_shard(
   would gather what they read.
 
   An axis that its mesh axes don't divide, as the batch of one prompt, is whole
-  in all arguments.
+  in all arguments. Within a stage of a pipeline a device is one of that stage.
 
   Args:
     fn: of arrays, written for one part.
@@ -193,10 +198,18 @@ def per_shard(
       with_whole,
       in_specs=jax.tree.map(to_spec, inputs),
       out_specs=jax.tree.map(to_spec, outputs),
+      axis_names=_free_axes(),
       check_vma=False,
     )(*arguments)
 
   return call
+
+
+def _free_axes() -> set[str]:
+  """The mesh axes that no shard_map around here has taken."""
+  mesh = jax.sharding.get_abstract_mesh()
+  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  return {axis for axis, kind in kinds if kind != AxisType.Manual}
 
 
 def total(x: Any, *names: str) -> Any:

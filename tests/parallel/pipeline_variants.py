@@ -1,0 +1,123 @@
+"""One step in a pipeline of virtual devices beside one device's; a process.
+
+Reads variants from argv as JSON, {name: {'mesh': ..., key: value}}, and prints
+how far each is from the step of one device, and the memory of its program for
+4 and for 16 micro-batches.
+"""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parallel import mesh_variants
+from seekax.config import Config
+from seekax.data.pipeline import micro_batches
+from seekax.ops import compiling
+from seekax.parallel import mesh as mesh_lib
+from seekax.parallel import rules
+from seekax.training import placement
+from seekax.training.losses import loss_sums
+from seekax.training.pipelined import pipelined_gradients
+from seekax.training.schedules import Schedule
+from seekax.training.state import init_state
+
+PARTS = 4
+# Keys of variants that one device is given too.
+SHARED = ('precision', 'num_layers', 'attention', 'ffn', 'mtp_depth', 'parts')
+
+
+def run_config(parts: int = PARTS, **changes: Any) -> Config:
+  changes = {'num_layers': 6} | changes
+  config = mesh_variants.run_config(**changes)
+  train = dataclasses.replace(config.train, micro_batches=parts)
+  return dataclasses.replace(config, train=train)
+
+
+def of_one_device(config, params, bias, parts, weight):
+  """Summed over micro-batches, one after the other."""
+  total = None
+  for part in parts:
+    new = jax.grad(loss_sums, has_aux=True)(params, bias, part, config, weight)
+    total = jax.tree.map(jnp.add, total, new) if total else new
+  return total
+
+
+def of_pipeline(config, params, bias, parts, weight):
+  return pipelined_gradients(params, bias, parts, config, weight)
+
+
+def gradients(config: Config, mesh: str, function) -> Any:
+  """Gradients and sums of a micro-batched step, on the host."""
+  devices = mesh_lib.make_mesh(mesh)
+  with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
+    shardings = placement.state_shardings(config, devices)
+    state = jax.device_put(init_state(config), shardings)
+    place = rules.sharding(devices, ('batch', 'length'))
+    batch = mesh_variants.make_batch(0, config.data.sequence_length)
+    parts = micro_batches(batch, config.train.micro_batches)
+    run = compiling.jit(function, static_argnums=0)
+    found = run(
+      config,
+      state.params,
+      state.router_bias,
+      jax.device_put(parts, place),
+      Schedule(config).rates(0).mtp_weight,
+    )
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    return jax.device_get(found)
+
+
+def compare(one: Any, other: Any) -> dict[str, Any]:
+  """How far gradients and sums are from those of one device."""
+  (mine, sums), (right, right_sums) = other, one
+  distances = jax.tree.map(
+    lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), mine, right
+  )
+  worst = max(
+    (distance, jax.tree_util.keystr(path))
+    for path, distance in jax.tree_util.tree_leaves_with_path(distances)
+  )
+  return {
+    'loss': abs(float(sums.main / right_sums.main) - 1),
+    'sums': {
+      field.name: float(
+        np.max(
+          np.abs(getattr(sums, field.name) - getattr(right_sums, field.name))
+          / np.maximum(np.abs(getattr(right_sums, field.name)), 1e-30),
+          initial=0,
+        )
+      )
+      for field in dataclasses.fields(sums)
+      if field.name != 'load'
+    },
+    'gradient': worst[0],
+    'leaf': worst[1],
+    'same_load': jax.tree.all(
+      jax.tree.map(np.array_equal, sums.load, right_sums.load)
+    ),
+  }
+
+
+def main(variants: dict[str, dict[str, Any]]) -> None:
+  mesh_variants.watch_margins()
+  found, alone = {}, {}
+  for name, change in variants.items():
+    same = {key: value for key, value in change.items() if key in SHARED}
+    config = run_config(**same)
+    key = json.dumps(same, sort_keys=True)
+    if key not in alone:
+      alone[key] = gradients(config, 'data:1', of_one_device)
+    other = gradients(run_config(**change), change['mesh'], of_pipeline)
+    found[name] = compare(alone[key], other)
+  margin = min(mesh_variants.MARGINS, default=None)
+  print(json.dumps({'variants': found, 'margin': margin}))
+
+
+if __name__ == '__main__':
+  main(json.loads(sys.argv[1]))
