@@ -45,8 +45,8 @@ class Model:
 
   Attributes:
     enter: (outer parameters, micro-batch) to the first stage's input x.
-    stage: (a stage's parameters, its constants, x, micro-batch) to (x, a float32
-      scalar that is added to the objective, sums).
+    stage: (a stage's parameters, its constants, x, micro-batch) to (x, a
+      float32 scalar that is added to the objective, sums).
     leave: (outer parameters, x, micro-batch) to (float32 scalar, sums).
   """
 
