@@ -23,7 +23,7 @@ from seekax.parallel.mesh import make_mesh
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
-from seekax.training.step import accumulate, Accumulated, apply
+from seekax.training.step import accumulate, Accumulated, apply, pipelined_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +33,15 @@ class DryRun:
   Attributes:
     compile_seconds: tracing, partitioning and compiling.
     host_peak_bytes: most memory that this process has held.
-    arguments_bytes: of the update: masters, moments, gradients.
+    arguments_bytes: of the update: masters, moments, gradients (which a
+      pipeline, whose step is one program, counts among the temporaries).
     outputs_bytes: of the update.
-
-    temporaries_bytes: of a micro-batch's passes; None where JAX's version makes
-      them of no meaning on a CPU.
+    temporaries_bytes: of a micro-batch's passes, or of a pipeline's step; None
+      where JAX's version makes them of no meaning on a CPU.
     micro_batches: per step.
     collectives: of a whole step: its micro-batches and its update.
-    update_collectives: those of the update alone.
+    update_collectives: those of the update alone; none of a pipeline's are
+      told apart.
   """
 
   compile_seconds: float
@@ -56,7 +57,7 @@ class DryRun:
 def dry_run(
   config: Config, say: Callable[[str], None] = lambda line: None
 ) -> DryRun:
-  """Compiles both programs of a step for the config's mesh.
+  """Compiles the programs of a step for the config's mesh.
 
   Args:
     config: the run; as many devices as the mesh has must be there, virtual
@@ -74,6 +75,13 @@ def dry_run(
     state = _placed(abstract_state(config), shardings)
     rates = jax.tree.map(jnp.asarray, Schedule(config).rates(0))
     batch = _abstract_batch(config, mesh)
+    parts = config.train.micro_batches
+    if sizes['pipeline'] > 1:
+      say(f'compiling a step in a pipeline for {mesh.size} devices')
+      step, found = _compiled(
+        pipelined_step.lower(config, state, [batch] * parts, rates), sizes
+      )
+      return _dry_run(started, config, step, step, found, [])
     say(f'tracing the passes of a micro-batch for {mesh.size} devices')
     shapes = jax.eval_shape(
       lambda state, batch: accumulate.__wrapped__(config, state, batch, rates),
@@ -90,7 +98,11 @@ def dry_run(
     update, of_update = _compiled(
       apply.lower(config, state, so_far, rates), sizes
     )
-  parts = config.train.micro_batches
+  found = _added([(found, parts), (of_update, 1)])
+  return _dry_run(started, config, passes, update, found, of_update)
+
+
+def _dry_run(started, config, passes, update, found, of_update) -> DryRun:
   memory = update.memory_analysis()
   return DryRun(
     compile_seconds=time.monotonic() - started,
@@ -102,8 +114,8 @@ def dry_run(
       if jax.__version_info__ >= (0, 12)
       else None
     ),
-    micro_batches=parts,
-    collectives=_added([(found, parts), (of_update, 1)]),
+    micro_batches=config.train.micro_batches,
+    collectives=found,
     update_collectives=of_update,
   )
 

@@ -238,16 +238,17 @@ class _Ticks:
       )
       there = (index >= 0) & (index < self._count)
       passed = jax.tree.map(lambda v: jnp.where(there, v, 0), passed)
-      return (y, room, passed), _from(rank == self._stages - 1, y)
+      return y, room, passed
 
     entered = self._model.enter(
       self._outer, _micro_batch(self._micro_batches, t)
     )
-    (y, inputs, passed), last = self._on_stages(
+    y, inputs, passed = self._on_stages(
       own, (carry.y, carry.inputs), (entered, self._micro_batches, t)
     )
     passed = _added(carry.passed, passed)
-    return dataclasses.replace(carry, y=y, inputs=inputs, passed=passed), last
+    carry = dataclasses.replace(carry, y=y, inputs=inputs, passed=passed)
+    return carry, _of_stage(self._stages - 1, y)
 
   def _all_backward(self, carry, t, d_outer, d_last):
     """The carry with the gradients of a micro-batch per stage.
@@ -275,17 +276,16 @@ class _Ticks:
         x,
       )
       there = (index >= 0) & (index < self._count)
-      d_staged, dx = jax.tree.map(
+      return jax.tree.map(
         lambda v: jnp.where(there, v, 0), vjp((dy, jnp.ones((), jnp.float32)))
       )
-      return (d_staged, dx), _from(rank == 0, dx)
 
-    (d_staged, dx), d_entered = self._on_stages(
+    d_staged, dx = self._on_stages(
       own, (carry.dx, carry.inputs), (d_last, self._micro_batches, t)
     )
     micro_batch = _micro_batch(self._micro_batches, t - trip)
     _, vjp = jax.vjp(lambda outer: model.enter(outer, micro_batch), self._outer)
-    d_outer = _added(_float32(d_outer), vjp(d_entered)[0])
+    d_outer = _added(_float32(d_outer), vjp(_of_stage(0, dx))[0])
     d_outer, d_staged = self._lay_out(d_outer, _float32(d_staged))
     return dataclasses.replace(
       carry,
@@ -299,23 +299,24 @@ class _Ticks:
 
     Args:
       function: of (a stage's parameters, its constants, its rank, *its parts of
-        own, *shared) to (a tree of its own, an array that all ranks have).
+        own, *shared) to a tree of arrays of its own.
       own: arrays [S, ...].
       shared: arrays, whole on every rank.
+
+    Returns:
+      A tree of arrays [S, ...].
     """
     mine = (self._staged, self._constants, self._rank_S, *own)
 
     def local(mine, shared):
-      result, everybodys = function(
-        *jax.tree.map(lambda x: x[0], mine), *shared
-      )
-      return jax.tree.map(lambda x: x[None], result), everybodys
+      result = function(*jax.tree.map(lambda x: x[0], mine), *shared)
+      return jax.tree.map(lambda x: x[None], result)
 
     split, whole = PartitionSpec(AXIS), PartitionSpec()
     return jax.shard_map(
       local,
       in_specs=(split, whole),
-      out_specs=(split, whole),
+      out_specs=split,
       axis_names={AXIS},
       check_vma=False,
     )(mine, shared)
@@ -327,9 +328,12 @@ class _Ticks:
     return jax.lax.ppermute(x, AXIS, pairs)
 
 
-def _from(is_it, x):
-  """On every rank the x of the one that `is_it`."""
-  return jax.lax.psum(jnp.where(is_it, x, 0), AXIS)
+def _of_stage(stage: int, x_S: jax.Array) -> jax.Array:
+  """One stage's part, on every rank: a sum of it and of zeros, in its dtype."""
+  own_S = jnp.arange(x_S.shape[0]) == stage
+  own_S = own_S.reshape(-1, *([1] * (x_S.ndim - 1)))
+  only = jnp.where(own_S, x_S, jnp.zeros((), x_S.dtype))
+  return jax.lax.reduce(only, jnp.zeros((), x_S.dtype), jax.lax.add, (0,))
 
 
 def _micro_batch(micro_batches, index):

@@ -87,8 +87,9 @@ def spec(
     sizes: of the mesh's axes; those of the set mesh if None. An axis of one
       device is left out.
     shape: of the array. If it is given, a master's axis takes those mesh axes
-      that divide it, and an activation's axis all of its own or, where they
-      don't divide it, none: it is then whole on every device.
+      that divide it and over which none of the weight's other axes lies, and an
+      activation's axis all of its own or, where they don't divide it, none: it
+      is then whole on every device.
 
   Raises:
     KeyError: a name isn't in the table.
@@ -97,17 +98,20 @@ def spec(
   sizes = current_sizes() if sizes is None else sizes
   taken: set[str] = set()
   entries = []
+
+  def of(name, role):
+    own = getattr(RULES[name], role) if name else ()
+    return tuple(axis for axis in own if sizes.get(axis, 1) > 1)
+
+  as_used = [axis for name in names for axis in of(name, 'weight')]
   for i, name in enumerate(names):
-    split = tuple(
-      axis
-      for axis in (getattr(RULES[name], role) if name else ())
-      if sizes.get(axis, 1) > 1
-    )
+    split = of(name, role)
     twice = taken.intersection(split)
     if twice and role != 'master':
       raise ValueError(f'logical axes {names} use the mesh axes {twice} twice')
     if shape and role == 'master':
-      split = _dividing(split, taken, sizes, shape[i])
+      others = set(as_used).difference(of(name, 'weight'))
+      split = _dividing(split, taken | others, sizes, shape[i])
     elif shape and role == 'activation':
       parts = math.prod(sizes[axis] for axis in split)
       split = () if shape[i] % parts else split
