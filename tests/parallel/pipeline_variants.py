@@ -27,13 +27,25 @@ from seekax.training.state import init_state
 
 PARTS = 4
 # Keys of variants that one device is given too.
-SHARED = ('precision', 'num_layers', 'attention', 'ffn', 'mtp_depth', 'parts')
+SHARED = (
+  'crowded',
+  'init_std',
+  'length',
+  'precision',
+  'num_layers',
+  'attention',
+  'ffn',
+  'mtp_depth',
+  'parts',
+)
 
 
 def run_config(parts: int = PARTS, **changes: Any) -> Config:
   changes = {'num_layers': 6} | changes
   config = mesh_variants.run_config(**changes)
-  train = dataclasses.replace(config.train, micro_batches=parts)
+  train = dataclasses.replace(
+    config.train, micro_batches=parts, z_loss_weight=1e-3
+  )
   return dataclasses.replace(config, train=train)
 
 
@@ -56,12 +68,20 @@ def together(config, params, bias, parts, weight):
   return compiling.jit(both)(params, bias, parts, weight)
 
 
-def gradients(config: Config, mesh: str, function) -> Any:
+def gradients(
+  config: Config, mesh: str, function, crowded: bool = False
+) -> Any:
   """Gradients and sums of a step with micro-batches, on the host."""
   devices = mesh_lib.make_mesh(mesh)
   with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
     shardings = placement.state_shardings(config, devices)
     state = jax.device_put(init_state(config), shardings)
+    if crowded:
+      # Every token wants the first two experts, which are on one device.
+      push = jnp.zeros(mesh_variants.MODEL.num_experts).at[:2].set(100.0)
+      bias = jax.tree.map(lambda b: b + push, state.router_bias)
+      bias = jax.device_put(bias, shardings.router_bias)
+      state = state.replace(router_bias=bias)
     place = rules.sharding(devices, ('batch', 'length'))
     batch = mesh_variants.make_batch(0, config.data.sequence_length)
     parts = micro_batches(batch, config.train.micro_batches)
@@ -112,14 +132,15 @@ def main(variants: dict[str, dict[str, Any]]) -> None:
   mesh_variants.watch_margins()
   found, alone, margins = {}, {}, {}
   for name, change in variants.items():
+    crowded = change.get('crowded', False)
     same = {key: value for key, value in change.items() if key in SHARED}
     config = run_config(**same)
     key = json.dumps(same, sort_keys=True)
     if key not in alone:
-      alone[key] = gradients(config, 'data:1', one_by_one)
+      alone[key] = gradients(config, 'data:1', one_by_one, crowded)
       margins[key] = min(mesh_variants.MARGINS, default=None)
       mesh_variants.MARGINS.clear()
-    other = gradients(run_config(**change), change['mesh'], together)
+    other = gradients(run_config(**change), change['mesh'], together, crowded)
     mesh_variants.MARGINS.clear()
     found[name] = compare(alone[key], other)
     # Of one device: stages that have no micro-batch yet route zeros.
