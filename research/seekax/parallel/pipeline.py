@@ -15,10 +15,9 @@ micro-batch. At tick t stage s of S
 so that the last stage makes both of the same one, with its loss between them.
 A stage keeps of a micro-batch its input alone, and computes the rest again for
 the backward pass. Alive at once are 2 (S - 1 - s) + 1 inputs, S on average over
-stages, 2 S - 1 in the first, whatever the number of micro-batches. (Where the
-two passes of a tick are apart, as in PipeDream's 1F1B, a stage waits half as
-many ticks for a gradient and keeps S - s; in lockstep nobody starts his tick
-before his neighbours have ended theirs.)
+stages, whatever the number of micro-batches; every rank has the room of the
+first stage, 2 S - 1. (Where stages are not in lockstep, as in PipeDream's 1F1B,
+a gradient comes back after half as many ticks, and S - s inputs are kept.)
 
 The first S - 1 ticks have no backward pass and the last S - 1 no forward pass,
 so that the bubble is that of 1F1B (arXiv 2104.04473): S - 1 passes of each kind

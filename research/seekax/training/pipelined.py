@@ -3,8 +3,10 @@
 The expert layers are the stages (the dense ones of a model without experts),
 filled up to a multiple of their number with layers that change nothing. The
 embedding and V3's first, dense layers come before the first stage, final norm,
-head and MTP after the last. Masters, gradients, loads and checkpoints have the
-shapes that they have without a pipeline.
+head and MTP after the last. Every rank of the pipeline computes those, with its
+part of the vocabulary but else all alike, so that they add their whole time to
+every tick. Masters, gradients, loads and checkpoints have the shapes that they
+have without a pipeline.
 
 Letters: S stages, N layers, M micro-batches, B batch, L positions, E experts.
 """
