@@ -576,6 +576,19 @@ def check_mesh(config: 'Config', sizes: dict[str, int] | None = None) -> None:
       )
   for name, width in hidden.items():
     require(width, name, ('tensor',), 'splits it')
+  require(
+    model.vocab_size,
+    'model.vocab_size',
+    ('pipeline',),
+    'splits embedding and head',
+  )
+  layers = model.num_expert_layers or model.num_plain_layers
+  kind = 'expert layers' if model.num_expert_layers else 'layers'
+  _require(
+    layers >= sizes['pipeline'],
+    f'parallel.mesh has pipeline:{sizes["pipeline"]}, but the model has only '
+    f'{layers} {kind} to make stages of',
+  )
   if config.train.precision == 'fp8':
     _check_fp8_tiles(config, sizes, rows, hidden)
 

@@ -17,9 +17,10 @@ class DataParallelTest(absltest.TestCase):
     root = pathlib.Path(self.create_tempdir().full_path)
     source = runs.write_corpus(root / 'corpus')
     flags = '--xla_force_host_platform_device_count=4'
+    meshes = 'data:4', 'data:2,pipeline:2'
     losses = {}
-    for mesh in ('data:1', 'data:4'):
-      workdir = root / mesh.replace(':', '')
+    for mesh in ('data:1', *meshes):
+      workdir = root / mesh.replace(':', '').replace(',', '')
       run = runs.seekax(
         'train',
         '--config=tiny',
@@ -35,12 +36,14 @@ class DataParallelTest(absltest.TestCase):
         json.loads, (workdir / 'metrics.jsonl').read_text().split('\n')[:-1]
       )
       losses[mesh] = [row['loss'] for row in rows if row['kind'] == 'train']
-    self.assertLen(losses['data:4'], 3)
-    # Adam makes more of the last bits of a gradient at every step.
-    np.testing.assert_allclose(
-      losses['data:4'][0], losses['data:1'][0], rtol=1e-6
-    )
-    np.testing.assert_allclose(losses['data:4'], losses['data:1'], rtol=1e-3)
+    for mesh in meshes:
+      with self.subTest(mesh):
+        self.assertLen(losses[mesh], 3)
+        # Adam makes more of the last bits of a gradient at every step.
+        np.testing.assert_allclose(
+          losses[mesh][0], losses['data:1'][0], rtol=1e-6
+        )
+        np.testing.assert_allclose(losses[mesh], losses['data:1'], rtol=1e-3)
 
   def test_more_devices_than_there_are_is_refused(self):
     root = pathlib.Path(self.create_tempdir().full_path)

@@ -29,7 +29,8 @@ class SpecTest(parameterized.TestCase):
     master = rules.spec(names, 'master', _ALL, shape)
     # The experts' axis has taken its mesh axes already.
     self.assertEqual(
-      master, P(('expert_node', 'expert'), ('fsdp', 'data'), 'tensor')
+      master,
+      P(('expert_node', 'expert'), ('fsdp', 'data', 'pipeline'), 'tensor'),
     )
 
   def test_a_master_takes_what_divides_it(self):
@@ -37,6 +38,19 @@ class SpecTest(parameterized.TestCase):
     self.assertEqual(rules.spec(('embed',), 'master', sizes, (8,)), P('fsdp'))
     self.assertEqual(rules.spec(('embed',), 'master', sizes, (6,)), P('data'))
     self.assertEqual(rules.spec(('embed',), 'master', sizes, (7,)), P(None))
+
+  def test_masters_lie_over_the_pipeline_along_layers_if_they_divide(self):
+    names, sizes = ('layers', 'embed', 'mlp'), {'pipeline': 4, 'data': 2}
+    divided = rules.spec(names, 'master', sizes, (8, 16, 4))
+    self.assertEqual(divided, P('pipeline', 'data', None))
+    left = rules.spec(names, 'master', sizes, (6, 16, 4))
+    self.assertEqual(left, P(None, ('data', 'pipeline'), None))
+    of_stage = rules.spec(('stages', None, 'embed', 'mlp'), 'weight', sizes)
+    self.assertEqual(of_stage, P('pipeline', None, None, None))
+
+  def test_vocabulary_tables_lie_over_the_pipeline(self):
+    table = rules.spec(('vocab', 'embed'), 'weight', {'pipeline': 4})
+    self.assertEqual(table, P('pipeline', None))
 
   def test_an_activation_that_is_not_divided_is_whole(self):
     sizes = {'data': 2, 'fsdp': 2}

@@ -24,7 +24,7 @@ from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
-from seekax.training.step import accumulate, Accumulated, apply
+from seekax.training.step import accumulate, Accumulated, apply, pipelined_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,16 @@ class DryRun:
   Attributes:
     compile_seconds: tracing, partitioning and compiling.
     host_peak_bytes: most memory that this process has held.
-    arguments_bytes: of the update: masters, moments, gradients.
+    arguments_bytes: of the update: masters, moments, gradients (which a
+      pipeline, whose step is one program, counts among the temporaries).
     outputs_bytes: of the update.
     state_bytes: what the arguments should be, by their shapes and places.
-    temporaries_bytes: of a micro-batch's passes; None where JAX's version makes
-      them of no meaning on a CPU.
+    temporaries_bytes: of a micro-batch's passes, or of a pipeline's step; None
+      where JAX's version makes them of no meaning on a CPU.
     micro_batches: per step.
     collectives: of a whole step: its micro-batches and its update.
-    update_collectives: those of the update alone.
+    update_collectives: those of the update alone; none of a pipeline's are
+      told apart.
   """
 
   compile_seconds: float
@@ -58,7 +60,7 @@ class DryRun:
 def dry_run(
   config: Config, say: Callable[[str], None] = lambda line: None
 ) -> DryRun:
-  """Compiles both programs of a step for the config's mesh.
+  """Compiles the programs of a step for the config's mesh.
 
   Args:
     config: the run; as many devices as the mesh has must be there, virtual
@@ -76,6 +78,14 @@ def dry_run(
     state = _placed(abstract_state(config), shardings)
     rates = jax.tree.map(jnp.asarray, Schedule(config).rates(0))
     batch = _abstract_batch(config, mesh)
+    parts = config.train.micro_batches
+    if sizes['pipeline'] > 1:
+      say(f'compiling a step in a pipeline for {mesh.size} devices')
+      step, found = _compiled(
+        pipelined_step.lower(config, state, [batch] * parts, rates), sizes
+      )
+      arguments = state, [batch] * parts, rates
+      return _dry_run(started, config, step, step, arguments, found, [])
     say(f'tracing the passes of a micro-batch for {mesh.size} devices')
     shapes = jax.eval_shape(
       lambda state, batch: accumulate.__wrapped__(config, state, batch, rates),
@@ -92,25 +102,32 @@ def dry_run(
     update, of_update = _compiled(
       apply.lower(config, state, so_far, rates), sizes
     )
-  parts = config.train.micro_batches
-  memory = update.memory_analysis()
+  found = _added([(found, parts), (of_update, 1)])
   # What an update reads of the rates; a program drops arguments it doesn't.
   read = [rates.learning_rate]
   if state.router_bias:
     read.append(rates.bias_update_rate)
+  arguments = state, so_far, read
+  return _dry_run(started, config, passes, update, arguments, found, of_update)
+
+
+def _dry_run(
+  started, config, passes, update, arguments, found, of_update
+) -> DryRun:
+  memory = update.memory_analysis()
   return DryRun(
     compile_seconds=time.monotonic() - started,
     host_peak_bytes=_host_peak_bytes(),
     arguments_bytes=memory.argument_size_in_bytes,
     outputs_bytes=memory.output_size_in_bytes,
-    state_bytes=_local_bytes((state, so_far, read)),
+    state_bytes=_local_bytes(arguments),
     temporaries_bytes=(
       passes.memory_analysis().temp_size_in_bytes
       if jax.__version_info__ >= (0, 12)
       else None
     ),
-    micro_batches=parts,
-    collectives=_added([(found, parts), (of_update, 1)]),
+    micro_batches=config.train.micro_batches,
+    collectives=found,
     update_collectives=of_update,
   )
 

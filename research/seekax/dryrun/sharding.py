@@ -10,6 +10,7 @@ import numpy as np
 from seekax.config import Config, mesh_sizes
 from seekax.model.axes import weight_axes
 from seekax.model.parameters import abstract_weights
+from seekax.model.stack import pipelined_stack
 from seekax.parallel import rules
 
 
@@ -47,13 +48,21 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
     ConfigError: the mesh has more devices than that.
   """
   sizes = mesh_sizes(config.parallel.mesh, num_devices)
+  staged = pipelined_stack(config.model) if sizes['pipeline'] > 1 else ''
   width = np.dtype(jax.numpy.dtype(config.train.compute_dtype)).itemsize
   axes = weight_axes(config.model)['params']
   leaves = jax.tree_util.tree_leaves_with_path(
     abstract_weights(config.model)['params']
   )
   for (path, leaf), names in zip(leaves, jax.tree.leaves(axes), strict=True):
-    weight = _axes_of(rules.spec(names.names, 'weight', sizes))
+    used, size = names.names, leaf.size
+    if path[0].key == staged:
+      used = ('stages', *used[1:])
+      # A stage is filled up, with layers that aren't there.
+      layers = leaf.shape[0]
+      size = size // layers * -(-layers // sizes['pipeline'])
+      size *= sizes['pipeline']
+    weight = _axes_of(rules.spec(used, 'weight', sizes))
     master = _axes_of(rules.spec(names.names, 'master', sizes, leaf.shape))
     yield Placement(
       name='/'.join(entry.key for entry in path),
@@ -61,7 +70,7 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
       axes=tuple(name or '' for name in names.names),
       weight=tuple(map('+'.join, weight)),
       master=tuple(map('+'.join, master)),
-      weight_bytes=leaf.size // _parts(weight, sizes) * width,
+      weight_bytes=size // _parts(weight, sizes) * width,
       master_bytes=leaf.size // _parts(master, sizes) * 4,
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from seekax.config import ModelConfig
 from seekax.ops.linear import PLAIN_SWIGLU, swiglu, SwigluProducts
 from seekax.ops.quantize import BlockScaled, expand
+from seekax.parallel import rules
 
 
 def matrix(
@@ -92,4 +93,22 @@ class Embedding(nn.Module):
   def __call__(self, tokens: jax.Array) -> jax.Array:
     shape = (self.config.vocab_size, self.config.embed_dim)
     table_VD = matrix(self, 'table', shape, ('vocab', 'embed'), self.config)
-    return jnp.take(table_VD, tokens, axis=0)
+    if rules.num_parts('vocab') == 1:
+      return jnp.take(table_VD, tokens, axis=0)
+    of_tokens = ('batch', 'length')[: tokens.ndim]
+    look_up = rules.per_shard(
+      _look_up,
+      inputs=(rules.axes('vocab', None), rules.axes(*of_tokens)),
+      outputs=rules.axes(*of_tokens, None),
+    )
+    return look_up(table_VD, tokens)
+
+
+def _look_up(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Rows of a table of which this device has a part of the vocabulary."""
+  count = table_VD.shape[0]
+  row = tokens - jax.lax.axis_index(rules.mesh_axes('vocab')) * count
+  # A negative row would be counted from the end.
+  row = jnp.where(row < 0, count, row)
+  own = jnp.take(table_VD, row, axis=0, mode='fill', fill_value=0)
+  return rules.total(own, 'vocab')

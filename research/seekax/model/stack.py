@@ -59,6 +59,11 @@ def stacked(
   return scanned(config, use_experts, policy)
 
 
+def pipelined_stack(config: ModelConfig) -> str:
+  """The stack that a pipeline is made of; others run before its first stage."""
+  return 'expert_layers' if config.uses_experts else 'dense_layers'
+
+
 def run(
   layers: nn.Module,
   method: str,
@@ -103,6 +108,59 @@ def run(
     x, output = layer(own, x, arguments, shared)
     outputs.append(output)
   return x, outputs
+
+
+def run_some(
+  layers: Block,
+  params: dict[str, Any],
+  bias_NE: jax.Array | None,
+  there_N: jax.Array,
+  x: jax.Array,
+  shared: Sequence[Any],
+) -> tuple[jax.Array, Any]:
+  """A stage of a pipeline: a slice of a stack, with layers that aren't there.
+
+  Args:
+    layers: one, unbound.
+    params: stacked [N, ...].
+    bias_NE: of the routers, or None without.
+    there_N: False for one that only fills up the slice; it changes nothing and
+      counts nothing.
+    x: input of the first layer.
+    shared: positions and segments.
+
+  Returns:
+    (output of the last layer, the loads stacked [N, ...] or None).
+  """
+  config = layers.config
+
+  def layer(own, x, bias_E, there, shared):
+    y, (load, _) = layers.apply({'params': own}, x, bias_E, *shared)
+    load = jax.tree.map(lambda count: jnp.where(there, count, 0), load)
+    return jnp.where(there, y, x), load
+
+  length = there_N.shape[0]
+  if length <= config.unroll_layers:
+    if config.remat != 'none':
+      layer = recomputed_in_turn(layer, POLICIES[config.remat])
+    loads = []
+    biases = [None] * length if bias_NE is None else bias_NE
+    for own, bias_E, there in zip(
+      unstack(params, length), biases, there_N, strict=True
+    ):
+      x, load = layer(own, x, bias_E, there, shared)
+      loads.append(load)
+    return x, join(loads)
+  if config.remat != 'none':
+    layer = jax.checkpoint(
+      layer, policy=POLICIES[config.remat], prevent_cse=False
+    )
+
+  def step(x, inputs):
+    own, bias_E, there = inputs
+    return layer(own, x, bias_E, there, shared)
+
+  return jax.lax.scan(step, x, (params, bias_NE, there_N))
 
 
 def num_layers(params: dict[str, Any]) -> int:

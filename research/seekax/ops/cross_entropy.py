@@ -76,6 +76,7 @@ def loss_sums(
   targets_T: jax.Array,
   weights_T: jax.Array,
   z_weight: float,
+  vocab_axes: tuple[str, ...] = (),
 ) -> Sums:
   """`cross_entropy_sum` with the z-loss, in the same sweep.
 
@@ -88,17 +89,19 @@ def loss_sums(
     targets_T: target ids.
     weights_T: weight of each target, of both losses; no gradient flows to it.
     z_weight: weight of the z-loss, 0.0 for none.
+    vocab_axes: mapped axes (as of shard_map) that the vocabulary is split over;
+      head_DV is then this device's part, the rest is the same on all of them.
 
   Returns:
     The objective and its two parts.
   """
-  sums = _sums(z_weight, hidden_TD, head_DV, targets_T, weights_T)
+  sums = _sums(z_weight, vocab_axes, hidden_TD, head_DV, targets_T, weights_T)
   return Sums(sums[0], *map(jax.lax.stop_gradient, sums[1:]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(z_weight, hidden_TD, head_DV, targets_T, weights_T):
-  chosen_T, log_z_T = _target_scores(hidden_TD, head_DV, targets_T)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sums(z_weight, vocab_axes, hidden_TD, head_DV, targets_T, weights_T):
+  chosen_T, log_z_T = _target_scores(hidden_TD, head_DV, targets_T, vocab_axes)
   return _weighted(z_weight, -chosen_T, log_z_T, weights_T)
 
 
@@ -111,15 +114,17 @@ def _weighted(z_weight, cross_entropy_T, log_z_T, weights_T):
   return loss + z_weight * z, loss, z
 
 
-def _forward(z_weight, hidden_TD, head_DV, targets_T, weights_T):
+def _forward(z_weight, vocab_axes, hidden_TD, head_DV, targets_T, weights_T):
+  first = _first_id(head_DV, vocab_axes)
+
   def chunk(carry, inputs):
     so_far, d_head = carry
     hidden, targets, weights = inputs
     logits = _logits(hidden, head_DV)
-    log_z = jax.nn.logsumexp(logits, axis=1)
-    chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    log_z = _log_z(logits, vocab_axes)
+    chosen = _chosen(logits, targets - first, vocab_axes)
     sums = _weighted(z_weight, log_z - chosen, log_z, weights)
-    hit = targets[:, None] == jnp.arange(logits.shape[1])[None, :]
+    hit = (targets - first)[:, None] == jnp.arange(logits.shape[1])[None, :]
     softmax = jnp.exp(logits - log_z[:, None])
     if z_weight:
       # The gradient of log Z is the softmax.
@@ -139,10 +144,14 @@ def _forward(z_weight, hidden_TD, head_DV, targets_T, weights_T):
   return sums, (d_hidden, d_head.astype(head_DV.dtype))
 
 
-def _backward(z_weight, residuals, cotangents):
+def _backward(z_weight, vocab_axes, residuals, cotangents):
   del z_weight  # Part of the gradient already.
   d_hidden, d_head = residuals
   cotangent = cotangents[0]  # The other two are reported, not trained on.
+  if vocab_axes:
+    # As the transpose of a psum is. What each device has of d_hidden is added
+    # up by the shard_map, in which the hidden states are whole.
+    cotangent = jax.lax.psum(cotangent, vocab_axes)
   d_hidden = (d_hidden * cotangent).astype(d_hidden.dtype)
   d_head = (d_head * cotangent).astype(d_head.dtype)
   return d_hidden, d_head, None, None
@@ -152,15 +161,19 @@ _sums.defvjp(_forward, _backward)
 
 
 def _target_scores(
-  hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array
+  hidden_TD: jax.Array,
+  head_DV: jax.Array,
+  targets_T: jax.Array,
+  vocab_axes: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
   """(log-probability of each target, log Z), float32 [T] each."""
+  first = _first_id(head_DV, vocab_axes)
 
   def chunk(pair):
     hidden, targets = pair
     logits = _logits(hidden, head_DV)
-    chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    log_z = jax.nn.logsumexp(logits, axis=1)
+    chosen = _chosen(logits, targets - first, vocab_axes)
+    log_z = _log_z(logits, vocab_axes)
     return chosen - log_z, log_z
 
   chunks = _chunked((hidden_TD, targets_T), head_DV.shape[1])
@@ -172,6 +185,36 @@ def _logits(hidden_TD: jax.Array, head_DV: jax.Array) -> jax.Array:
   return jnp.einsum(
     'TD,DV->TV', hidden_TD, head_DV, preferred_element_type=jnp.float32
   )
+
+
+def _first_id(head_DV, vocab_axes):
+  """The id of this device's first column."""
+  if not vocab_axes:
+    return 0
+  return jax.lax.axis_index(vocab_axes) * head_DV.shape[1]
+
+
+def _chosen(logits_TV, columns_T, vocab_axes):
+  """[T], the logit in a column, which may be another device's."""
+  if not vocab_axes:
+    return jnp.take_along_axis(logits_TV, columns_T[:, None], axis=1)[:, 0]
+  count = logits_TV.shape[1]
+  # A negative column would be counted from the end.
+  columns_T = jnp.where(columns_T < 0, count, columns_T)
+  own_T = jnp.take_along_axis(
+    logits_TV, columns_T[:, None], axis=1, mode='fill', fill_value=0
+  )[:, 0]
+  return jax.lax.psum(own_T, vocab_axes)
+
+
+def _log_z(logits_TV, vocab_axes):
+  """[T], the log of the sum of all columns' exponentials."""
+  own_T = jax.nn.logsumexp(logits_TV, axis=1)
+  if not vocab_axes:
+    return own_T
+  largest_T = jax.lax.pmax(own_T, vocab_axes)
+  total_T = jax.lax.psum(jnp.exp(own_T - largest_T), vocab_axes)
+  return largest_T + jnp.log(total_T)
 
 
 def _chunked(arrays, vocab_size: int):

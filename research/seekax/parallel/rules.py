@@ -14,7 +14,7 @@ import math
 from typing import Any, Literal
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import BATCH_AXES
 from seekax.parallel.mesh import current_sizes
@@ -37,17 +37,22 @@ def _same(*axes: str) -> Rule:
 
 # What weights are gathered over when they are used, and what more masters are
 # split over. An array uses a mesh axis once: the first of its axes takes it.
+# (`pipeline` comes last: it splits layers, where it divides their number.)
 _EMBED = Rule(
-  weight=('fsdp',), master=('fsdp', 'data', 'expert_node', 'expert')
+  weight=('fsdp',),
+  master=('fsdp', 'data', 'expert_node', 'expert', 'pipeline'),
 )
 
 RULES: dict[str, Rule] = {
   'batch': Rule(activation=BATCH_AXES),
   'length': _same('context'),
-  'layers': _same('pipeline'),
+  'stages': _same('pipeline'),
+  # Whole where they are used one after the other; see 'stages'.
+  'layers': Rule(master=('pipeline',)),
   'embed': _EMBED,
   'latent': dataclasses.replace(_EMBED, weight=()),
-  'vocab': Rule(),
+  # One copy of each table for all stages, which compute logits together.
+  'vocab': _same('pipeline'),
   'heads': _same('tensor'),
   'head_width': Rule(),
   'mlp': _same('tensor'),
@@ -82,8 +87,9 @@ def spec(
     sizes: of the mesh's axes; those of the set mesh if None. An axis of one
       device is left out.
     shape: of the array. If it is given, a master's axis takes those mesh axes
-      that divide it, and an activation's axis all of its own or, where they
-      don't divide it, none: it is then whole on every device.
+      that divide it and over which none of the weight's other axes lies, and an
+      activation's axis all of its own or, where they don't divide it, none: it
+      is then whole on every device.
 
   Raises:
     KeyError: a name isn't in the table.
@@ -92,17 +98,20 @@ def spec(
   sizes = current_sizes() if sizes is None else sizes
   taken: set[str] = set()
   entries = []
+
+  def of(name, role):
+    own = getattr(RULES[name], role) if name else ()
+    return tuple(axis for axis in own if sizes.get(axis, 1) > 1)
+
+  as_used = [axis for name in names for axis in of(name, 'weight')]
   for i, name in enumerate(names):
-    split = tuple(
-      axis
-      for axis in (getattr(RULES[name], role) if name else ())
-      if sizes.get(axis, 1) > 1
-    )
+    split = of(name, role)
     twice = taken.intersection(split)
     if twice and role != 'master':
       raise ValueError(f'logical axes {names} use the mesh axes {twice} twice')
     if shape and role == 'master':
-      split = _dividing(split, taken, sizes, shape[i])
+      others = set(as_used).difference(of(name, 'weight'))
+      split = _dividing(split, taken | others, sizes, shape[i])
     elif shape and role == 'activation':
       parts = math.prod(sizes[axis] for axis in split)
       split = () if shape[i] % parts else split
@@ -159,7 +168,7 @@ def per_shard(
   would gather what they read.
 
   An axis that its mesh axes don't divide, as the batch of one prompt, is whole
-  in all arguments.
+  in all arguments. Within a stage of a pipeline a device is one of that stage.
 
   Args:
     fn: of arrays, written for one part.
@@ -193,10 +202,18 @@ def per_shard(
       with_whole,
       in_specs=jax.tree.map(to_spec, inputs),
       out_specs=jax.tree.map(to_spec, outputs),
+      axis_names=_free_axes(),
       check_vma=False,
     )(*arguments)
 
   return call
+
+
+def _free_axes() -> set[str]:
+  """The mesh axes that no shard_map around here has taken."""
+  mesh = jax.sharding.get_abstract_mesh()
+  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  return {axis for axis, kind in kinds if kind != AxisType.Manual}
 
 
 def total(x: Any, *names: str) -> Any:

@@ -114,23 +114,63 @@ def loss_sums(
   trunk = model.apply(
     variables, batch.tokens_BL, batch.positions_BL, segments_BL, router_bias
   )
+  return target_sums(
+    model,
+    weights,
+    trunk.hidden_BLD,
+    trunk.load,
+    router_bias,
+    batch,
+    config,
+    mtp_weight,
+  )
+
+
+def target_sums(
+  model: Transformer,
+  weights: Any,
+  hidden_BLD: jax.Array,
+  trunk_load: Load | None,
+  router_bias: dict[str, jax.Array],
+  batch: Batch,
+  config: Config,
+  mtp_weight: jax.Array | float | None,
+) -> tuple[jax.Array, LossSums]:
+  """`loss_sums` from the trunk's hidden states on.
+
+  Args:
+    model: the model.
+    weights: its parameters as they are used.
+    hidden_BLD: hidden states after the final norm.
+    trunk_load: of the expert layers; None if there are none, or to leave their
+      part out.
+    router_bias: selection biases.
+    batch: a whole batch or a micro-batch.
+    config: the run.
+    mtp_weight: lambda of this step; the config's first one if None.
+
+  Returns:
+    (float32 scalar, LossSums).
+  """
+  variables = {'params': weights}
+  isolate = config.data.isolate_documents
   further, mtp_load = model.apply(
     variables,
-    trunk.hidden_BLD,
+    hidden_BLD,
     batch.targets_BL,
     batch.positions_BL,
-    segments_BL,
+    batch.segments_BL if isolate else None,
     router_bias,
     method='predict_further',
   )
-  head_DV = variables['params']['head']
+  head_DV = weights['head']
 
   per_token = rules.axes('batch', 'length')
   sums_of = rules.per_shard(
     functools.partial(_target_losses, config.train.z_loss_weight),
     inputs=(
       rules.axes('batch', 'length', None),
-      rules.axes(None, None),
+      rules.axes(None, 'vocab'),
       per_token,
       per_token,
     ),
@@ -141,17 +181,15 @@ def loss_sums(
     return sums_of(hidden_BLD, head_DV, targets_BL, weights_BL)
 
   weights_BL = main_weights(batch, isolate)
-  main = target_losses(trunk.hidden_BLD, batch.targets_BL, weights_BL)
+  main = target_losses(hidden_BLD, batch.targets_BL, weights_BL)
   mtp = [
     target_losses(
       hidden_BLD, shift_left(batch.targets_BL, k), mtp_weights(batch, k)
     )
     for k, hidden_BLD in enumerate(further, start=1)
   ]
-  load, balance = _collect(trunk.load, mtp_load)
-  objective = main.objective + config.train.balance_weight * (
-    balance * batch.tokens_BL.shape[1]
-  )
+  load, balance = _collect(trunk_load, mtp_load)
+  objective = main.objective + balance_objective(config, balance, batch)
   mtp_J = jnp.zeros((0,), jnp.float32)
   if mtp:
     mtp_J = jnp.stack([depth.cross_entropy for depth in mtp])
@@ -171,6 +209,13 @@ def loss_sums(
   return objective, sums
 
 
+def balance_objective(
+  config: Config, balance: jax.Array, batch: Batch
+) -> jax.Array:
+  """What a sum of balance losses adds to the objective."""
+  return config.train.balance_weight * (balance * batch.tokens_BL.shape[1])
+
+
 def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
   """Sums over all targets; on a mesh, of what this device has of them."""
   sums = cross_entropy.loss_sums(
@@ -179,6 +224,7 @@ def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
     targets_BL.reshape(-1),
     weights_BL.reshape(-1),
     z_weight,
+    rules.mesh_axes('vocab'),
   )
   return cross_entropy.Sums(*(rules.total(x, 'batch', 'length') for x in sums))
 

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import Config, ModelConfig
 from seekax.model.axes import weight_axes
-from seekax.parallel import rules
+from seekax.model.stack import pipelined_stack
+from seekax.parallel import pipeline, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training.state import abstract_state, TrainState
 
@@ -56,6 +57,11 @@ def _keys(path) -> tuple[str, ...]:
   return tuple(str(getattr(entry, 'key', entry)) for entry in path)
 
 
+def as_masters(gradients: Any, model: ModelConfig) -> Any:
+  """Gradients laid out as the masters: the scatter of a ZeRO step."""
+  return _constrained(gradients, model, 'master')
+
+
 def as_weights(params: Any, model: ModelConfig) -> Any:
   """Parameters laid out as they are used: the gather of a ZeRO step.
 
@@ -65,16 +71,46 @@ def as_weights(params: Any, model: ModelConfig) -> Any:
   return _constrained(_constrained(params, model, 'master'), model, 'weight')
 
 
-def as_masters(gradients: Any, model: ModelConfig) -> Any:
-  """Gradients laid out as the masters: the scatter of a ZeRO step."""
-  return _constrained(gradients, model, 'master')
+def as_stages(stack: Any, model: ModelConfig, stages: int) -> Any:
+  """A stack [N, ...] as weights of a pipeline's stages, [S, N / S, ...].
+
+  Where masters lie over the pipeline along another axis than that of layers,
+  each rank gets its layers' parts of all others first, and only then gathers
+  over the ranks of the batch.
+  """
+  own = _stack_axes(model)
+  stack = _constrained_as(stack, own, 'master')
+  stack = jax.tree.map(lambda x: pipeline.padded(x, stages), stack)
+  return _constrained_as(
+    staged_as_masters(stack, model), _staged(own), 'weight'
+  )
+
+
+def staged_as_masters(gradients: Any, model: ModelConfig) -> Any:
+  """[S, N / S, ...] gradients, each stage's laid out as its masters."""
+  return _constrained_as(gradients, _staged(_stack_axes(model)), 'master')
+
+
+def _stack_axes(model: ModelConfig) -> Any:
+  return weight_axes(model)['params'][pipelined_stack(model)]
+
+
+def _staged(axes: Any) -> Any:
+  """Names of [S, N / S, ...] from those of [N, ...]."""
+  return jax.tree.map(
+    lambda names: rules.axes('stages', None, *names.names[1:]), axes
+  )
 
 
 def _constrained(params: Any, model: ModelConfig, role: rules.Role) -> Any:
+  """All parameters, or some of the tree's entries."""
+  axes = weight_axes(model)['params']
+  return _constrained_as(params, {key: axes[key] for key in params}, role)
+
+
+def _constrained_as(params: Any, axes: Any, role: rules.Role) -> Any:
   if not current_sizes():
     return params
   return jax.tree.map(
-    lambda x, names: rules.constrain(x, *names.names, role=role),
-    params,
-    weight_axes(model)['params'],
+    lambda x, names: rules.constrain(x, *names.names, role=role), params, axes
   )

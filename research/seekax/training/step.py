@@ -2,7 +2,8 @@
 
 Both are pure. With several micro-batches each is a program of its own, with one
 they are compiled together, so that gradients never outlive a program and every
-step asks the allocator for the same.
+step asks the allocator for the same. In a pipeline all micro-batches of a step
+and its update are one program.
 """
 
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.ops import compiling
+from seekax.parallel.mesh import current_sizes
 from seekax.parallel.rules import constrain
 from seekax.training import placement
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.guard import judge
 from seekax.training.losses import loss_sums, LossSums
 from seekax.training.optimizer import make_optimizer, mean_and_clip
+from seekax.training.pipelined import pipelined_gradients
 from seekax.training.schedules import Rates
 from seekax.training.state import TrainState
 
@@ -149,6 +152,16 @@ def _whole_step(
   return _apply(config, state, accumulated, rates)
 
 
+def _pipelined_step(
+  config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
+) -> tuple[TrainState, Metrics]:
+  """One update from micro-batches that go through a pipeline together."""
+  gradients, sums = pipelined_gradients(
+    state.params, state.router_bias, batch, config, rates.mtp_weight
+  )
+  return _apply(config, state, Accumulated(gradients, sums), rates)
+
+
 accumulate = compiling.jit(
   _accumulate, static_argnums=(0,), donate_argnums=(4,)
 )
@@ -157,16 +170,24 @@ whole_step = compiling.jit(
   _whole_step, static_argnums=(0,), donate_argnums=(1,)
 )
 
+pipelined_step = compiling.jit(
+  _pipelined_step, static_argnums=(0,), donate_argnums=(1,)
+)
+
 
 def compile_ahead(
   config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
 ) -> None:
   """Compiles everything that steps need, those of a larger batch too.
 
-  Memory peaks less in the first step, and a batch ramp compiles nothing later.
+  Memory peaks less in the first step, and a batch ramp compiles nothing later,
+  but in a pipeline, whose program has its number of micro-batches.
 
   Args: as of train_step, for the first step.
   """
+  if 'pipeline' in current_sizes():
+    compiling.compile_ahead(pipelined_step, config, state, batch, rates)
+    return
   if config.train.micro_batches == 1:
     compiling.compile_ahead(whole_step, config, state, batch[0], rates)
     return
@@ -201,6 +222,8 @@ def train_step(
   Returns:
     (the new state, metrics still on the device).
   """
+  if 'pipeline' in current_sizes():
+    return pipelined_step(config, state, batch, rates)
   if config.train.micro_batches == 1:
     return whole_step(config, state, batch[0], rates)
   accumulated = None

@@ -1,0 +1,103 @@
+"""A pipeline of four stages that are no transformer; run as a process.
+
+Prints for several numbers of micro-batches how far gradients and sums are from
+those of the same functions called in turn, and what their programs need.
+"""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax.parallel import mesh as mesh_lib
+from seekax.parallel import pipeline
+
+STAGES, ROWS, WIDTH = 4, 8, 16
+
+
+def enter(outer, batch):
+  return outer['table'][batch['ids']]
+
+
+def stage(weights, constants, x, batch):
+  y = jnp.tanh(x @ weights['w']) * constants + batch['shift'][:, None]
+  # A sum, of what isn't trained on, and a term of the objective.
+  return y, 0.1 * jnp.square(y).sum(), (y > 0).sum(dtype=jnp.int32)
+
+
+def leave(outer, x, batch):
+  logits = x @ outer['table'].T
+  wrong = jnp.square(logits).sum() + (logits * batch['shift'][:, None]).sum()
+  return wrong, {'rows': jnp.int32(ROWS), 'wrong': wrong}
+
+
+MODEL = pipeline.Model(enter, stage, leave)
+
+
+def draw(count: int):
+  """Outer, staged, constants, micro-batches."""
+  rng = np.random.default_rng(count)
+
+  def normal(*shape):
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+  outer = {'table': normal(32, WIDTH)}
+  staged = {'w': 0.3 * normal(STAGES, WIDTH, WIDTH)}
+  constants = jnp.arange(1.0, STAGES + 1)
+  batches = {
+    'ids': jnp.asarray(rng.integers(0, 32, (count, ROWS))),
+    'shift': normal(count, ROWS),
+  }
+  return outer, staged, constants, batches
+
+
+def in_turn(outer, staged, constants, batches):
+  """The objective and the sums, one micro-batch and stage after the other."""
+  total, passed, left = 0.0, [0] * STAGES, []
+  for m in range(batches['shift'].shape[0]):
+    batch = jax.tree.map(lambda x, m=m: x[m], batches)
+    x = enter(outer, batch)
+    for s in range(STAGES):
+      own = jax.tree.map(lambda w, s=s: w[s], staged)
+      x, objective, count = stage(own, constants[s], x, batch)
+      total += objective
+      passed[s] += count
+    objective, sums = leave(outer, x, batch)
+    total += objective
+    left.append(sums)
+  return total, (jnp.stack(passed), jax.tree.map(lambda *x: sum(x), *left))
+
+
+def run_case(count: int):
+  arguments = draw(count)
+
+  def staged_gradients(*arguments):
+    result = pipeline.gradients(MODEL, *arguments)
+    return (result.outer, result.staged), (result.passed, result.left)
+
+  with (
+    jax.set_mesh(mesh_lib.make_mesh(f'pipeline:{STAGES}')),
+    jax.default_matmul_precision('highest'),
+  ):
+    compiled = jax.jit(staged_gradients).lower(*arguments).compile()
+    found = jax.device_get(jax.block_until_ready(compiled(*arguments)))
+  right = jax.jit(jax.grad(in_turn, argnums=(0, 1), has_aux=True))(*arguments)
+  distances = jax.tree.map(
+    lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), found, right
+  )
+  permutes = re.findall(
+    r'collective-permute(?:-start)?\(.*?source_target_pairs=(\{\{.*?\}\})',
+    compiled.as_text(),
+  )
+  return {
+    'distance': max(jax.tree.leaves(distances)),
+    'same_counts': bool(np.array_equal(found[1][0], right[1][0])),
+    'temporaries': compiled.memory_analysis().temp_size_in_bytes,
+    'permutes': sorted(set(permutes)),
+  }
+
+
+if __name__ == '__main__':
+  print(json.dumps({count: run_case(count) for count in (1, 2, 4, 16)}))

@@ -1,0 +1,129 @@
+"""A step in a pipeline is the step of one device."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seekax.parallel import pipeline
+
+# Three expert layers over two stages: one that isn't there.
+_FEW = dict(num_layers=4, unroll_layers=0)
+QUICK = {'experts_pipeline': dict(mesh='expert:2,pipeline:2', **_FEW)}
+ON_FOUR = {
+  'two': dict(mesh='pipeline:2', **_FEW),
+  'four': dict(mesh='pipeline:4', num_layers=6),
+  'recomputed': dict(mesh='pipeline:2', num_layers=4, remat='full'),
+  'recomputed_scan': dict(mesh='pipeline:2', remat='paper', **_FEW),
+  'fewer_parts_than_stages': dict(mesh='pipeline:4', parts=2, num_layers=5),
+  'data': dict(mesh='data:2,pipeline:2', **_FEW),
+  'fsdp': dict(mesh='fsdp:2,pipeline:2', **_FEW),
+  'tensor': dict(mesh='tensor:2,pipeline:2', **_FEW),
+  'one_expert': dict(mesh='expert:2,pipeline:2', crowded=True, **_FEW),
+  'fp8': dict(
+    mesh='pipeline:2', precision='fp8', init_std=0.02, length=64, **_FEW
+  ),
+  'dense': dict(mesh='pipeline:2', ffn='dense', mtp_depth=0, **_FEW),
+}
+ON_EIGHT = {
+  'data_expert_pipeline': dict(mesh='data:2,expert:2,pipeline:2', **_FEW),
+}
+
+
+def run_script(name: str, num_devices: int, *arguments: str):
+  script = pathlib.Path(__file__).with_name(name)
+  # Most of the time goes into compiling programs that run once.
+  flags = (
+    f'--xla_force_host_platform_device_count={num_devices}'
+    ' --xla_backend_optimization_level=0'
+  )
+  run = subprocess.run(
+    [sys.executable, str(script), *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'XLA_FLAGS': flags},
+  )
+  assert run.returncode == 0, run.stderr
+  return json.loads(run.stdout)
+
+
+class ScheduleTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.found = run_script('pipeline_cases.py', 4)
+
+  def test_gradients_and_sums_are_those_of_calls_in_turn(self):
+    self.assertLen(self.found, 4)
+    for count, found in self.found.items():
+      self.assertLess(found['distance'], 1e-6, count)
+      self.assertTrue(found['same_counts'], count)
+
+  def test_memory_does_not_grow_with_micro_batches(self):
+    few, many = self.found['4'], self.found['16']
+    self.assertEqual(few['temporaries'], many['temporaries'])
+
+  def test_stages_talk_to_their_neighbours(self):
+    self.assertEqual(
+      self.found['4']['permutes'],
+      ['{{0,1},{1,2},{2,3}}', '{{1,0},{2,1},{3,2}}'],
+    )
+
+
+class PaddingTest(absltest.TestCase):
+  def test_layers_that_are_not_there_are_0_and_come_last(self):
+    x = jnp.arange(1.0, 11).reshape(5, 2)
+    staged = pipeline.padded(x, 3)
+    self.assertEqual(staged.shape, (3, 2, 2))
+    np.testing.assert_array_equal(staged[2, 1], [0, 0])
+    np.testing.assert_array_equal(pipeline.unpadded(staged, 5), x)
+
+
+class ModelTest(absltest.TestCase):
+  def check(self, variants, num_devices):
+    found = run_script(
+      'pipeline_variants.py', num_devices, json.dumps(variants)
+    )
+    self.assertLen(found['variants'], len(variants))
+    for name, got in found['variants'].items():
+      with self.subTest(name):
+        if variants[name].get('precision') == 'fp8':
+          # One bit more before E4M3 is 6 % after it.
+          self.assertLess(got['loss'], 1e-3)
+          continue
+        if got['margin'] is not None:
+          self.assertGreater(got['margin'], 1e-5)
+        for key, distance in got['sums'].items():
+          self.assertLess(distance, 1e-6, key)
+        self.assertLess(got['gradient'], 1e-5, got['leaf'])
+        self.assertTrue(got['same_load'])
+
+  def test_experts_and_pipeline(self):
+    self.check(QUICK, 4)
+
+  @pytest.mark.slow
+  def test_on_four_devices(self):
+    self.check(ON_FOUR, 4)
+
+  @pytest.mark.slow
+  def test_on_eight_devices(self):
+    self.check(ON_EIGHT, 8)
+
+  @pytest.mark.slow
+  def test_memory_grows_with_micro_batches_by_themselves(self):
+    found = run_script('pipeline_memory.py', 2)
+    # Tokens, targets, positions and two numbers of documents, stacked.
+    batch = found['micro_batch_bytes']
+    grown = found['16'] - found['4']
+    self.assertBetween(grown, 0, 12 * batch)
+
+
+if __name__ == '__main__':
+  absltest.main()
