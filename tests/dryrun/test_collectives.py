@@ -62,6 +62,8 @@ class ReadTest(parameterized.TestCase):
     ('replica_groups=[2,4]<=[4,2]T(1,0)', [0, 2, 4, 6]),
     ('replica_groups={{0,4},{1,5}}', [0, 4]),
     ('source_target_pairs={{1,3},{3,1}}', [1, 3]),
+    ('source_target_pairs={{0,0},{1,2}}', [1, 2]),
+    ('source_target_pairs={{0,0}}', [0]),
   )
   def test_devices(self, text, expected):
     self.assertEqual(collectives._group(text), expected)

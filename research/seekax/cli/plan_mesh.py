@@ -16,7 +16,7 @@ from seekax.config import (
 from seekax.planning.layout import Layout
 
 # Axes of a layout that a program's mesh has too.
-_AXES = (*BATCH_AXES, 'context', 'tensor')
+_AXES = ('pipeline', *BATCH_AXES, 'context', 'tensor')
 _FLAG = '--xla_force_host_platform_device_count'
 
 
@@ -32,7 +32,7 @@ def on_mesh(config: Config, layout: Layout, devices: int) -> Config:
 
   Its precision is bfloat16, since FP8 is only emulated on a CPU; a micro-batch
   is one sequence per rank of the batch, and the batch is raised to the next
-  multiple of that. Pipeline ranks of the layout become data ranks.
+  multiple of that.
 
   Args:
     config: the run.

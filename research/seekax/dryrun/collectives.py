@@ -137,7 +137,7 @@ def _trip_count(condition: list[str]) -> int:
 
 
 def _group(rest: str) -> list[int]:
-  """Devices of the first group (of the first pair, for a permutation)."""
+  """Devices of the first group; of a permutation, of its first real pair."""
   match = re.search(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? *\{([^}]*)\}',
     rest,
@@ -159,9 +159,13 @@ def _group(rest: str) -> list[int]:
     if match[4]:
       ids = ids.transpose([int(axis) for axis in match[4].split(',')])
     return ids.reshape(int(match[1]), int(match[2]))[0].tolist()
-  match = re.search(
-    r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', rest
-  )
+  match = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}', rest)
+  if match:
+    pairs = re.findall(r'\{(\d+),(\d+)\}', match[1])
+    # What stays on its device is sent nowhere.
+    sent = [[int(a), int(b)] for a, b in pairs if a != b]
+    return sent[0] if sent else [int(pairs[0][0])]
+  match = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
   if match:
     return [int(device) for device in match[1].split(',')]
   raise ValueError(
