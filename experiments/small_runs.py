@@ -328,6 +328,8 @@ class Difference:
     return float(self.mean > 0)
 
   def __str__(self) -> str:
+    if math.isnan(self.mean):
+      return 'not measured'
     return f'{self.mean:+.4f}, standard error {self.error:.4f}'
 
 
@@ -340,6 +342,8 @@ def paired(
 ) -> Difference:
   """`name` of the first arm minus that of the second, seed by seed.
 
+  NaN where runs of either are missing.
+
   Args:
     measured: numbers of every job 'arm, seed n'.
     first: an arm.
@@ -347,10 +351,11 @@ def paired(
     name: of the number.
     second_name: of the second arm's number if it is another one.
   """
-  differences = np.subtract(
-    values(measured, first, name),
-    values(measured, second, second_name or name),
-  )
+  of_first = values(measured, first, name)
+  of_second = values(measured, second, second_name or name)
+  if not (len(of_first) and len(of_first) == len(of_second)):
+    return Difference(math.nan, math.nan)
+  differences = of_first - of_second
   error = differences.std(ddof=1) / math.sqrt(len(differences))
   return Difference(float(differences.mean()), float(error))
 
