@@ -175,10 +175,12 @@ def draw(
   for position, (arm, name, _) in enumerate(shown):
     found = small_runs.values(measured, arm, name)
     axes.scatter(found, [position] * len(found), color='#0072B2', s=24)
-    if len(found):
-      axes.text(
-        found.max() + 0.01, position, f'{found.mean():.3f}', va='center'
-      )
+    axes.annotate(
+      f'{found.mean():.3f}' if len(found) else 'not measured',
+      (1, position),
+      xycoords=('axes fraction', 'data'),
+      va='center',
+    )
   axes.set_yticks(range(len(shown)), [label for _, _, label in shown])
   axes.invert_yaxis()
   axes.set_xlabel('held-out loss, nats (a dot is a seed; in words their mean)')
