@@ -73,7 +73,7 @@ ATTENTION_KINDS = ('mla', 'gqa', 'mha', 'mqa')
 FFN_KINDS = ('dense', 'experts')
 ROUTER_KINDS = ('sigmoid', 'softmax')
 GROUP_SCORES = ('top2', 'max')
-ROPE_SCALINGS = ('none', 'yarn', 'llama3')
+ROPE_SCALINGS = ('none', 'linear', 'yarn', 'llama3')
 ROPE_LAYOUTS = ('interleaved', 'half')
 GROUPED_MATMULS = (
   'auto',
@@ -142,7 +142,9 @@ class ModelConfig:
 
   rope_theta: float = _key(10000.0, 'base of the rotary frequencies')
   rope_layout: str = _key('interleaved', 'rotary pairs: interleaved or half')
-  rope_scaling: str = _key('yarn', 'context extension: none, yarn, llama3')
+  rope_scaling: str = _key(
+    'yarn', 'context extension: none, linear, yarn, llama3'
+  )
   rope_factor: float = _key(40.0, 'context extension factor (s)')
   rope_original_length: int = _key(4096, 'context before extension')
   yarn_beta_fast: float = _key(32.0, 'rotations above which YaRN keeps')

@@ -25,6 +25,19 @@ def _rotate_and_back(x, positions, config, dout):
   return out, *pullback(dout)
 
 
+class LinearTest(absltest.TestCase):
+  def test_positions_are_divided_by_the_factor(self):
+    plain = dataclasses.replace(presets.tiny(), rope_scaling='none')
+    linear = dataclasses.replace(plain, rope_scaling='linear', rope_factor=8.0)
+    np.testing.assert_allclose(
+      8 * rotary.inverse_frequencies(linear),
+      rotary.inverse_frequencies(plain),
+      rtol=1e-12,
+    )
+    self.assertEqual(rotary.table_scale(linear), 1)
+    self.assertEqual(rotary.softmax_scale(linear), plain.qk_head_dim**-0.5)
+
+
 class YarnValuesTest(parameterized.TestCase):
   """Numbers worked out by hand from the released configs."""
 

@@ -23,11 +23,14 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     float64 [R/2]: radians per position.
 
   References:
-    RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071), with the ramp linear
+    RoFormer (arXiv 2104.09864); position interpolation (arXiv 2306.15595),
+    here `linear`; YaRN (arXiv 2309.00071), with the ramp linear
     in the pair's index as in DeepSeek's released code, not in the rotations.
   """
   width = config.rope_head_dim
   plain = config.rope_theta ** (-np.arange(0, width, 2) / width)
+  if config.rope_scaling == 'linear':
+    return plain / config.rope_factor
   if config.rope_scaling == 'yarn':
     return _yarn(plain, config)
   if config.rope_scaling == 'llama3':

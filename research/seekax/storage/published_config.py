@@ -60,6 +60,7 @@ def _check_published_form(model: ModelConfig) -> None:
         f'{model.ffn!r} and model.router={model.router!r}'
       )
 
+  require(model.rope_scaling != 'linear', 'rope_scaling')
   if model.attention != 'mla':
     require(not model.uses_experts, 'ffn')
     require(model.nope_head_dim == 0, 'nope_head_dim')
