@@ -14,7 +14,7 @@ ORACLE := .venv-parity
 ORACLE_LOCK := third_party/transformers/requirements.txt
 ORACLE_STAMP := $(ORACLE)/installed
 
-.PHONY: demo test test-all lint parity bench lock clean
+.PHONY: demo test test-all lint parity bench faults lock clean
 
 demo: $(STAMP)
 	$(RUN)/seekax train --config=demo --workdir=$(DEMO)
@@ -46,6 +46,11 @@ bench: $(STAMP) $(ORACLE_STAMP)
 	$(RUN)/python experiments/benchmarks/kernels.py
 	$(RUN)/python experiments/benchmarks/against_transformers.py \
 	  --oracle=$(ORACLE)/bin/python
+
+# Injects faults into short runs: N faults, N promises kept. faults FAULTS=--only=F9
+# takes some.
+faults: $(STAMP)
+	$(RUN)/python tests/faults/run.py $(FAULTS)
 
 # The lock files hold hashes and no index addresses. They are made again from
 # setup.py with uv (pip install uv), which reads any Python's versions.

@@ -42,6 +42,7 @@ def get_config(arg: str = '') -> ConfigDict:
   optim.last_learning_rate = 7.3e-6
   optim.ema_decay = 0.999  # 3.2.3: an average on the host; decay not given.
   train = config.train
+  train.precision = 'fp8'  # 3.3: tiles of 128, blocks of 128x128, E4M3.
   train.steps = 242_940  # 14.8T tokens (4.1).
   train.micro_batches = 120  # ... by 128 sequences,
   train.ramp_micro_batches = 24

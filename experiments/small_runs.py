@@ -79,8 +79,8 @@ def model_of(size: Size, **changes: Any) -> ModelConfig:
   small = dict(
     vocab_size=VOCAB,
     embed_dim=size.width,
-    num_layers=3 if size != SMOKE else 2,
-    num_dense_layers=1,
+    num_layers=3 if size != SMOKE else 1,
+    num_dense_layers=1 if size != SMOKE else 0,
     context_length=size.length,
     num_heads=4,
     query_latent_dim=0,

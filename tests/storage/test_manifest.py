@@ -45,6 +45,15 @@ class ManifestTest(absltest.TestCase):
       with self.assertRaisesRegex(StorageError, 'is not listed|is missing'):
         manifest_lib.verify_manifest(self.folder, self.manifest)
 
+  def test_every_flipped_bit_of_a_manifest_is_found(self):
+    whole = self.manifest.read_bytes()
+    for bit in range(8 * len(whole)):
+      broken = bytearray(whole)
+      broken[bit // 8] ^= 1 << bit % 8
+      self.manifest.write_bytes(broken)
+      with self.assertRaises(StorageError):
+        manifest_lib.verify_manifest(self.folder, self.manifest)
+
   def test_sha256sum_reads_it(self):
     run = subprocess.run(
       ['sha256sum', '--check', '--quiet', self.manifest.name],

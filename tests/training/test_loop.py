@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -12,7 +13,8 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.open import find, open_checkpoint
-from seekax.training import journal, launch
+from seekax.training import corpus as corpus_lib
+from seekax.training import journal, launch, schedules
 from seekax.training.state import abstract_state, to_parts, weights_of
 
 
@@ -221,6 +223,36 @@ class LoopTest(absltest.TestCase):
     with self.assertRaisesRegex(journal.NonFiniteError, 'loss is'):
       launch.start(config, {}, workdir)
     self.assertIsNone(checkpoint.newest(workdir / workdir_lib.CHECKPOINTS))
+
+  def test_a_step_thrown_away_names_its_records_and_what_is_redone_is_cut(self):
+    workdir = self.new_workdir()
+    plain = schedules.Schedule.rates
+
+    def spoilt(schedule, step):
+      rates = plain(schedule, step)
+      if step + 1 in (2, 6):
+        return dataclasses.replace(rates, mtp_weight=np.float32(np.nan))
+      return rates
+
+    corpus = corpus_lib.load(self.config)
+    names = [
+      corpus.batches.records().names()
+      for _ in range(8)
+      if next(corpus.batches) is not None
+    ]
+    path = workdir / workdir_lib.SKIPPED
+    with mock.patch.object(schedules.Schedule, 'rates', spoilt):
+      launch.start(self.config, {}, workdir)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    self.assertEqual([row['step'] for row in rows], [2, 6])
+    self.assertEqual([row['records'] for row in rows], [names[1], names[5]])
+    self.assertNotEmpty(names[1][0])
+    self.assertEqual(rows[0]['reason'], 'nonfinite')
+    self.assertEqual(rows[0]['gradient_norm'], 'nan')
+    launch.start(self.config, {}, workdir, restore_step=4)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    self.assertEqual([row['step'] for row in rows], [2])
+    self.assertFalse((self.unbroken / workdir_lib.SKIPPED).exists())
 
   def test_init_from_takes_weights_and_a_fresh_optimizer(self):
     workdir = self.new_workdir()

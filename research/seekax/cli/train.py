@@ -166,7 +166,8 @@ class _Stop:
   def _on_signal(self, number: int, frame: Any) -> None:
     del frame
     self.signal = number
-    signal.signal(number, signal.SIG_DFL)
+    for either in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(either, signal.SIG_DFL)
     os.write(2, b'\nstopping after this step, saving a checkpoint\n')
 
   def requested(self) -> bool:

@@ -20,9 +20,13 @@ from seekax.storage.manifest import (
   verify_manifest,
   write_manifest,
 )
+from seekax.storage.thread_errors import held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
 _UNPROVEN = '.unproven'
+# Orbax ends a save after 20 minutes of the wall clock, which may jump; a slow
+# disk is better waited for.
+_SAVE_SECONDS = 10**8
 # Small leaves are read many at once, up to this.
 _LEAST_READ_BYTES = 64 << 20
 
@@ -74,7 +78,10 @@ def save(
       aside = folder / f'{step}{_UNPROVEN}'
       shutil.rmtree(aside, ignore_errors=True)
       target.rename(aside)
-    ocp.save_checkpointables(target, parts, custom_metadata=progress)
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = _SAVE_SECONDS
+    with context, held_back(logging.get_absl_logger()):
+      ocp.save_checkpointables(target, parts, custom_metadata=progress)
     write_manifest(target, manifest_path(folder, step))
   except (OSError, ValueError) as error:  # orbax: ValueError for a full disk.
     raise StorageError(

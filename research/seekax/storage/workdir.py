@@ -12,6 +12,8 @@ from seekax.storage.manifest import StorageError, write_atomically
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
 CHECKPOINTS, TENSORBOARD = 'checkpoints', 'tensorboard'
+# Steps that were thrown away, with the documents of their batches.
+SKIPPED = 'skipped.jsonl'
 # Names of control tokens and the chat template, where the tokenizer came with
 # them.
 TOKENIZER_COMPANIONS = (

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seekax.config import Config, parse_mesh
+from seekax.data.pipeline import Records
 from seekax.inference import engine
 from seekax.model.parameters import cast_params
 from seekax.model.stack import taken_apart
@@ -81,14 +82,24 @@ class Journal:
     """Forgets the time since the last step: evaluation, samples, saving."""
     self._clock = time.perf_counter()
 
-  def step(self, step: int, metrics: Metrics, first: bool) -> None:
-    """Waits for a step, times it, checks it and logs it if it is due."""
+  def step(
+    self, step: int, metrics: Metrics, records: Records, first: bool
+  ) -> None:
+    """Waits for a step, times it, checks it and logs it if it is due.
+
+    Args:
+      step: its number, from 1.
+      metrics: of the step.
+      records: what its batch was made of.
+      first: whether its time is compilation and more.
+    """
     loss = float(metrics.loss)
     norm = float(metrics.gradient_norm)
     now = time.perf_counter()
     seconds, self._clock = now - self._clock, now
     if not metrics.taken:
-      self._thrown_away(step, loss, norm, int(metrics.nonfinite_in_a_row))
+      in_a_row = int(metrics.nonfinite_in_a_row)
+      self._thrown_away(step, loss, norm, in_a_row, records)
     if first:
       # Compilation and one step; the step is taken off when one is timed.
       self._progress.compile_seconds = seconds
@@ -107,12 +118,13 @@ class Journal:
     if step == 1 or last or step % self._config.eval.every == 0:
       self._write_load(step, metrics)
 
-  def _thrown_away(self, step, loss, norm, in_a_row: int) -> None:
+  def _thrown_away(self, step, loss, norm, in_a_row, records) -> None:
     """Says that a step changed nothing; too many without a number end it."""
     kind = 'nonfinite' if in_a_row else 'spike'
-    self._writer.write(
-      'skipped', step, reason=kind, loss=str(loss), gradient_norm=str(norm)
-    )
+    # As strings: JSON knows no infinity.
+    row = {'reason': kind, 'loss': str(loss), 'gradient_norm': str(norm)}
+    self._writer.write('skipped', step, **row)
+    self._writer.keep_skipped(step, **row, records=records.names())
     what = f'step {step}: loss is {loss}, gradient norm {norm}'
     self._writer.say(f'{what}: thrown away ({kind})')
     limit = self._config.train.nonfinite_limit

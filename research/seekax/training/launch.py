@@ -94,7 +94,8 @@ def _refuse_other_data(
   folder = workdir / workdir_lib.CHECKPOINTS
   step = checkpoint.newest(folder) if step is None else step
   saved = checkpoint.read_progress(folder, step)
-  if saved['fingerprint'] != corpus.fingerprint:
+  if saved.get('fingerprint') != corpus.fingerprint:
+    checkpoint.verify(folder, step)  # A changed file is another matter.
     raise StorageError(
       f'{workdir} was trained on other data: its documents, tokenizer or '
       'batches differ from those of data.source now; restore them or choose '

@@ -116,10 +116,10 @@ def train(
         # A step's metrics are fetched while the next one runs, or now if a CPU
         # has computed it on this very thread.
         if pending is not None:
-          journal.step(step - 1, pending, first=step - 1 == start + 1)
-        pending = metrics
+          journal.step(step - 1, *pending, first=step - 1 == start + 1)
+        pending = metrics, batches.records()
         if metrics.loss.is_ready():
-          journal.step(step, pending, first=step == start + 1)
+          journal.step(step, *pending, first=step == start + 1)
           pending = None
         last = step == config.train.steps
         evaluating = last or step % config.eval.every == 0
@@ -130,7 +130,7 @@ def train(
         if not (evaluating or sampling or saving or traced or tracing):
           continue
         if pending is not None:
-          journal.step(step, pending, first=step == start + 1)
+          journal.step(step, *pending, first=step == start + 1)
           pending = None
         if traced:
           profiler.end(state)
@@ -144,7 +144,7 @@ def train(
           profiler.begin(state)
         journal.restart_clock()
       if pending is not None:
-        journal.step(step, pending, first=step == start + 1)
+        journal.step(step, *pending, first=step == start + 1)
       if step < config.train.steps and step > start:
         save(state)
       saver.wait()

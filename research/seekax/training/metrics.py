@@ -48,6 +48,8 @@ class MetricsWriter:
 
   def __init__(self, workdir: pathlib.Path, step: int, total_steps: int):
     cut_back(workdir / workdir_lib.METRICS, step)
+    if (workdir / workdir_lib.SKIPPED).is_file():
+      cut_back(workdir / workdir_lib.SKIPPED, step)
     for path in (workdir / workdir_lib.SAMPLES).glob('*.txt'):
       if path.stem.isdecimal() and int(path.stem) > step:
         path.unlink()
@@ -91,6 +93,12 @@ class MetricsWriter:
     if kind == 'sample':
       self._board.add_text('sample', values['prompt'] + values['text'], step)
       self._keep_sample(step, values['prompt'], values['text'])
+
+  def keep_skipped(self, step: int, **values: Any) -> None:
+    """Appends a row to skipped.jsonl, which is there only if it has any."""
+    path = self._workdir / workdir_lib.SKIPPED
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps({'step': step, **values}) + '\n')
 
   def show_train(
     self, step: int, row: dict[str, Any], eta: float | None

@@ -1,0 +1,67 @@
+"""Of a call that fails, its own error is shown, not those of its threads.
+
+Orbax's threads print a traceback of the error that it raises as well, and one
+for every write that finds its event loop closed after that: hundreds of lines
+in which the one that helps is lost.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import logging
+import sys
+import threading
+from typing import Any
+
+
+@contextlib.contextmanager
+def held_back(logger: logging.Logger) -> Iterator[None]:
+  """Holds back what other threads print and log of their errors.
+
+  If the body raises, those of the same type are dropped, as are the closed
+  event loop's, now and later. Everything else is shown after the body.
+
+  Args:
+    logger: where the threads log.
+  """
+  held: list[tuple[Any, Any, Any]] = []  # Its type, what shows it, with what.
+  shown_by, shown_for_thread = sys.unraisablehook, threading.excepthook
+
+  def hold(args):
+    held.append((args.exc_type, shown_by, (args,)))
+
+  def hold_for_thread(args):
+    held.append((args.exc_type, shown_for_thread, (args,)))
+
+  def hold_record(record: logging.LogRecord) -> bool:
+    kind = record.exc_info and record.exc_info[0]
+    if not kind:
+      return True
+    held.append((kind, logger.handle, (record,)))
+    return False
+
+  def show_but_closed_loop(args):
+    if not _is_closed_loop(args.exc_value):
+      shown_by(args)
+
+  # Threads of C++ have the hook of errors that nobody can catch.
+  sys.unraisablehook, threading.excepthook = hold, hold_for_thread
+  logger.addFilter(hold_record)
+  dropped, after = (), shown_by
+  try:
+    yield
+  except Exception as error:
+    dropped, after = (type(error),), show_but_closed_loop
+    raise
+  finally:
+    sys.unraisablehook, threading.excepthook = after, shown_for_thread
+    logger.removeFilter(hold_record)
+    for kind, show, args in held:
+      closed_loop = show is shown_by and _is_closed_loop(args[0].exc_value)
+      if kind not in dropped and not (dropped and closed_loop):
+        show(*args)
+
+
+def _is_closed_loop(error: BaseException | None) -> bool:
+  return isinstance(error, RuntimeError) and str(error) == (
+    'Event loop is closed'
+  )
