@@ -27,38 +27,32 @@ import functools
 import itertools
 import pathlib
 import sys
-import tempfile
 
-from absl import app, flags
+from absl import app
 import jax
 from matplotlib import figure as figure_lib
 import numpy as np
 
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import haystack
+
 import measurements
 from seekax.config import Config
 from seekax.data.pipeline import Batch
-from seekax.training.evaluate import all_logits
 from seekax.training.state import start_from, TrainState
 import small_runs
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'small, and keep nothing')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
 _STEM = 'yarn_extension'
 _FACTOR = 8
 METHODS = ('none', 'linear', 'ntk', 'yarn')
-_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MARKER, _DIGITS = 1, 4  # The marker is no character of any text.
 _FOUND = 0.95
 _FULL = small_runs.Size(seeds=2, steps=400, rows=32, heldout=4)
 _EXTENSION_STEPS = 40
+
+small_runs.define_flags(__file__)
 
 
 def _hide(row: np.ndarray, key: np.ndarray, start: int) -> None:
@@ -85,17 +79,16 @@ def passkey_rows(
 
 def needle_rows(
   rng: np.random.Generator, count: int, length: int, depth: float
-) -> np.ndarray:
-  """Text [B, L] with the key once, and again at the end."""
+) -> list[np.ndarray]:
+  """Text [L] with the key once, and again at the end."""
   tokens = small_runs.draw_rows(
     rng, count, length - 1, ('text',), heldout=True
   ).tokens
-  end = length - _DIGITS - 1
-  for row in tokens:
-    key = _key(rng)
-    _hide(row, key, int(depth * (end - _DIGITS - 1)))
-    _hide(row, key, end)
-  return tokens
+  keys = [np.append(_MARKER, _key(rng)) for _ in tokens]
+  return [
+    haystack.hide(row, key, key, depth)
+    for row, key in zip(tokens, keys, strict=True)
+  ]
 
 
 def batches(rows: int, length: int, steps: int, seed: int) -> Iterator[Batch]:
@@ -140,17 +133,15 @@ def measure(
   numbers, count = {f'{prefix} loss': loss}, 16
   shortest = size.length
   while shortest <= length:
-    for depth in _DEPTHS:
-      rows = needle_rows(rng, count, shortest, depth)
-      padded = np.zeros((count, length), np.int32)  # Attention is causal.
-      padded[:, :shortest] = rows
-      logits, _ = all_logits(
-        config.model, state.params, state.router_bias, padded
+    for depth in haystack.DEPTHS:
+      numbers[f'{prefix} passkey {shortest} {depth:g}'] = haystack.share_found(
+        config.model,
+        state.params,
+        state.router_bias,
+        needle_rows(rng, count, shortest, depth),
+        _DIGITS,
+        padded=length,
       )
-      end = shortest - _DIGITS
-      best = np.asarray(logits)[:, end - 1 : shortest - 1].argmax(axis=-1)
-      share = float((best == rows[:, end:]).mean())
-      numbers[f'{prefix} passkey {shortest} {depth:g}'] = share
     shortest *= 2
   longest = [x for name, x in numbers.items() if f'key {length} ' in name]
   numbers[f'{prefix} passkey'] = float(np.mean(longest))
@@ -249,12 +240,10 @@ def draw(
           / max(len(small_runs.values(measured, method, f'{stage} loss')), 1)
           for length in lengths
         ]
-        for depth in _DEPTHS
+        for depth in haystack.DEPTHS
       ]
-      shade = axes.imshow(grid, vmin=0, vmax=1, cmap='viridis', aspect='auto')
+      shade = haystack.draw_grid(axes, grid, lengths)
       axes.set_title(f'{method}, {stage}', loc='left', fontsize=10)
-      axes.set_xticks(range(len(lengths)), lengths)
-      axes.set_yticks(range(len(_DEPTHS)), _DEPTHS)
   figure.supxlabel('tokens of context (trained at the first)')
   figure.supylabel('depth of the passkey')
   small_runs.add_title(figure, 'Context times 8', rows)
@@ -262,10 +251,9 @@ def draw(
   figure.savefig(path, dpi=120)
 
 
-def run(
-  outdir: pathlib.Path, size: small_runs.Size, methods: Sequence[str]
-) -> None:
+def run(outdir: pathlib.Path, size: small_runs.Size) -> None:
   """Trains what is missing, judges and draws."""
+  methods = ['yarn'] if size == small_runs.SMOKE else METHODS
   small_runs.measure_and_publish(
     functools.partial(train, size=size),
     [(m, seed) for seed in range(size.seeds) for m in methods],
@@ -277,13 +265,7 @@ def run(
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _SMOKE.value:
-    with tempfile.TemporaryDirectory() as folder:
-      run(pathlib.Path(folder), small_runs.SMOKE, ['yarn'])
-    return
-  run(pathlib.Path(_OUTDIR.value), _FULL, METHODS)
+  small_runs.run_as_asked(argv, run, _FULL, small_runs.SMOKE)
 
 
 if __name__ == '__main__':
