@@ -11,7 +11,7 @@ Command: python experiments/deepseek_v3/mtp_training.py
 Cost: COST.
 
 Here: a trunk of 2 dense layers of width 64 and one module or none, its loss
-weighted 0.3 or 0.1; 3,000 steps of 1,024 tokens, 4 paired seeds: the same trunk
+weighted 0.3 or 0.1; 2,500 steps of 1,024 tokens, 4 paired seeds: the same trunk
 at the start and the same batches. Half of the rows of 32 tokens are four names
 of two letters that recur (others in every row), half are sums of two digits
 modulo 10. Measured on 16,384 held-out tokens, the module left out: main
@@ -55,7 +55,7 @@ NONE, STRONG, WEAK = 'none', 'lambda 0.3', 'lambda 0.1'
 ARMS = {NONE: None, STRONG: 0.3, WEAK: 0.1}
 INDUCTION, SUMS = small_runs.LETTERS, small_runs.DIGITS
 _DOMAINS = (INDUCTION, SUMS)
-_FULL = small_runs.Size(seeds=4, steps=3000, rows=32, length=32)
+_FULL = small_runs.Size(seeds=4, steps=2500, rows=32, length=32)
 
 small_runs.define_flags(__file__)
 

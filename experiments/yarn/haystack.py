@@ -40,8 +40,8 @@ def hide(
 
 
 @functools.partial(compiling.jit, static_argnums=(0, 4))
-def _likeliest(model, params, router_bias, tokens_BL, count, end):
-  """The likeliest tokens [B, count] for the positions before `end`."""
+def _likeliest(model, params, router_bias, tokens_BL, count):
+  """The likeliest tokens [B, count] in the place of the last ones."""
   transformer, variables = Transformer(model), {'params': params}
   positions_BL = jnp.broadcast_to(
     jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
@@ -49,9 +49,7 @@ def _likeliest(model, params, router_bias, tokens_BL, count, end):
   trunk = transformer.apply(
     variables, tokens_BL, positions_BL, None, router_bias
   )
-  before_BLD = jax.lax.dynamic_slice_in_dim(
-    trunk.hidden_BLD, end - 1 - count, count, axis=1
-  )
+  before_BLD = trunk.hidden_BLD[:, -1 - count : -1]
   logits = transformer.apply(variables, before_BLD, method='logits')
   return logits.argmax(axis=-1)
 
@@ -62,7 +60,6 @@ def share_found(
   router_bias: dict[str, jax.Array],
   rows: Sequence[np.ndarray],
   count: int,
-  padded: int = 0,
 ) -> float:
   """How many of the answers' tokens are the likeliest after those before them.
 
@@ -72,16 +69,9 @@ def share_found(
     router_bias: selection biases.
     rows: prompts of one length, the answer included.
     count: tokens of an answer, the last ones.
-    padded: read as rows of this length (attention is causal), so that all
-      lengths are compiled once; 0: as they are.
   """
-  rows_BL = np.stack(rows)
-  length = rows_BL.shape[1]
-  room = max(padded - length, 0)
-  tokens_BL = np.pad(rows_BL, ((0, 0), (0, room))).astype(np.int32)
-  found = _likeliest(
-    model, params, router_bias, tokens_BL, count, np.int32(length)
-  )
+  rows_BL = np.stack(rows).astype(np.int32)
+  found = _likeliest(model, params, router_bias, rows_BL, count)
   return float((np.asarray(found) == rows_BL[:, -count:]).mean())
 
 
