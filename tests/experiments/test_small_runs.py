@@ -7,8 +7,10 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 # Experiments are scripts, not a package.
-_FOLDER = pathlib.Path(__file__).resolve().parents[2] / 'experiments'
-sys.path.extend(str(_FOLDER / name) for name in ('', 'deepseek_v3', 'yarn'))
+sys.path.extend(
+  str(pathlib.Path(__file__).resolve().parents[2] / 'experiments' / name)
+  for name in ('', 'deepseek_v3', 'yarn')
+)
 import deepseekmoe_ablation
 import haystack
 
