@@ -14,12 +14,13 @@ Here: a trunk of 2 dense layers of width 64 and one module or none, its loss
 weighted 0.3 or 0.1; 2,500 steps of 1,024 tokens, 4 paired seeds: the same trunk
 at the start and the same batches. Half of the rows of 32 tokens are four names
 of two letters that recur (others in every row), half are sums of two digits
-modulo 10. Measured on 16,384 held-out tokens, the module left out: main
-loss; how often the likeliest token is the second letter of a name seen before
+modulo 10. Measured on 16,384 held-out tokens, the module left out: main loss;
+how often the likeliest token is the second letter of a name seen before
 (induction; 25 % if one of the four is guessed); how often it is a sum's result
 (10 %). Both also as the mean of eight equally spaced looks along the run, for
-what is learned in the end anyway may be learned sooner. With names of two of
-128 tokens and sums modulo 97 nothing was learned in runs of this length.
+what is learned in the end anyway may be learned sooner. The tasks are as small
+as they are because in runs of this length names of two of 128 tokens and sums
+modulo 97 are not learned at all.
 
 Fixed before the first run: the loss is unchanged (1) if the mean difference
 over seeds lies within two standard errors, changed (0) if it is worse by more

@@ -11,7 +11,7 @@ The checkpoint is the workdir of a run or a folder of published weights. The hay
 is Python's library, the needle a comment with a key of four digits; the prompt
 ends with the comment's words, and a token of the key counts if it is the
 likeliest one after those before it. There is no verdict: the paper gives no
-number, and a base model is asked. Writes needle.csv and needle.png into the
+number, and a base model is asked. Writes needle_<step>.csv and .png into the
 checkpoint's folder, or into --outdir; lengths that the CSV holds aren't
 measured again.
 """
@@ -104,10 +104,8 @@ def measure(
       haystack.share_found(model, *weights, [row], count) for row in rows
     ]
     numbers[f'{depth:g}'] = float(np.mean(found))
-  print(
-    f'{len(hay_L)} tokens:',
-    ', '.join(f'depth {k} {x:.2f}' for k, x in numbers.items()),
-  )
+  words = ', '.join(f'depth {k} {x:.2f}' for k, x in numbers.items())
+  print(f'{len(hay_L)} tokens: {words}', flush=True)
   return numbers
 
 
@@ -128,7 +126,7 @@ def draw(
 
 
 def run(
-  outdir: pathlib.Path,
+  stem: pathlib.Path,
   title: str,
   model: ModelConfig,
   weights: tuple[Any, Any],
@@ -136,7 +134,7 @@ def run(
   bos: int,
   lengths: Sequence[int],
 ) -> None:
-  """Measures the lengths that are missing, and draws."""
+  """Measures the lengths that `stem`.csv lacks, and draws `stem`.png."""
   hay_L = hay(encode, bos, max(lengths))
   found = measurements.measure_missing(
     {
@@ -145,12 +143,12 @@ def run(
       )
       for length in lengths
     },
-    outdir / 'needle.csv',
+    stem.with_suffix('.csv'),
   )
-  draw(found, title, outdir / 'needle.png')
+  draw(found, title, stem.with_suffix('.png'))
 
 
-def _smoke(outdir: pathlib.Path) -> None:
+def _smoke(stem: pathlib.Path) -> None:
   """Bytes as tokens, one dense layer of random weights."""
   model = presets.shrink(presets.llama3_8b())
   weights = init_params(model, 0), init_router_bias(model)
@@ -158,7 +156,7 @@ def _smoke(outdir: pathlib.Path) -> None:
   def encode(text):
     return np.frombuffer(text.encode('ascii', 'ignore'), np.uint8)
 
-  run(outdir, 'random weights', model, weights, encode, 0, [64, 128])
+  run(stem, 'random weights', model, weights, encode, 0, [64, 128])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -166,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _SMOKE.value:
     with tempfile.TemporaryDirectory() as folder:
-      _smoke(pathlib.Path(folder))
+      _smoke(pathlib.Path(folder) / 'needle')
     return
   if not _CHECKPOINT.value:
     raise app.UsageError('--checkpoint is missing')
@@ -174,7 +172,7 @@ def main(argv: Sequence[str]) -> None:
   model, tokenizer = opened.config.model, opened.tokenizer()
   quarters = [model.context_length * k // 4 for k in range(1, 5)]
   run(
-    pathlib.Path(_OUTDIR.value or _CHECKPOINT.value),
+    pathlib.Path(_OUTDIR.value or _CHECKPOINT.value) / f'needle_{opened.step}',
     f'{pathlib.Path(_CHECKPOINT.value).name}, step {opened.step}',
     model,
     (opened.params, opened.router_bias),
