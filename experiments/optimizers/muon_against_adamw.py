@@ -7,7 +7,7 @@ Paper: Muon is Scalable for LLM Training (arXiv 2502.16982), sections 2 and 3.2.
 Command: python experiments/optimizers/muon_against_adamw.py
 Cost: COST.
 
-Here: configs/demo.py, its 740 steps cut to 200, the warm-up in proportion and
+Here: configs/demo.py, its 740 steps cut to 150, the warm-up in proportion and
 the cosine to the new end; 3 paired seeds of initial weights and order of
 documents; both optimizers at the demo's rate of 3e-3, which was chosen for
 AdamW. Measured: bits per byte of the demo's 100,000 held-out bytes at five
@@ -59,7 +59,7 @@ class Size:
   """How much is trained."""
 
   seeds: int = 3
-  steps: int = 200
+  steps: int = 150
   variant: str = ''
 
 
