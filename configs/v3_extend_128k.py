@@ -9,16 +9,15 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from seekax import presets
-
 _FIRST = pathlib.Path(__file__).with_name('v3_extend_32k.py')
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """The run; arg 'tiny' shrinks it."""
-  config = runpy.run_path(str(_FIRST))['get_config']()
+  first = runpy.run_path(str(_FIRST))
+  config = first['get_config']()
   config.model.context_length = 131072
   config.data.sequence_length = 131072  # 4.3
   config.data.batch_size = 480  # 4.3
   config.train.steps = 1000  # 4.3
-  return presets.variant(config, arg)
+  return first['variant'](config, arg, 8192, 1)

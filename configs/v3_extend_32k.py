@@ -4,10 +4,13 @@ Starts from a pre-trained run: --config.train.init_from=<its workdir>. Every
 value stands with its section of arXiv 2412.19437. The report says nothing of
 the MTP loss, the router bias and the balance loss in these stages: they are
 kept as the pre-training ended, its bias at rest. Not run here.
-At laptop size, in the same way:
-  seekax train --config=v3_671b:tiny --workdir=runs/short
-  seekax train --config=v3_extend_32k:tiny --workdir=runs/long \\
+At laptop size, every length a sixteenth of the paper's (256 to 2K to 8K):
+  seekax train --config=v3_671b:tiny --workdir=runs/short \\
+    --config.data.sequence_length=256
+  seekax train --config=v3_extend_32k:tiny --workdir=runs/longer \\
     --config.train.init_from=runs/short
+  seekax train --config=v3_extend_128k:tiny --workdir=runs/long \\
+    --config.train.init_from=runs/longer
 """
 
 from ml_collections import ConfigDict
@@ -41,4 +44,17 @@ def get_config(arg: str = '') -> ConfigDict:
   train.micro_batches = 15
   train.mtp_weight = 0.1  # 4.2, as from 10T tokens.
   train.bias_update_rate = 0.0  # 4.2, as from 14.3T tokens.
-  return presets.variant(config, arg)
+  return variant(config, arg, 2048, 4)
+
+
+def variant(config: ConfigDict, arg: str, length: int, rows: int) -> ConfigDict:
+  """Arg 'tiny' shrinks all but the proportions of the lengths and batches."""
+  presets.variant(config, arg)
+  if arg:
+    config.model.rope_original_length = 256
+    config.model.context_length = config.data.sequence_length = length
+    config.data.batch_size, config.data.num_shards = rows, 1
+    # Long windows are slow.
+    config.data.heldout_fraction = 0.01
+    config.eval.batch_size = 1
+  return config

@@ -8,14 +8,17 @@ allow (an initial weight depends on its name and the seed).
 Letters: B batch, L positions, N layers, E experts.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import sys
+import tempfile
 from typing import Any
 
+from absl import app, flags
 import jax
 from matplotlib import figure as figure_lib
 import numpy as np
@@ -34,12 +37,16 @@ from seekax.model.parameters import init_params, init_router_bias
 from seekax.ops import compiling, host_memory
 from seekax.training import losses as losses_lib
 from seekax.training import step as step_lib
+from seekax.training.evaluate import all_logits
 from seekax.training.schedules import Schedule
 from seekax.training.state import start_from, TrainState
 import verdicts
 
 VOCAB = 128
 DOMAINS = ('markov', 'arithmetic', 'brackets', 'names', 'text')
+# Smaller forms of names and of arithmetic, learned in a thousand steps.
+LETTERS, DIGITS = 'letters', 'digits'
+_ALL_DOMAINS = (*DOMAINS, LETTERS, DIGITS)
 # Far from the seeds of training, which are small.
 _HELDOUT_SEED = 10_000
 
@@ -66,12 +73,13 @@ class Rows:
   Attributes:
     tokens: int32 [B, L + 1].
     domain_B: number in `DOMAINS`.
-    recalled: bool [B, L + 1], the second half of a name seen before in its row.
+    answers: bool [B, L + 1], tokens that follow from those before: the second
+      half of a name seen before in its row, the digits of a sum's result.
   """
 
   tokens: np.ndarray
   domain_B: np.ndarray
-  recalled: np.ndarray
+  answers: np.ndarray
 
 
 def model_of(size: Size, **changes: Any) -> ModelConfig:
@@ -150,11 +158,19 @@ def _markov(rng: np.random.Generator, length: int) -> list[int]:
   return tokens[:length]
 
 
-def _arithmetic(rng: np.random.Generator, length: int) -> list[int]:
-  """Sums modulo 97, written out."""
-  pairs = rng.integers(97, size=(length // 6 + 1, 2))
-  line = ''.join(f'{a}+{b}={(a + b) % 97};' for a, b in pairs)
-  return list(line.encode()[:length])
+def _sums(
+  rng: np.random.Generator, length: int, terms: int, modulus: int
+) -> tuple[list[int], list[bool]]:
+  """Modular sums, written out, and which digits are of results."""
+  numbers = rng.integers(modulus, size=(length // 6 + 1, terms))
+  line = ''.join(
+    f'{"+".join(map(str, row))}={sum(row) % modulus};' for row in numbers
+  )
+  asked = itertools.accumulate(
+    line, lambda inside, x: x != ';' and (inside or x == '='), initial=False
+  )
+  result = [old and x != ';' for old, x in zip(asked, line, strict=False)]
+  return list(line.encode()[:length]), result[:length]
 
 
 def _brackets(rng: np.random.Generator, length: int) -> list[int]:
@@ -172,18 +188,38 @@ def _brackets(rng: np.random.Generator, length: int) -> list[int]:
 
 
 def _names(
-  rng: np.random.Generator, length: int
+  rng: np.random.Generator,
+  length: int,
+  firsts: np.ndarray,
+  seconds: np.ndarray,
+  count: int,
 ) -> tuple[list[int], list[bool]]:
   """Names of two random tokens, a few of them per row, and which recur."""
-  first = rng.permutation(VOCAB)[:8]
-  second = rng.integers(VOCAB, size=8)
-  order = rng.integers(8, size=length // 2 + 1)
+  first = rng.permutation(firsts)[:count]
+  second = seconds[rng.integers(len(seconds), size=count)]
+  order = rng.integers(count, size=length // 2 + 1)
   seen, tokens, recalled = set(), [], []
   for name in order:
     tokens += [first[name], second[name]]
     recalled += [False, name in seen]
     seen.add(name)
   return tokens[:length], recalled[:length]
+
+
+# Of (generator, length): tokens, and which of them follow from those before.
+_WITH_ANSWERS = {
+  'names': functools.partial(
+    _names, firsts=np.arange(VOCAB), seconds=np.arange(VOCAB), count=8
+  ),
+  LETTERS: functools.partial(
+    _names,
+    firsts=np.frombuffer(b'ABCDEFGH', np.uint8),
+    seconds=np.frombuffer(b'abcdefgh', np.uint8),
+    count=4,
+  ),
+  'arithmetic': functools.partial(_sums, terms=2, modulus=97),
+  DIGITS: functools.partial(_sums, terms=2, modulus=10),
+}
 
 
 def draw_rows(
@@ -195,25 +231,21 @@ def draw_rows(
 ) -> Rows:
   """`count` rows of `length` + 1 tokens, each of a domain chosen at random."""
   tokens = np.zeros((count, length + 1), np.int32)
-  recalled = np.zeros((count, length + 1), bool)
+  answers = np.zeros((count, length + 1), bool)
   domain_B = rng.integers(len(domains), size=count)
   for row, number in enumerate(domain_B):
     kind = domains[number]
-    if kind == 'names':
-      tokens[row], recalled[row] = _names(rng, length + 1)
+    if kind in _WITH_ANSWERS:
+      tokens[row], answers[row] = _WITH_ANSWERS[kind](rng, length + 1)
     elif kind == 'text':
       text = _text()[heldout]
       start = rng.integers(len(text) - length)
       tokens[row] = text[start : start + length + 1]
     else:
-      make = {
-        'markov': _markov,
-        'arithmetic': _arithmetic,
-        'brackets': _brackets,
-      }[kind]
+      make = {'markov': _markov, 'brackets': _brackets}[kind]
       tokens[row] = make(rng, length + 1)
-  labels_B = np.array([DOMAINS.index(domains[x]) for x in domain_B])
-  return Rows(tokens, labels_B, recalled)
+  labels_B = np.array([_ALL_DOMAINS.index(domains[x]) for x in domain_B])
+  return Rows(tokens, labels_B, answers)
 
 
 def batch_of(tokens: np.ndarray) -> Batch:
@@ -226,18 +258,20 @@ def batch_of(tokens: np.ndarray) -> Batch:
   return Batch(inputs_BL, tokens[:, 1:], positions_BL, ones_BL, ones_BL)
 
 
-def training_batches(size: Size, seed: int) -> Iterator[Batch]:
+def training_batches(
+  size: Size, seed: int, domains: tuple[str, ...] = DOMAINS
+) -> Iterator[Batch]:
   """The batches of a seed, the same for every arm."""
   rng = np.random.default_rng(seed)
   for _ in range(size.steps):
-    yield batch_of(draw_rows(rng, size.rows, size.length).tokens)
+    yield batch_of(draw_rows(rng, size.rows, size.length, domains).tokens)
 
 
-def heldout_rows(size: Size) -> list[Rows]:
+def heldout_rows(size: Size, domains: tuple[str, ...] = DOMAINS) -> list[Rows]:
   """The same for every seed."""
   rng = np.random.default_rng(_HELDOUT_SEED)
   return [
-    draw_rows(rng, size.rows, size.length, heldout=True)
+    draw_rows(rng, size.rows, size.length, domains, heldout=True)
     for _ in range(size.heldout)
   ]
 
@@ -271,9 +305,14 @@ def _as_compiled(config: Config) -> Config:
 
 
 def train(
-  config: Config, state: TrainState, batches: Iterator[Batch]
+  config: Config,
+  state: TrainState,
+  batches: Iterator[Batch],
+  watch: Callable[[int, TrainState], None] = lambda *_: None,
 ) -> tuple[TrainState, list[step_lib.Metrics]]:
   """The library's training step on every batch; `state` is donated.
+
+  `watch` is shown the steps taken and the state after each of them.
 
   Returns:
     (the final state, the metrics of every step on the host).
@@ -283,6 +322,7 @@ def train(
     rates = schedule.rates(number)
     state, metrics = step_lib.train_step(compiled, state, [batch], rates)
     found.append(metrics)
+    watch(number + 1, state)
   return state, jax.device_get(found)
 
 
@@ -292,19 +332,48 @@ def _sums(config, params, router_bias, batch):
 
 
 def evaluate(
-  config: Config, state: TrainState, rows: list[Rows]
+  config: Config,
+  state: TrainState,
+  rows: list[Rows],
+  sums: Callable[..., losses_lib.LossSums] = _sums,
 ) -> tuple[float, np.ndarray]:
-  """(Nats per token over all rows, load [N, E]; [0, 0] without experts)."""
-  sums = [
+  """(Nats per token over all rows, load [N, E]; [0, 0] without experts).
+
+  `sums` is of (config, params, router bias, batch).
+  """
+  found = [
     jax.device_get(
-      _sums(config, state.params, state.router_bias, batch_of(part.tokens))
+      sums(config, state.params, state.router_bias, batch_of(part.tokens))
     )
     for part in rows
   ]
-  loss = sum(x.main for x in sums) / sum(x.tokens for x in sums)
-  if not sums[0].load:
+  loss = sum(x.main for x in found) / sum(x.tokens for x in found)
+  if not found[0].load:
     return float(loss), np.zeros((0, 0))
-  return float(loss), np.sum([x.load['layers'] for x in sums], axis=0)
+  return float(loss), np.sum([x.load['layers'] for x in found], axis=0)
+
+
+def accuracy(
+  config: Config, state: TrainState, rows: list[Rows]
+) -> dict[str, float]:
+  """Of each domain with answers, the share that is the likeliest token."""
+  # MTP modules answer nothing.
+  model = dataclasses.replace(config.model, mtp_depth=0)
+  right, asked = np.zeros((2, len(_ALL_DOMAINS)))
+  for part in rows:
+    logits_BLV, _ = all_logits(
+      model, state.params, state.router_bias, part.tokens[:, :-1]
+    )
+    best_BL = np.asarray(logits_BLV).argmax(axis=-1)
+    answers_BL = part.answers[:, 1:]
+    hit_BL = answers_BL & (best_BL == part.tokens[:, 1:])
+    np.add.at(right, part.domain_B, hit_BL.sum(axis=1))
+    np.add.at(asked, part.domain_B, answers_BL.sum(axis=1))
+  return {
+    name: float(right[k] / asked[k])
+    for k, name in enumerate(_ALL_DOMAINS)
+    if asked[k]
+  }
 
 
 def say(arm: str, seed: int, **numbers: float) -> None:
@@ -388,6 +457,32 @@ def values(
     found.append(measured[job][name])
     seed += 1
   return np.array(found)
+
+
+def define_flags(script: str) -> None:
+  """Flags of a script; results lie in results/ beside it."""
+  flags.DEFINE_bool('smoke', False, 'small, and keep nothing')
+  flags.DEFINE_string(
+    'outdir',
+    str(pathlib.Path(script).resolve().parent / 'results'),
+    'folder of the CSVs and the PNG',
+  )
+
+
+def run_as_asked(
+  argv: Sequence[str],
+  run: Callable[[pathlib.Path, Any], None],
+  full: Any,
+  smoke: Any,
+) -> None:
+  """A script's main: `run` of (folder of results, the size that is asked)."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if flags.FLAGS.smoke:
+    with tempfile.TemporaryDirectory() as folder:
+      run(pathlib.Path(folder), smoke)
+    return
+  run(pathlib.Path(flags.FLAGS.outdir), full)
 
 
 def measure_and_publish(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from seekax.config import Config, from_config_dict
+from seekax.config import Config, from_config_dict, model_differences
 from seekax.data.pipeline import Batch
 from seekax.model.parameters import abstract_weights
 from seekax.planning.parameters import count_parameters
@@ -63,6 +63,16 @@ class ConfigsTest(parameterized.TestCase):
     state = abstract_state(config)
     # Two moments a parameter, and counters.
     self.assertGreaterEqual(size(state.opt_state), 2 * size(weights['params']))
+
+  def test_tiny_stages_go_on_from_each_other(self):
+    """A sixteenth of the paper's lengths, and nothing else changes."""
+    names = 'v3_671b', 'v3_extend_32k', 'v3_extend_128k'
+    whole, tiny = [[load(x, arg).model for x in names] for arg in ('', 'tiny')]
+    for large, small in zip(whole, tiny, strict=True):
+      self.assertEqual(large.context_length, 16 * small.context_length)
+    for stage in tiny[1:]:
+      self.assertEqual(stage.rope_original_length, tiny[0].context_length)
+      self.assertEmpty(model_differences(tiny[0], stage, extended=True))
 
   @parameterized.parameters('v3_671b', 'llama3_8b')
   def test_tiny_trains_for_two_steps(self, name):

@@ -25,9 +25,8 @@ import functools
 import itertools
 import pathlib
 import sys
-import tempfile
 
-from absl import app, flags
+from absl import app
 from matplotlib import figure as figure_lib
 import numpy as np
 
@@ -37,13 +36,6 @@ import measurements
 from seekax.training.balance import max_violation
 import small_runs
 import verdicts
-
-_SMOKE = flags.DEFINE_bool('smoke', False, 'small, and keep nothing')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
 
 _STEM = 'aux_free_balance'
 _FACTOR = 5
@@ -59,6 +51,8 @@ ARMS = {
   SLOW: (0.0, 1e-3),
   BIAS: (0.0, 1e-2),
 }
+
+small_runs.define_flags(__file__)
 
 
 def train(arm: str, seed: int, size: small_runs.Size) -> measurements.Numbers:
@@ -163,13 +157,7 @@ def run(outdir: pathlib.Path, size: small_runs.Size) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _SMOKE.value:
-    with tempfile.TemporaryDirectory() as folder:
-      run(pathlib.Path(folder), small_runs.SMOKE)
-    return
-  run(pathlib.Path(_OUTDIR.value), small_runs.Size())
+  small_runs.run_as_asked(argv, run, small_runs.Size(), small_runs.SMOKE)
 
 
 if __name__ == '__main__':

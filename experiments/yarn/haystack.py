@@ -1,0 +1,83 @@
+"""A needle in a haystack: the prompt, whether a model finds it, the picture.
+
+Letters: B prompts, L positions, D model width.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seekax.config import ModelConfig
+from seekax.model.transformer import Transformer
+from seekax.ops import compiling
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def hide(
+  hay_L: np.ndarray, needle: np.ndarray, asked: np.ndarray, depth: float
+) -> np.ndarray:
+  """The hay with a needle at a depth and the question and answer at its end.
+
+  Args:
+    hay_L: token ids; the first one (bos) is left alone.
+    needle: token ids, written over hay.
+    asked: token ids of the question and its answer.
+    depth: 0: at the beginning; 1: right before the question.
+
+  Returns:
+    Token ids, as many as there were.
+  """
+  row_L, end = hay_L.copy(), len(hay_L) - len(asked)
+  start = 1 + int(depth * (end - len(needle) - 1))
+  row_L[start : start + len(needle)] = needle
+  row_L[end:] = asked
+  return row_L
+
+
+@functools.partial(compiling.jit, static_argnums=(0, 4))
+def _likeliest(model, params, router_bias, tokens_BL, count):
+  """The likeliest tokens [B, count] in the place of the last ones."""
+  transformer, variables = Transformer(model), {'params': params}
+  positions_BL = jnp.broadcast_to(
+    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
+  )
+  trunk = transformer.apply(
+    variables, tokens_BL, positions_BL, None, router_bias
+  )
+  before_BLD = trunk.hidden_BLD[:, -1 - count : -1]
+  logits = transformer.apply(variables, before_BLD, method='logits')
+  return logits.argmax(axis=-1)
+
+
+def share_found(
+  model: ModelConfig,
+  params: Any,
+  router_bias: dict[str, jax.Array],
+  rows: Sequence[np.ndarray],
+  count: int,
+) -> float:
+  """How many of the answers' tokens are the likeliest after those before them.
+
+  Args:
+    model: the model.
+    params: weights, in the compute dtype.
+    router_bias: selection biases.
+    rows: prompts of one length, the answer included.
+    count: tokens of an answer, the last ones.
+  """
+  rows_BL = np.stack(rows).astype(np.int32)
+  found = _likeliest(model, params, router_bias, rows_BL, count)
+  return float((np.asarray(found) == rows_BL[:, -count:]).mean())
+
+
+def draw_grid(axes, shares: np.ndarray, lengths, depths=DEPTHS):
+  """Shares [depths, lengths], from 0 to 1; returns the image."""
+  image = axes.imshow(shares, vmin=0, vmax=1, cmap='viridis', aspect='auto')
+  axes.set_xticks(range(len(lengths)), lengths)
+  axes.set_yticks(range(len(depths)), depths)
+  return image
