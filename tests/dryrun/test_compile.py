@@ -7,23 +7,28 @@ import subprocess
 import sys
 
 from absl.testing import absltest
+import pytest
+
+
+def dry_run(mesh: str):
+  script = pathlib.Path(__file__).with_name('small_dry_run.py')
+  flags = '--xla_force_host_platform_device_count=8'
+  run = subprocess.run(
+    [sys.executable, str(script), mesh],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, 'XLA_FLAGS': flags},
+  )
+  assert run.returncode == 0, run.stderr
+  return json.loads(run.stdout)
 
 
 class DryRunTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    script = pathlib.Path(__file__).with_name('small_dry_run.py')
-    flags = '--xla_force_host_platform_device_count=8'
-    run = subprocess.run(
-      [sys.executable, str(script), 'data:2,expert_node:2,expert:2'],
-      capture_output=True,
-      text=True,
-      check=False,
-      env={**os.environ, 'XLA_FLAGS': flags},
-    )
-    assert run.returncode == 0, run.stderr
-    cls.found = json.loads(run.stdout)
+    cls.found = dry_run('data:2,expert_node:2,expert:2')
 
   def sent(self, kind, of='collectives'):
     rows = self.found[of]
@@ -41,6 +46,15 @@ class DryRunTest(absltest.TestCase):
   def test_an_update_gathers_nothing(self):
     self.assertEmpty(self.sent('all-gather', 'update_collectives'))
     self.assertNotEmpty(self.sent('all-gather'))
+
+  @pytest.mark.slow
+  def test_stages_send_one_activation_each_way_per_tick(self):
+    rows = dry_run('pipeline:2,data:2,expert:2')['collectives']
+    (sent,) = [r for r in rows if r['kind'] == 'collective-permute']
+    self.assertEqual(sent['axis'], 'pipeline')
+    # Two micro-batches and one tick on the way, of 4 rows of 32 tokens each.
+    self.assertEqual(sent['count'], 2 * (2 + 1))
+    self.assertEqual(sent['bytes'], sent['count'] * 4 * 32 * 64 * 2)
 
 
 if __name__ == '__main__':
