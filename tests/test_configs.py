@@ -74,7 +74,7 @@ class ConfigsTest(parameterized.TestCase):
       self.assertEqual(stage.rope_original_length, tiny[0].context_length)
       self.assertEmpty(model_differences(tiny[0], stage, extended=True))
 
-  @parameterized.parameters('v3_671b', 'llama3_8b')
+  @parameterized.parameters(('v3_671b',))
   def test_tiny_trains_for_two_steps(self, name):
     self._train(name)
 

@@ -24,7 +24,7 @@ def run_config(mesh: str) -> config_lib.Config:
   run.data.batch_size = 32
   run.train.micro_batches = 2
   # A scan, so that layers are counted and not written out.
-  run.model.num_layers = 4
+  run.model.num_layers = 3
   run.model.unroll_layers = 0
   return config_lib.from_config_dict(run)
 

@@ -241,7 +241,6 @@ FAULTS = (
     'SIGTERM in mid-run',
     'saved, exit 143, goes on bit-equal',
     terminate,
-    quick=True,
   ),
   Fault(
     'F4-int',

@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest
 import jax
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from model import test_against_transformers as recorded
@@ -79,6 +80,7 @@ class TrainingTest(absltest.TestCase):
       distance = np.linalg.norm(actual - leaf) / np.linalg.norm(leaf)
       self.assertLess(distance, 1e-4, jax.tree_util.keystr(path))
 
+  @pytest.mark.slow
   def test_adamw_losses_are_the_recorded_ones(self):
     losses, norms = self._losses(self.config)
     answers = self.fixture.answers

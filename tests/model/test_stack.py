@@ -177,9 +177,15 @@ class LongTest(parameterized.TestCase):
 
 
 class MemoryTest(parameterized.TestCase):
-  @parameterized.parameters(0, 8)
-  def test_policies_lower_the_compilers_temporaries(self, unroll_layers):
+  @pytest.mark.slow
+  def test_policies_lower_the_compilers_temporaries_in_a_scan(self):
+    self._check(0)
+
+  def test_policies_lower_the_compilers_temporaries(self):
     """Written out too, where the compiler could undo it."""
+    self._check(8)
+
+  def _check(self, unroll_layers):
     config = ModelConfig(
       vocab_size=32,
       embed_dim=64,

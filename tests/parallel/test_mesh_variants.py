@@ -14,9 +14,9 @@ _FAST = '--xla_backend_optimization_level=0'
 _FP8 = dict(precision='fp8', init_std=0.02, length=64, steps=1)
 QUICK = {
   'fsdp_tensor': dict(mesh='fsdp:2,tensor:2'),
-  'data_expert': dict(mesh='data:2,expert:2'),
 }
 ON_FOUR = {
+  'data_expert': dict(mesh='data:2,expert:2'),
   'experts_over_nodes': dict(mesh='expert_node:2,expert:2'),
   'data': dict(mesh='data:4'),
   'fsdp': dict(mesh='fsdp:4'),

@@ -4,6 +4,7 @@ import math
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
+import pytest
 
 from seekax import presets
 from seekax.model.parameters import init_params, init_router_bias
@@ -68,6 +69,7 @@ class LogLikelihoodTest(absltest.TestCase):
     np.testing.assert_allclose(together, alone, rtol=1e-5)
     self.assertEqual(together[2], 0.0)
 
+  @pytest.mark.slow
   def test_acceptance_compares_drafts_with_what_the_model_says(self):
     config = dataclasses.replace(self.config, mtp_depth=2, context_length=40)
     params = jax.jit(init_params, static_argnums=(0, 1))(config, 0)

@@ -102,6 +102,7 @@ class LoopTest(absltest.TestCase):
       theirs = self.unbroken / workdir_lib.SAMPLES / ours.name
       self.assertEqual(ours.read_text(), theirs.read_text())
 
+  @pytest.mark.slow
   def test_a_batch_ramp_compiles_nothing_on_the_way(self):
     config = runs.small_config(
       self.source,

@@ -5,6 +5,7 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp
+import pytest
 
 import runs
 from seekax.training import launch
@@ -24,6 +25,7 @@ class ProfileTest(parameterized.TestCase):
   def profiler(self, steps: str, started_at: int = 0) -> StepProfiler:
     return StepProfiler(steps, self.workdir, started_at, self.said.append)
 
+  @pytest.mark.slow
   def test_a_run_leaves_a_trace_of_its_steps(self):
     source = runs.write_corpus(self.workdir / 'corpus')
     config = runs.small_config(source, profile_steps='3:5')
