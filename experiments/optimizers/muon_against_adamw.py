@@ -23,7 +23,7 @@ end where they are compared. A step is dearer by at most 10 % (our bound).
 Changed during the run: three seeds were planned, and two fitted the time; that
 was decided when seed 0 and AdamW's seed 1 were known. A step's time was to be
 the fastest tenth of each training, but other programs slowed whole trainings
-(0.256 s for AdamW, 0.577 s for Muon at seed 0), so that steps are taken in turn.
+(0.256 s for AdamW, 0.577 s for Muon at seed 0), so steps are taken in turn.
 """
 
 from collections.abc import Sequence
