@@ -21,6 +21,9 @@ how often the likeliest token is the second letter of a name seen before
 what is learned in the end anyway may be learned sooner. The tasks are as small
 as they are because in runs of this length names of two of 128 tokens and sums
 modulo 97 are not learned at all.
+Runs without a module chose the tasks and the rate; one pair with a module,
+1,000 steps of names of two of 128 tokens, ended at 4.609 nats without it and at
+4.636 with it.
 
 Fixed before the first run: the loss is unchanged (1) if the mean difference
 over seeds lies within two standard errors, changed (0) if it is worse by more
