@@ -1,27 +1,12 @@
 """The dry run counts what the program does."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 from absl.testing import absltest
 import pytest
+from virtual_devices import run_script
 
 
 def dry_run(mesh: str):
-  script = pathlib.Path(__file__).with_name('small_dry_run.py')
-  flags = '--xla_force_host_platform_device_count=8'
-  run = subprocess.run(
-    [sys.executable, str(script), mesh],
-    capture_output=True,
-    text=True,
-    check=False,
-    env={**os.environ, 'XLA_FLAGS': flags},
-  )
-  assert run.returncode == 0, run.stderr
-  return json.loads(run.stdout)
+  return run_script('dryrun/small_dry_run.py', 8, mesh)
 
 
 class DryRunTest(absltest.TestCase):

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import margins
 import numpy as np
 
 from seekax import presets
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
 from seekax.data.pipeline import Batch, micro_batches
-from seekax.model import router
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training import placement
@@ -77,31 +77,8 @@ def make_batch(seed: int, length: int) -> Batch:
   )
 
 
+# Of the run that is going on.
 MARGINS: list[float] = []
-
-
-def watch_margins() -> None:
-  """Notes how close every choice of experts and groups was."""
-  route = router.route
-
-  def gap(values_TE, count):
-    if count == values_TE.shape[1]:
-      return jnp.inf
-    best = jax.lax.top_k(values_TE, count + 1)[0]
-    return jnp.min(best[:, count - 1] - best[:, count])
-
-  def watched(logits_TE, bias_E, config):
-    z_TE = jax.nn.sigmoid(logits_TE) + bias_E
-    z_TGI = z_TE.reshape(len(z_TE), config.num_expert_groups, -1)
-    groups_TG = jax.lax.top_k(z_TGI, 2)[0].sum(-1)
-    margin = jnp.minimum(
-      gap(groups_TG, config.num_kept_groups),
-      gap(router.keep_best_groups(z_TE, config), config.experts_per_token),
-    )
-    jax.debug.callback(lambda value: MARGINS.append(float(value)), margin)
-    return route(logits_TE, bias_E, config)
-
-  router.route = watched
 
 
 def zeros_like_a_sum(config, state, part, rates, shardings) -> Accumulated:
@@ -182,7 +159,7 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(variants: dict[str, dict[str, Any]]) -> None:
-  watch_margins()
+  margins.watch(MARGINS)
   found, alone = {}, {}
   for name, change in variants.items():
     crowded = change.get('crowded', False)

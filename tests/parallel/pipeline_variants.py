@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import margins as margins_lib
 import mesh_variants
 import numpy as np
 
@@ -129,7 +130,7 @@ def compare(one: Any, other: Any) -> dict[str, Any]:
 
 
 def main(variants: dict[str, dict[str, Any]]) -> None:
-  mesh_variants.watch_margins()
+  margins_lib.watch(mesh_variants.MARGINS)
   found, alone, margins = {}, {}, {}
   for name, change in variants.items():
     crowded = change.get('crowded', False)

@@ -1,11 +1,7 @@
 """The exchange on four devices gives the plain sum over experts."""
 
-import json
-import os
-import subprocess
-import sys
-
 from absl.testing import absltest, parameterized
+from virtual_devices import run_script
 
 from parallel import exchange_cases
 from seekax.config import ModelConfig
@@ -16,16 +12,7 @@ class ExchangeTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    flags = '--xla_force_host_platform_device_count=4'
-    run = subprocess.run(
-      [sys.executable, exchange_cases.__file__],
-      capture_output=True,
-      text=True,
-      check=False,
-      env={**os.environ, 'XLA_FLAGS': flags},
-    )
-    assert run.returncode == 0, run.stderr
-    cls.found = json.loads(run.stdout)
+    cls.found = run_script('parallel/exchange_cases.py', 4)
 
   def test_every_way_gives_the_plain_sum_and_its_gradients(self):
     self.assertLen(self.found, len(exchange_cases.CASES))

@@ -1,16 +1,11 @@
 """A step on a mesh is the step of one device."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 from absl.testing import absltest
 import pytest
+from virtual_devices import run_script
 
-# Programs run once: compiling them is what takes long.
-_FAST = '--xla_backend_optimization_level=0'
 _FP8 = dict(precision='fp8', init_std=0.02, length=64, steps=1)
 QUICK = {
   'fsdp_tensor': dict(mesh='fsdp:2,tensor:2'),
@@ -41,17 +36,8 @@ ON_EIGHT = {
 
 class MeshTest(absltest.TestCase):
   def check(self, variants, num_devices):
-    script = pathlib.Path(__file__).with_name('mesh_variants.py')
-    flags = f'--xla_force_host_platform_device_count={num_devices} {_FAST}'
-    run = subprocess.run(
-      [sys.executable, str(script), json.dumps(variants)],
-      capture_output=True,
-      text=True,
-      check=False,
-      env={**os.environ, 'XLA_FLAGS': flags},
-    )
-    self.assertEqual(run.returncode, 0, msg=run.stderr)
-    found = json.loads(run.stdout)
+    words = json.dumps(variants)
+    found = run_script('parallel/mesh_variants.py', num_devices, words)
     self.assertLen(found['variants'], len(variants))
     for name, got in found['variants'].items():
       with self.subTest(name):

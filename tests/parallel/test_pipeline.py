@@ -1,15 +1,12 @@
 """A step in a pipeline is the step of one device."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from virtual_devices import run_script
 
 from seekax.parallel import pipeline
 
@@ -36,29 +33,11 @@ ON_EIGHT = {
 }
 
 
-def run_script(name: str, num_devices: int, *arguments: str):
-  script = pathlib.Path(__file__).with_name(name)
-  # Most of the time goes into compiling programs that run once.
-  flags = (
-    f'--xla_force_host_platform_device_count={num_devices}'
-    ' --xla_backend_optimization_level=0'
-  )
-  run = subprocess.run(
-    [sys.executable, str(script), *arguments],
-    capture_output=True,
-    text=True,
-    check=False,
-    env={**os.environ, 'XLA_FLAGS': flags},
-  )
-  assert run.returncode == 0, run.stderr
-  return json.loads(run.stdout)
-
-
 class ScheduleTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.found = run_script('pipeline_cases.py', 4)
+    cls.found = run_script('parallel/pipeline_cases.py', 4)
 
   def test_gradients_and_sums_are_those_of_calls_in_turn(self):
     self.assertLen(self.found, 4)
@@ -89,7 +68,7 @@ class PaddingTest(absltest.TestCase):
 class ModelTest(absltest.TestCase):
   def check(self, variants, num_devices):
     found = run_script(
-      'pipeline_variants.py', num_devices, json.dumps(variants)
+      'parallel/pipeline_variants.py', num_devices, json.dumps(variants)
     )
     self.assertLen(found['variants'], len(variants))
     for name, got in found['variants'].items():
@@ -118,7 +97,7 @@ class ModelTest(absltest.TestCase):
 
   @pytest.mark.slow
   def test_memory_grows_with_micro_batches_by_themselves(self):
-    found = run_script('pipeline_memory.py', 2)
+    found = run_script('parallel/pipeline_memory.py', 2)
     # Tokens, targets, positions and two numbers of documents, stacked.
     batch = found['micro_batch_bytes']
     grown = found['16'] - found['4']

@@ -11,13 +11,12 @@ import json
 import sys
 
 import jax
-import jax.numpy as jnp
+import margins
 import numpy as np
 
 from seekax import presets
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
 from seekax.data.pipeline import Batch, micro_batches
-from seekax.model import router
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training.schedules import Schedule
@@ -38,30 +37,6 @@ VARIANTS = {
     'remat': 'full',
   },
 }
-
-
-def watch_margins(margins: list[float]) -> None:
-  """Notes how close every choice of experts and groups was."""
-  route = router.route
-
-  def gap(values_TE, count):
-    if count == values_TE.shape[1]:
-      return jnp.inf
-    best = jax.lax.top_k(values_TE, count + 1)[0]
-    return jnp.min(best[:, count - 1] - best[:, count])
-
-  def watched(logits_TE, bias_E, config):
-    z_TE = jax.nn.sigmoid(logits_TE) + bias_E
-    z_TGI = z_TE.reshape(len(z_TE), config.num_expert_groups, -1)
-    groups_TG = jax.lax.top_k(z_TGI, 2)[0].sum(-1)
-    margin = jnp.minimum(
-      gap(groups_TG, config.num_kept_groups),
-      gap(router.keep_best_groups(z_TE, config), config.experts_per_token),
-    )
-    jax.debug.callback(lambda value: margins.append(float(value)), margin)
-    return route(logits_TE, bias_E, config)
-
-  router.route = watched
 
 
 def run_config(mesh='', micro_batches=1, unroll_layers=8, remat='none'):
@@ -115,16 +90,16 @@ def biases(config: Config, mesh: str, seed: int) -> str:
 
 
 def main(seed: int) -> None:
-  margins: list[float] = []
-  watch_margins(margins)
+  seen: list[float] = []
+  margins.watch(seen)
   found = {}
   for name, change in VARIANTS.items():
-    margins.clear()
+    seen.clear()
     config = run_config(**change)
     digest = biases(config, change.get('mesh', ''), seed)
     jax.effects_barrier()
-    assert margins
-    found[name] = [digest, min(margins)]
+    assert seen
+    found[name] = [digest, min(seen)]
   print(json.dumps(found))
 
 
