@@ -15,7 +15,9 @@ _TEXT = """HloModule jit_f, num_partitions=8
 %condition (p: (s32[], bf16[16,64])) -> pred[] {
   %constant.1 = s32[] constant(6)
   %get-tuple-element.1 = s32[] get-tuple-element(%p), index=0
-  ROOT %lt = pred[] compare(%get-tuple-element.1, %constant.1), direction=LT
+  %copy.1 = s32[] copy(%get-tuple-element.1)
+  %copy.2 = s32[] copy(%constant.1)
+  ROOT %lt = pred[] compare(%copy.1, %copy.2), direction=LT
 }
 
 %round (p: (s32[], f32[8])) -> (s32[], f32[8]) {

@@ -125,15 +125,21 @@ def _calls(line: str, bodies) -> Iterator[tuple[str, int]]:
 def _trip_count(condition: list[str]) -> int:
   """Of a loop from 0 to a constant; 0 of any other."""
   root = next((line for line in condition if 'ROOT' in line), '')
-  constants = {}
+  if 'direction=LT' not in root:
+    return 0
+  constants, copied = {}, {}
   for line in condition:
     match = re.search(r'%?([\w.-]+) = s32\[\] constant\((\d+)\)', line)
     if match:
       constants[match[1]] = int(match[2])
-  if 'direction=LT' not in root:
-    return 0
+    match = re.search(r'%?([\w.-]+) = s32\[\] copy\(%?([\w.-]+)\)', line)
+    if match:
+      copied[match[1]] = match[2]
   operands = re.findall(r'%([\w.-]+)', root.split('compare(')[1].split(')')[0])
-  return constants.get(operands[-1], 0) if operands else 0
+  bound = operands[-1] if operands else ''
+  while bound in copied:
+    bound = copied[bound]
+  return constants.get(bound, 0)
 
 
 def _group(rest: str) -> list[int]:
