@@ -39,8 +39,41 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEER = ROOT / 'third_party' / 'transformers' / 'peer_gpu.py'
 # Rows of the table of a step's time.
 KERNELS = 15
-# Grouped matmul, attention, rematerialisation of the step that is profiled.
-PROFILED = ('auto', 'auto', 'none')
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """How a step is made.
+
+  Attributes:
+    sequences: in a batch.
+    scan: whether the layers are one scan, and not written out.
+    moments: dtype of AdamW's moments.
+    matmul: model.grouped_matmul.
+    attention: model.attention_backend.
+    remat: model.remat.
+  """
+
+  sequences: int = 8
+  scan: bool = False
+  moments: str = 'bfloat16'
+  matmul: str = 'auto'
+  attention: str = 'auto'
+  remat: str = 'none'
+
+  def labels(self) -> tuple[str, ...]:
+    return (
+      str(self.sequences),
+      'a scan' if self.scan else 'written out',
+      self.moments,
+      self.matmul,
+      self.attention,
+      self.remat,
+    )
+
+
+# The step that is profiled, and the same in other ways.
+PROFILED = Way(4, moments='float32')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +81,9 @@ class Size:
   """What a step reads, and how many follow each other in a measurement."""
 
   model: ModelConfig
-  batch: int = 4
+  batch: int = 8
   length: int = 4096
-  steps: int = 10
+  steps: int = 5
 
 
 def step_model() -> ModelConfig:
@@ -111,11 +144,13 @@ class Step:
     return [self.step(), self.time(), self.peer()]
 
   def step(self) -> Section:
-    # The references compile soonest.
-    profiled = ('dense', 'plain', 'none') if self.smoke else PROFILED
+    ways, profiled = _ways(), PROFILED
+    if self.smoke:  # The references compile soonest.
+      profiled = Way(1, matmul='dense', attention='plain')
+      ways = [profiled]
     cases = [
-      Case(way, functools.partial(self._step, *way, profiled=way == profiled))
-      for way in ([profiled] if self.smoke else _ways())
+      Case(way.labels(), functools.partial(self._step, way, way == profiled))
+      for way in ways
     ]
     model, size = self.size.model, self.size
     return Section(
@@ -123,42 +158,56 @@ class Step:
       'Training step',
       f'Width {model.embed_dim}, {model.num_layers} layers, '
       f'{model.num_experts} experts top-{model.experts_per_token}, '
-      f'{size.batch} sequences of {size.length} tokens, '
+      f'sequences of {size.length} tokens, '
       f'{training_flops_per_token(model, size.length) / 1e9:.2f} GFLOP per '
       'token. Backends and policies as the config names them, auto as the '
-      'device allows. MFU is the share of the dense bfloat16 peak; memory is '
-      'the most that this row or one above it took, so the first rows are '
-      'those that keep least.',
-      ('grouped matmul', 'attention', 'rematerialised'),
+      'device allows; masters are float32. MFU is the share of the dense '
+      'bfloat16 peak; memory is the most that this row or one above it in '
+      'the same run took, so the first rows are those that keep least.',
+      (
+        'sequences',
+        'layers',
+        'moments',
+        'grouped matmul',
+        'attention',
+        'rematerialised',
+      ),
       ('tokens/s', 'ms', 'MFU', 'peak memory so far, GB'),
       cases,
       clear=not self.smoke,
     )
 
-  def _step(self, matmul: str, attention: str, remat: str, profiled: bool):
+  def config(self, way: Way) -> Config:
+    """The run whose steps are measured."""
     size = self.size
     model = dataclasses.replace(
       size.model,
-      grouped_matmul=matmul,
-      attention_backend=attention,
-      remat=remat,
+      grouped_matmul=way.matmul,
+      attention_backend=way.attention,
+      remat=way.remat,
+      unroll_layers=0 if way.scan else size.model.num_layers,
     )
-    config = ours.run_config(model, size.batch, size.length, OptimConfig())
+    optim = OptimConfig(moment_dtype=way.moments)
+    config = ours.run_config(model, way.sequences, size.length, optim)
     train = dataclasses.replace(
       config.train,
       precision='bfloat16',
       balance_weight=1e-4,
       bias_update_rate=1e-3,
     )
-    config = dataclasses.replace(config, train=train)
+    return dataclasses.replace(config, train=train)
+
+  def _step(self, way: Way, profiled: bool):
+    size = self.size
+    config = self.config(way)
     stepper = _Stepper(config, self.repeats)
     spent = stepper.seconds(size.steps)
     if profiled:
       self.totals = stepper.profile()
-    tokens = size.batch * size.length
+    tokens = way.sequences * size.length
     peak = peak_flops(jax.devices()[0].device_kind)
     use = model_flops_utilization(
-      training_flops_per_token(model, size.length), tokens / spent, peak
+      training_flops_per_token(size.model, size.length), tokens / spent, peak
     )
     memory = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
     return {
@@ -177,7 +226,7 @@ class Step:
       'time',
       "Where a step's time goes",
       'The kernels that take most of the time of the row '
-      f'{", ".join(PROFILED)} above, by the profiler.',
+      f'{", ".join(PROFILED.labels())} above, by the profiler.',
       ('rank',),
       ('kernel', 'ms per step', 'share'),
       cases,
@@ -206,7 +255,8 @@ class Step:
     return Section(
       'peer',
       'The same model in transformers',
-      'Weights, gradients and moments in bfloat16; random weights.',
+      f'Weights, gradients and moments in bfloat16; random weights; '
+      f'{self.size.batch} sequences.',
       ('experts', 'attention'),
       ('tokens/s', 'ms', 'peak memory, GB', 'versions'),
       [Case(way, functools.partial(self._peer, *way)) for way in ways],
@@ -256,17 +306,21 @@ class Step:
     }
 
 
-def _ways() -> list[tuple[str, str, str]]:
-  """Every policy, then every backend; those that are references left out."""
-  matmul, attention, remat = PROFILED
-  ways = [(matmul, attention, x) for x in reversed(REMAT_POLICIES)]
+def _ways() -> list[Way]:
+  """Every policy; what else was tried; every backend but the references."""
+  ways = [Way(remat=x) for x in reversed(REMAT_POLICIES)]
   ways += [
-    (x, attention, remat)
+    Way(4, scan=True, moments='float32'),
+    PROFILED,
+    Way(4, remat='paper'),
+  ]
+  ways += [
+    Way(matmul=x)
     for x in GROUPED_MATMULS
     if x not in ('auto', 'ragged', 'dense')
   ]
   return ways + [
-    (matmul, x, remat) for x in ATTENTION_BACKENDS if x not in ('auto', 'plain')
+    Way(attention=x) for x in ATTENTION_BACKENDS if x not in ('auto', 'plain')
   ]
 
 

@@ -55,8 +55,14 @@ class Section:
   clear: bool = False
 
 
-def measure(section: Section, say: Callable[[str], None]) -> Found:
-  """Every case's cells; one that fails has its reason in the first column."""
+def measure(section: Section, keep: Callable[[Found], None]) -> Found:
+  """Every case's cells; one that fails has its reason in the first column.
+
+  Args:
+    section: the cases.
+    keep: is given each row when it is measured: a killed run leaves what it
+      has.
+  """
   found = {}
   for case in section.cases:
     try:
@@ -64,7 +70,7 @@ def measure(section: Section, say: Callable[[str], None]) -> Found:
     except Exception as error:  # The others are measured all the same.
       cells = {section.columns[0]: f'failed: {_reason(error)}'}
     found[case.labels] = cells
-    say(f'{section.name}: {", ".join(case.labels)}: {dict(cells)}')
+    keep({case.labels: cells})
     if section.clear:
       # Programs and what they hold: the next case may need all the memory.
       jax.clear_caches()

@@ -20,6 +20,7 @@ time is that of calls that fill about 20 ms together.
 - attention: causal, whole sequences.
 - decode: one token per request against the latent cache, absorbed.
 - loss: cross-entropy with its gradients, from hidden states.
+- fp8: the three products of a linear map in block FP8, beside bfloat16.
 - step: the whole training step (gradients, clipping, AdamW with float32
   masters, router bias), random tokens, no token dropped.
 - time: where a step's time goes, by the profiler, where auto chooses the
@@ -29,23 +30,27 @@ time is that of calls that fill about 20 ms together.
 Command: python experiments/benchmarks/h200.py --oracle=PYTHON  (about half an
 hour on a GPU with 80 GB or more; PYTHON has torch and transformers for the
 GPU, without it the peer's rows are not measured). Sections may be measured in
-runs of their own, --sections=grouped,tiles and so on: results/h200.json keeps
-the newest of each, h200.md shows them all. --plan writes h200.md without
-measuring.
+runs of their own, --sections=grouped,tiles and so on, and so may rows whose
+labels hold a pattern, --rows=V3: results/h200.json keeps the newest of each,
+h200.md shows them all. --plan writes h200.md without measuring.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
+import re
+import shlex
 import sys
 import tempfile
 from typing import Any
 
 from absl import app, flags
 import gpu_attention
+import gpu_fp8
 import gpu_grouped
 import gpu_step
 import gpu_table
@@ -64,6 +69,7 @@ NAMES = (
   'attention',
   'decode',
   'loss',
+  'fp8',
   'step',
   'time',
   'peer',
@@ -72,6 +78,7 @@ NAMES = (
 _SMOKE = flags.DEFINE_bool('smoke', False, 'tiny shapes, result thrown away')
 _PLAN = flags.DEFINE_bool('plan', False, 'write the tables, measure nothing')
 _SECTIONS = flags.DEFINE_list('sections', list(NAMES), 'what to measure')
+_ROWS = flags.DEFINE_string('rows', '', 'pattern of the rows to measure')
 _ORACLE = flags.DEFINE_string('oracle', '', 'a Python with torch for the GPU')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'medians are over these', 5)
 
@@ -81,6 +88,7 @@ def full() -> list[Section]:
   return [
     *gpu_grouped.Grouped(gpu_grouped.Size(), False, repeats).sections(),
     *gpu_attention.Attention(gpu_attention.Size(), False, repeats).sections(),
+    *gpu_fp8.Fp8(gpu_fp8.Size(), False, repeats).sections(),
     *gpu_step.Step(size, _ORACLE.value, False, repeats).sections(),
   ]
 
@@ -89,6 +97,7 @@ def smoke() -> list[Section]:
   return [
     *gpu_grouped.Grouped(gpu_grouped.smallest(), True, 1).sections(),
     *gpu_attention.Attention(gpu_attention.smallest(), True, 1).sections(),
+    *gpu_fp8.Fp8(gpu_fp8.smallest(), True, 1).sections(),
     *gpu_step.Step(gpu_step.smallest(), '', True, 1).sections(),
   ]
 
@@ -107,6 +116,8 @@ def _circumstances() -> dict[str, str]:
   date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
   command = f'python experiments/benchmarks/h200.py --repeats={_REPEATS.value}'
   command += f' --sections={",".join(_SECTIONS.value)}'
+  if _ROWS.value:
+    command += f' --rows={shlex.quote(_ROWS.value)}'
   if _ORACLE.value:
     command += ' --oracle=PYTHON'
   return {
@@ -122,15 +133,18 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _keep(path: pathlib.Path, section: Section, found: gpu_table.Found) -> None:
-  """Adds a section to what earlier runs found, or replaces it."""
-  rows = [[list(labels), dict(cells)] for labels, cells in found.items()]
+  """Adds rows to what earlier runs found, or replaces them."""
   known = _read(path)
-  known[section.name] = {'run': _circumstances(), 'rows': rows}
+  rows = {tuple(row['labels']): row for row in known.get(section.name, [])}
+  run = _circumstances()
+  for labels, cells in found.items():
+    rows[labels] = {'labels': list(labels), 'cells': dict(cells), 'run': run}
+  known[section.name] = list(rows.values())
   path.write_text(json.dumps(known, indent=1) + '\n')
 
 
 def write(folder: pathlib.Path, sections: Sequence[Section]) -> None:
-  """The tables of every section's newest run."""
+  """The tables, every row as it was measured last."""
   known = _read(folder / FOUND)
   parts = [
     '# One Hopper GPU\n',
@@ -143,16 +157,16 @@ def write(folder: pathlib.Path, sections: Sequence[Section]) -> None:
       'out.\n'
     )
   for section in sections:
-    newest = known.get(section.name, {'rows': []})
-    found = {tuple(labels): cells for labels, cells in newest['rows']}
+    rows = known.get(section.name, [])
+    found = {tuple(row['labels']): row['cells'] for row in rows}
     parts.append(gpu_table.markdown(section, found))
-    if found:
-      about = newest['run']
-      parts.append(
-        f'{about["date"]}, {about["gpu"]}; {about["versions"]}; '
-        f'`{about["command"]}`\n'
-      )
+    parts += {_run_line(row['run']): None for row in rows}
   (folder / TABLE).write_text('\n'.join(parts))
+
+
+def _run_line(run: Mapping[str, str]) -> str:
+  where = f'{run["date"]}, {run["gpu"]}; {run["versions"]}'
+  return f'{where}; `{run["command"]}`\n'
 
 
 def run(
@@ -163,16 +177,22 @@ def run(
   The peer goes first: once JAX has a GPU, it keeps most of its memory.
   """
   failed = []
+  pattern = re.compile(_ROWS.value)
   for section in sorted(sections, key=lambda x: x.name != 'peer'):
     if section.name not in chosen:
       continue
     if section.name != 'peer':
       _check_device()
-    found = gpu_table.measure(section, _say)
-    if any(found.values()):
-      _keep(folder / FOUND, section, found)
-    # After every section: a killed run leaves what it has.
-    write(folder, sections)
+    cases = [x for x in section.cases if pattern.search(', '.join(x.labels))]
+
+    def keep(row: gpu_table.Found, section=section):
+      for labels, cells in row.items():
+        _say(f'{section.name}: {", ".join(labels)}: {dict(cells)}')
+      if any(row.values()):
+        _keep(folder / FOUND, section, row)
+        write(folder, sections)
+
+    found = gpu_table.measure(dataclasses.replace(section, cases=cases), keep)
     failed += [
       f'{section.name}, {", ".join(labels)}'
       for labels, cells in found.items()

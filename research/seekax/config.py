@@ -114,6 +114,7 @@ FP8_SCALINGS = ('tiles', 'tensor')
 FP8_GRADIENT_FORMATS = ('e4m3', 'e5m2')
 FP8_GRADIENT_SCALINGS = ('tiles', 'blocks')
 FP8_ACCUMULATIONS = ('float32', 'tensor_core', 'unpromoted')
+FP8_PRODUCTS = ('pallas', 'emulated')
 # Products that a tensor core adds at once.
 FP8_GROUP = 32
 
@@ -753,6 +754,11 @@ class Fp8Config:
     'float32; tensor_core: 14 bits within a tile; unpromoted: 14 bits; both '
     'are very slow',
   )
+  products: str = _key(
+    'auto',
+    'auto; pallas: a kernel for NVIDIA GPUs from Hopper on; emulated: float32 '
+    'products of rounded operands, on any device',
+  )
 
   def __post_init__(self):
     for name, choices in (
@@ -760,6 +766,7 @@ class Fp8Config:
       ('gradient_format', FP8_GRADIENT_FORMATS),
       ('gradient_scaling', FP8_GRADIENT_SCALINGS),
       ('accumulation', FP8_ACCUMULATIONS),
+      ('products', ('auto', *FP8_PRODUCTS)),
     ):
       _require_choice(f'fp8.{name}', getattr(self, name), choices)
     _check_positive('fp8', self, ('tile_size',))

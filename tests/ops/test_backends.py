@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 
 from absl.testing import absltest, parameterized
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax import presets
-from seekax.config import ConfigError
+from seekax.config import ConfigError, Fp8Config
 from seekax.ops import backends, cudnn_attention, tokamax_backends
 from seekax.ops.backends import Device
 
@@ -25,6 +26,7 @@ _HOPPER_BARE = Device('cuda', (9, 0), cudnn=91002)
 _HOPPER_OLD_CUDNN = Device('cuda', (9, 0), _TOKAMAX, False, 90300)
 _HOPPER_OLD_TOKAMAX = Device('cuda', (9, 0), (0, 0, 12), True, 91002)
 _HOPPER_NOTHING = Device('cuda', (9, 0))
+_HOPPER_NEW_TOKAMAX = Device('cuda', (9, 0), (0, 0, 18), True, 91002)
 _BLACKWELL = Device('cuda', (10, 0), _TOKAMAX, True, 91200)
 
 
@@ -89,6 +91,33 @@ class LadderTest(parameterized.TestCase):
   ):
     self.assertEqual(_attention('auto', device, **need).name, expected)
 
+  @parameterized.parameters(
+    (_CPU, 1, 'plain'),
+    (_HOPPER, 1, 'pallas'),
+    (_HOPPER, 8, 'plain'),
+  )
+  def test_auto_decodes_one_request_with_the_kernel(
+    self, device, requests, expected
+  ):
+    choice = backends.choose_latent_attention(
+      'auto', device, 'bfloat16', requests=requests
+    )
+    self.assertEqual(choice.name, expected)
+
+  @parameterized.parameters(
+    (_CPU, {}, 'emulated'),
+    (_AMPERE, {}, 'emulated'),
+    (_HOPPER, {}, 'pallas'),
+    (_BLACKWELL, {}, 'pallas'),
+    (_HOPPER, {'tile_size': 64}, 'emulated'),
+    (_HOPPER, {'gradient_format': 'e5m2'}, 'emulated'),
+    (_HOPPER, {'accumulation': 'tensor_core'}, 'emulated'),
+    (_HOPPER, {'products': 'emulated'}, 'emulated'),
+  )
+  def test_fp8_products(self, device, recipe, expected):
+    choice = backends.choose_fp8_product(Fp8Config(**recipe), device)
+    self.assertEqual(choice.name, expected)
+
   def test_auto_says_what_it_passed_by(self):
     reason = _attention('auto', _HOPPER_BARE, segments=True).reason
     self.assertIn('cudnn: would let documents see each other', reason)
@@ -101,7 +130,7 @@ class LadderTest(parameterized.TestCase):
     ('ragged', _CPU),
     ('dense', _HOPPER),
     ('pallas', _AMPERE),
-    ('mosaic', _HOPPER),
+    ('mosaic', _HOPPER_NEW_TOKAMAX),
     ('triton', _BLACKWELL),
   )
   def test_what_can_run_is_taken_when_asked_for(self, name, device):
@@ -120,7 +149,7 @@ class RefusedTest(parameterized.TestCase):
     for word in words:
       self.assertIn(word, text)
     self.assertNotIn('\n', text)
-    self.assertRegex(text, '^model.[a-z_]+=')
+    self.assertRegex(text, r'^(model|fp8)\.[a-z_]+=')
 
   @parameterized.parameters(
     ('pallas', _CPU, 'bfloat16', ('NVIDIA GPU', 'cpu')),
@@ -132,12 +161,23 @@ class RefusedTest(parameterized.TestCase):
     ('mosaic', _HOPPER_BARE, 'bfloat16', ('pip install', 'tokamax>=0.0.17')),
     ('mosaic', _HOPPER_OLD_TOKAMAX, 'bfloat16', ('0.0.12', '0.0.17')),
     ('mosaic', _HOPPER, 'float32', ('bfloat16', 'float32')),
+    ('mosaic', _HOPPER, 'bfloat16', ('0.0.17', '3 % of its norm', 'pallas')),
     ('triton', _HOPPER_OLD_CUDNN, 'bfloat16', ('jax-triton',)),
     ('triton', _ROCM, 'bfloat16', ('rocm',)),
     ('palas', _HOPPER, 'bfloat16', ("did you mean 'pallas'",)),
   )
   def test_grouped_matmul(self, name, device, dtype, words):
     self._says(words, _grouped, name, device, dtype)
+
+  @parameterized.parameters(
+    (_CPU, {}, ('NVIDIA GPU', 'cpu')),
+    (_AMPERE, {}, ('9.0', '8.0')),
+    (_HOPPER, {'gradient_format': 'e5m2'}, ('e4m3', 'e5m2', 'emulated')),
+  )
+  def test_fp8_kernel(self, device, recipe, words):
+    recipe = Fp8Config(products='pallas', **recipe)
+    choose = functools.partial(backends.choose_fp8_product, recipe)
+    self._says(words, choose, device)
 
   @parameterized.parameters('pallas', 'mosaic', 'triton', 'ragged', 'dense')
   def test_grouped_matmul_in_fp8(self, name):

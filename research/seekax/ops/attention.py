@@ -178,7 +178,10 @@ def latent_attention(
     ConfigError: the backend can't run here.
   """
   choice = backends.choose_latent_attention(
-    backend, backends.present(), latent_BMC.dtype
+    backend,
+    backends.present(),
+    latent_BMC.dtype,
+    requests=latent_BMC.shape[0],
   )
   if choice.name == 'pallas':
     return pallas_latent_attention.latent_attention(

@@ -7,11 +7,11 @@ sums over rows, activations and gradients are divided anew into tiles of
 128 x 1, from what they were before. Every 128 products of the sum a float32
 total takes over.
 
-Without hardware for it, operands are rounded to FP8 and multiplied in float32.
-A code times its scale is rounded once in that, and sums are as exact as those
-of float32: within 128 * 2**-24 * sum|a||b| of exact, as a promotion every 128
-products would be, if not to the bit. It runs on any device, and is fast on
-none: there is no FP8 kernel here.
+On NVIDIA GPUs from Hopper on a kernel multiplies the codes
+(`pallas_block_fp8`). Elsewhere operands are rounded to FP8 and multiplied in
+float32. A code times its scale is rounded once in that, and sums are as exact
+as those of float32: within 128 * 2**-24 * sum|a||b| of exact, as a promotion
+every 128 products would be, if not to the bit.
 
 Letters: T rows, D input width, F output width.
 """
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import Fp8Config
+from seekax.ops import backends, pallas_block_fp8
 from seekax.ops import block_fp8_accumulation as accumulation
 from seekax.ops.block_fp8 import (
   ACTIVATION_FLOOR,
@@ -79,6 +80,9 @@ class Fp8Products:
 
   def _multiply(self, a, a_tiling, b, b_tiling, summed: tuple[int, int]):
     """Sums the product of two matrices over one axis of each, in float32."""
+    choice = backends.choose_fp8_product(self.recipe, backends.present())
+    if choice.name == 'pallas':
+      return pallas_block_fp8.product(a, a_tiling, b, b_tiling, summed)
     lead = tuple(range(a.ndim - 2))
     if self.recipe.accumulation == 'float32':
       axes = [(len(lead) + axis,) for axis in summed]

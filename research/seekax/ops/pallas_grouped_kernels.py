@@ -58,7 +58,7 @@ def sum_of_products(
   if not num_rows:
     return jnp.zeros((0, columns), dtype)
   tiling = tiling or product_tiling(
-    num_rows, num_experts, depth, columns, dtype
+    num_rows, num_experts, depth, columns, dtype, transposed
   )
   tiles = row_tiles(sizes_E, num_rows, tiling.rows)
   (out_SF,) = _call(

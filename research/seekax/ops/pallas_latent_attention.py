@@ -53,7 +53,7 @@ class Tiling:
 def choose_tiling(
   batch: int, num_heads: int, positions: int, dtype: Any
 ) -> Tiling:
-  """Chosen by arithmetic and not yet measured.
+  """Chosen by arithmetic; on an H200 none of six others was 10 % faster.
 
   64 heads x 512 latents of float32 sums are 128 registers a thread with 8
   warps; their queries and two blocks of 32 latents in bfloat16 are 144 KiB of

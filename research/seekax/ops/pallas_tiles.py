@@ -41,9 +41,14 @@ class Tiling:
 
 
 def product_tiling(
-  num_rows: int, num_experts: int, depth: int, columns: int, dtype: Any
+  num_rows: int,
+  num_experts: int,
+  depth: int,
+  columns: int,
+  dtype: Any,
+  transposed: bool = False,
 ) -> Tiling:
-  """Tiles of rows times weights, chosen by arithmetic and not yet measured.
+  """Tiles of rows times weights, chosen by arithmetic, then measured.
 
   A row tile is at most 128 rows, and of about the size of a balanced group, so
   that few of a tile's rows are empty. bfloat16 takes 128 columns: two float32
@@ -58,6 +63,7 @@ def product_tiling(
     depth: width of a row.
     columns: width of a result.
     dtype: of rows and weights.
+    transposed: whether the weights' last axis is contracted.
   """
   edge = _largest_edge(dtype)
   return _tiling(
@@ -65,6 +71,7 @@ def product_tiling(
     _tile_edge(columns, edge),
     _tile_edge(depth, edge // 2),
     edge,
+    few_warps=transposed,
   )
 
 
@@ -72,7 +79,11 @@ def gradient_tiling(width: int, columns: int, dtype: Any) -> Tiling:
   """Tiles of a weight's gradient, [width, columns]; the depth is in rows."""
   edge = _largest_edge(dtype)
   return _tiling(
-    _tile_edge(width, edge), _tile_edge(columns, edge), edge // 2, edge
+    _tile_edge(width, edge),
+    _tile_edge(columns, edge),
+    edge // 2,
+    edge,
+    few_warps=True,
   )
 
 
@@ -80,12 +91,15 @@ def _largest_edge(dtype: Any) -> int:
   return 64 if jnp.dtype(dtype).itemsize > 2 else 128
 
 
-def _tiling(rows: int, columns: int, depth: int, edge: int) -> Tiling:
+def _tiling(
+  rows: int, columns: int, depth: int, edge: int, few_warps: bool
+) -> Tiling:
+  few_warps = rows < edge or (few_warps and edge == 128)
   return Tiling(
     rows,
     columns,
     depth,
-    warps=8 if rows == edge else 4,
+    warps=4 if few_warps else 8,
     stages=3 if edge == 128 else 2,
   )
 

@@ -76,7 +76,7 @@ def start(
     config.model,
     config.train.compute_dtype,
     config.data.isolate_documents,
-    plain=config.train.precision != 'fp8',
+    fp8=config.fp8 if config.train.precision == 'fp8' else None,
   ):
     backends.announce(choice)
   compilation_cache.switch_on(config.train.compilation_cache, say)
