@@ -64,7 +64,9 @@ def other_data(bench: Bench) -> str:
   path = left / 'file03.py'
   whole = path.read_text()
   path.write_text(whole.replace('return', 'yield ', 1))
-  bench.check_refused(words, 'was trained on other data')
+  bench.check_refused(words, 'was trained on other data', 'not the same')
+  path.write_text(whole + '# more')
+  bench.check_refused(words, 'was trained on other data', '_bytes ', ' there, ')
   path.write_text(whole)
   tokenizer = workdir / workdir_lib.TOKENIZER
   content = tokenizer.read_text()

@@ -40,7 +40,8 @@ def _chunked(q, k, v, segments, block, stripes, keep=False):
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   q = q.reshape(batch, kv_heads, heads // kv_heads, length, width)
   chunking = Chunking(block, stripes, keep)
-  out = chunked_attention(q, k, v, segments, _SCALE, chunking)
+  both = None if segments is None else (segments, segments)
+  out = chunked_attention(q, k, v, both, None, _SCALE, chunking)
   return jnp.swapaxes(out.reshape(batch, heads, length, -1), 1, 2)
 
 
@@ -100,6 +101,37 @@ class ChunkedAttentionTest(parameterized.TestCase):
     expected = _with_gradients(whole, *inputs)
     for one, other in zip(actual, expected, strict=True):
       self.assertLess(cases.difference(one, other), 5e-6)
+
+  @parameterized.product(
+    # Both ways, and with keys that fill no whole blocks.
+    cut=((96, 32), (2 * attention.QUERY_BLOCK + 37, attention.QUERY_BLOCK + 6)),
+    isolate=(False, True),
+  )
+  def test_parts_of_a_sequence_are_those_of_the_whole(self, cut, isolate):
+    length, each = cut
+    q, k, v = _inputs(length, batch=1)
+    segments = _segments(length, batch=1) if isolate else None
+
+    def by_parts(q, k, v):
+      outputs = []
+      for first in range(0, length, each):
+        own = slice(first, first + each)
+        outputs.append(
+          attention.causal_attention(
+            q[:, own],
+            k,
+            v,
+            _SCALE,
+            segments[:, own] if isolate else None,
+            part=attention.Part(jnp.int32(first), segments),
+          )
+        )
+      return jnp.concatenate(outputs, axis=1)
+
+    actual = _with_gradients(by_parts, q, k, v)
+    expected = _with_gradients(lambda *x: _whole(*x, segments), q, k, v)
+    for ours, theirs in zip(actual, expected, strict=True):
+      self.assertLess(cases.difference(ours, theirs), 5e-6)
 
   def test_bfloat16_stays_near_float32(self):
     exact = _inputs(32)

@@ -42,6 +42,7 @@ MODEL = dataclasses.replace(
   experts_per_token=2,
   mtp_depth=1,
   init_std=0.2,
+  context_length=512,
 )
 
 

@@ -19,8 +19,8 @@ class DataParallelTest(absltest.TestCase):
     flags = '--xla_force_host_platform_device_count=4'
     meshes = 'data:4', 'data:2,pipeline:2'
     losses = {}
-    for mesh in ('data:1', *meshes):
-      workdir = root / mesh.replace(':', '').replace(',', '')
+
+    def train(workdir, mesh, *more):
       run = runs.seekax(
         'train',
         '--config=tiny',
@@ -29,9 +29,16 @@ class DataParallelTest(absltest.TestCase):
         '--config.data.heldout_fraction=0.2',
         f'--config.parallel.mesh={mesh}',
         '--config.train.steps=3',
+        '--config.train.checkpoint_every=1',
+        *more,
         env={**os.environ, 'XLA_FLAGS': flags},
       )
       self.assertEqual(run.returncode, 0, msg=run.stderr)
+      return run.stderr
+
+    for mesh in ('data:1', *meshes):
+      workdir = root / mesh.replace(':', '').replace(',', '')
+      train(workdir, mesh)
       rows = map(
         json.loads, (workdir / 'metrics.jsonl').read_text().split('\n')[:-1]
       )
@@ -44,6 +51,11 @@ class DataParallelTest(absltest.TestCase):
           losses[mesh][0], losses['data:1'][0], rtol=1e-6
         )
         np.testing.assert_allclose(losses[mesh], losses['data:1'], rtol=1e-3)
+    self.assertIn(
+      'step 2 was saved on the mesh data:4; its arrays are laid out anew over '
+      'fsdp:2',
+      train(root / 'data4', 'fsdp:2', '--restore=previous'),
+    )
 
   def test_more_devices_than_there_are_is_refused(self):
     root = pathlib.Path(self.create_tempdir().full_path)

@@ -17,6 +17,8 @@ ON_FOUR = {
   'fsdp': dict(mesh='fsdp:4'),
   'tensor': dict(mesh='tensor:4'),
   'context': dict(mesh='context:2,data:2'),
+  'context_in_chunks': dict(mesh='context:2,data:2', length=512, steps=2),
+  'context_of_keys': dict(mesh='context:2,tensor:2', attention='mha'),
   'expert': dict(mesh='expert:4'),
   'gather': dict(mesh='expert:4', exchange='gather'),
   'scanned_recomputed': dict(

@@ -211,7 +211,9 @@ class LoopTest(absltest.TestCase):
     other = runs.write_corpus(self.new_workdir() / 'corpus', documents=30)
     config = runs.small_config(other)
     before = workdir_lib.read_run(workdir)
-    with self.assertRaisesRegex(StorageError, 'trained on other data'):
+    with self.assertRaisesRegex(
+      StorageError, 'trained on other data .*: train_documents'
+    ):
       launch.start(config, {}, workdir)
     self.assertEqual(workdir_lib.read_run(workdir), before)
 

@@ -5,6 +5,9 @@ N key/value heads, K no-position query/key width, R rope width, U value width,
 P query latent, C key/value latent.
 """
 
+from collections.abc import Callable, Sequence
+import functools
+
 from flax import linen as nn
 from flax import struct
 import jax
@@ -17,6 +20,7 @@ from seekax.ops import rotary
 from seekax.ops.linear import contract, linear, PLAIN, Products
 from seekax.ops.precision import HIGH, Policy
 from seekax.ops.rematerialisation import keep
+from seekax.parallel import rules
 
 
 @struct.dataclass
@@ -55,24 +59,26 @@ def write_at(cache: jax.Array, new: jax.Array, at_B: jax.Array) -> jax.Array:
 def mla_full(
   q_nope_BLHK: jax.Array,
   q_rope_BLHR: jax.Array,
-  latent_BLC: jax.Array,
-  k_rope_BLR: jax.Array,
+  latent_BMC: jax.Array,
+  k_rope_BMR: jax.Array,
   kv_up_CHX: jax.Array,
   segments_BL: jax.Array | None,
   config: ModelConfig,
   products: Products = PLAIN,
+  part: ops.Part | None = None,
 ) -> jax.Array:
   """MLA with keys and values expanded: training and prefill.
 
   Args:
     q_nope_BLHK: queries without position.
     q_rope_BLHR: rotated queries.
-    latent_BLC: latents after their norm.
-    k_rope_BLR: rotated keys, one for all heads.
+    latent_BMC: latents after their norm.
+    k_rope_BMR: rotated keys, one for all heads.
     kv_up_CHX: up-projection, X = K + U, keys first.
     segments_BL: document numbers, or None.
     config: widths and scale.
     products: of the up-projection.
+    part: where the queries are in the sequence, if they are a part of it.
 
   Returns:
     [B, L, H, U].
@@ -80,20 +86,62 @@ def mla_full(
   References:
     DeepSeek-V3, equations 1 to 11.
   """
-  kv_BLHX = linear(latent_BLC, kv_up_CHX, products)
-  k_nope_BLHK, v_BLHU = jnp.split(kv_BLHX, [config.nope_head_dim], axis=-1)
-  k_rope_BLHR = jnp.broadcast_to(
-    k_rope_BLR[:, :, None], q_rope_BLHR.shape[:3] + k_rope_BLR.shape[-1:]
+  kv_BMHX = linear(latent_BMC, kv_up_CHX, products)
+  k_nope_BMHK, v_BMHU = jnp.split(kv_BMHX, [config.nope_head_dim], axis=-1)
+  k_rope_BMHR = jnp.broadcast_to(
+    k_rope_BMR[:, :, None], k_nope_BMHK.shape[:3] + k_rope_BMR.shape[-1:]
   )
   return ops.causal_attention(
     jnp.concatenate([q_nope_BLHK, q_rope_BLHR], axis=-1),
-    jnp.concatenate([k_nope_BLHK, k_rope_BLHR], axis=-1),
-    v_BLHU,
+    jnp.concatenate([k_nope_BMHK, k_rope_BMHR], axis=-1),
+    v_BMHU,
     rotary.softmax_scale(config),
     segments_BL,
     config.attention_backend,
-    keep_weights=config.remat == 'none',
+    config.remat == 'none',
+    part,
   )
+
+
+def in_parts(
+  attend: Callable[..., jax.Array],
+  queries: Sequence[jax.Array],
+  sources: Sequence[jax.Array],
+  names: Sequence[rules.Names],
+  segments_BL: jax.Array | None,
+) -> jax.Array:
+  """Attention where the mesh splits sequences: each device has its queries.
+
+  What keys and values are made from is gathered, and gradients of it summed.
+  For MLA that is the latents and the rotated key that all heads share.
+
+  Args:
+    attend: (*queries, *sources, segments_BL, part) to [B, L, H, U].
+    queries: [B, L, H, ...] each.
+    sources: of keys and values.
+    names: of the axes of each source.
+    segments_BL: document numbers, or None.
+
+  Returns:
+    [B, L, H, U].
+  """
+  positions_L = jnp.arange(queries[0].shape[1])
+  split = rules.axes('batch', 'length'), rules.axes('batch', None)
+  of_segments = None if segments_BL is None else split
+
+  def own(queries, sources, segments, positions_L):
+    segments_BL, segments_BM = segments or (None, None)
+    part = ops.Part(positions_L[0], segments_BM)
+    return attend(*queries, *sources, segments_BL, part=part)
+
+  of_query = rules.axes('batch', 'length', 'heads', None)
+  run = rules.per_shard(
+    own,
+    ([of_query] * len(queries), list(names), of_segments, rules.axes('length')),
+    of_query,
+  )
+  segments = None if segments_BL is None else (segments_BL, segments_BL)
+  return run(list(queries), list(sources), segments, positions_L)
 
 
 def mla_absorbed(
@@ -180,16 +228,17 @@ class LatentAttention(nn.Module):
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Whole sequences; also returns what the cache keeps of them."""
     q_nope, q_rope, latent_BLC, k_rope_BLR = self._project(x_BLD, positions_BL)
-    out_BLHU = mla_full(
-      q_nope,
-      q_rope,
-      latent_BLC,
-      k_rope_BLR,
-      self.kv_up,
-      segments_BL,
-      self.config,
-      self.policy.linear,
+    attend = functools.partial(
+      mla_full, config=self.config, products=self.policy.linear
     )
+    sources = latent_BLC, k_rope_BLR, self.kv_up
+    if rules.num_parts('length') > 1:
+      whole = rules.axes('batch', None, None)
+      names = whole, whole, rules.axes(None, 'heads', None)
+      queries = q_nope, q_rope
+      out_BLHU = in_parts(attend, queries, sources, names, segments_BL)
+    else:
+      out_BLHU = attend(q_nope, q_rope, *sources, segments_BL)
     y_BLD = contract(out_BLHU, self.out, 2, self.policy.after_attention)
     return y_BLD, LatentCache(latent_BLC, k_rope_BLR)
 
@@ -249,16 +298,25 @@ class GroupedAttention(nn.Module):
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Whole sequences; also returns what the cache keeps of them."""
     q, k, v = self._project(x_BLD, positions_BL)
-    scale = rotary.softmax_scale(self.config)
-    out_BLHU = ops.causal_attention(
-      q,
-      k,
-      v,
-      scale,
-      segments_BL,
-      self.config.attention_backend,
-      keep_weights=self.config.remat == 'none',
-    )
+    c = self.config
+
+    def attend(q, k, v, segments_BL, part=None):
+      return ops.causal_attention(
+        q,
+        k,
+        v,
+        rotary.softmax_scale(c),
+        segments_BL,
+        c.attention_backend,
+        c.remat == 'none',
+        part,
+      )
+
+    if rules.num_parts('length') > 1:
+      names = [rules.axes('batch', None, 'heads', None)] * 2
+      out_BLHU = in_parts(attend, (q,), (k, v), names, segments_BL)
+    else:
+      out_BLHU = attend(q, k, v, segments_BL)
     y_BLD = contract(out_BLHU, self.out, 2, self.policy.after_attention)
     return y_BLD, KeyValueCache(k, v)
 

@@ -12,6 +12,7 @@ Letters: B batch, L query positions, M key positions, H query heads, N
 key/value heads, K query/key width, U value width, C latent width, R rope width.
 """
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +31,19 @@ QUERY_BLOCK = 128
 KEPT_LENGTH = 512
 
 
+@struct.dataclass
+class Part:
+  """Queries that are a part of their sequence.
+
+  Attributes:
+    first: position of the first of them, int32.
+    segments_BM: document numbers of the sequence, or None.
+  """
+
+  first: jax.Array
+  segments_BM: jax.Array | None = None
+
+
 def causal_attention(
   q_BLHK: jax.Array,
   k_BLNK: jax.Array,
@@ -38,6 +52,7 @@ def causal_attention(
   segments_BL: jax.Array | None = None,
   backend: str = backends.AUTO,
   keep_weights: bool = True,
+  part: Part | None = None,
 ) -> jax.Array:
   """Softmax attention over the positions at or before each query.
 
@@ -51,6 +66,8 @@ def causal_attention(
     backend: the name of one, or auto.
     keep_weights: of short sequences `chunked` may keep the softmax for the
       backward pass, instead of computing it again.
+    part: where the queries are in a longer sequence, whose keys are all there.
+      None: queries and keys are of the same positions.
 
   Returns:
     [B, L, H, U] in v's dtype; logits and softmax are float32.
@@ -65,6 +82,7 @@ def causal_attention(
     qk_width=q_BLHK.shape[-1],
     value_width=v_BLNU.shape[-1],
     segments=segments_BL is not None,
+    part=part is not None,
   )
   if choice.name == 'cudnn':
     return cudnn_attention.causal_attention(q_BLHK, k_BLNK, v_BLNU, scale)
@@ -73,34 +91,42 @@ def causal_attention(
       q_BLHK, k_BLNK, v_BLNU, scale, segments_BL
     )
   length = q_BLHK.shape[1]
+  first, segments_BM = None, segments_BL
+  if part:
+    first, segments_BM = part.first, part.segments_BM
+  segments = None if segments_BL is None else (segments_BL, segments_BM)
   if choice.name == 'chunked' and length > QUERY_BLOCK:
     kept = keep_weights and length <= KEPT_LENGTH
-    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, kept)
-  visible = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
-  if segments_BL is not None:
-    same = segments_BL[:, :, None] == segments_BL[:, None, :]
+    return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments, first, kept)
+  places_L = jnp.arange(length) if first is None else first + jnp.arange(length)
+  visible = places_L[:, None] >= jnp.arange(k_BLNK.shape[1])[None, :]
+  if segments:
+    same = segments_BL[:, :, None] == segments_BM[:, None, :]
     visible = visible[None] & same
   return _attend(q_BLHK, k_BLNK, v_BLNU, visible, scale)
 
 
-def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments_BL, kept):
+def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments, first, kept):
   """Pads to whole blocks; no query sees a padded key, which come last."""
   batch, length, heads, width = q_BLHK.shape
   kv_heads = k_BLNK.shape[2]
   padding = -length % QUERY_BLOCK
 
-  def head_major(x_BLHK):
-    padded = jnp.pad(x_BLHK, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    return jnp.swapaxes(padded, 1, 2)
+  def padded(x_BL):
+    more = [(0, 0)] * (x_BL.ndim - 2)
+    return jnp.pad(x_BL, ((0, 0), (0, -x_BL.shape[1] % QUERY_BLOCK), *more))
 
-  if segments_BL is not None:
-    segments_BL = jnp.pad(segments_BL, ((0, 0), (0, padding)))
+  def head_major(x_BLHK):
+    return jnp.swapaxes(padded(x_BLHK), 1, 2)
+
+  segments = jax.tree.map(padded, segments)
   q_BHLK = head_major(q_BLHK)
   out_BNGLU = chunked_attention(
     q_BHLK.reshape(batch, kv_heads, heads // kv_heads, -1, width),
     head_major(k_BLNK),
     head_major(v_BLNU),
-    segments_BL,
+    segments,
+    first,
     scale,
     Chunking(block=QUERY_BLOCK, keep=kept),
   )

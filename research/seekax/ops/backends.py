@@ -93,6 +93,7 @@ class _Need:
   heads_width: int = 0
   value_width: int = 0
   segments: bool = False
+  part: bool = False
   plain: bool = True
   fp8: Fp8Config = Fp8Config()
 
@@ -153,6 +154,7 @@ def choose_attention(
   qk_width: int,
   value_width: int,
   segments: bool,
+  part: bool = False,
   key: str = 'model.attention_backend',
 ) -> Choice:
   """Which attention over whole sequences runs.
@@ -164,6 +166,8 @@ def choose_attention(
     qk_width: of a head's queries and keys, with their rotary part.
     value_width: of a head's values.
     segments: whether documents are kept apart.
+    part: whether queries are a part of their sequence, on a mesh that splits
+      sequences.
     key: the config's name for it, for messages.
 
   Raises:
@@ -176,6 +180,7 @@ def choose_attention(
     heads_width=qk_width,
     value_width=value_width,
     segments=segments,
+    part=part,
   )
   ladder = ('cudnn', 'tokamax', 'chunked')
   return _choose(ATTENTION, key, requested, need, _ATTENTION_PROBLEMS, ladder)
@@ -357,6 +362,14 @@ def _dtype(need: _Need, *known: str) -> str:
   return ''
 
 
+def _whole(need: _Need) -> str:
+  if not need.part:
+    return ''
+  return (
+    'takes whole sequences, and the mesh axis context splits them; take chunked'
+  )
+
+
 def _tokamax(need: _Need) -> str:
   oldest = '.'.join(map(str, OLDEST_TOKAMAX))
   install = f"; pip install 'tokamax>={oldest}', on Python 3.12 or later"
@@ -415,6 +428,7 @@ def _triton(need: _Need) -> str:
 
 def _cudnn(need: _Need) -> str:
   problem = _gpu(need, _AMPERE) or _dtype(need, 'bfloat16', 'float16')
+  problem = problem or _whole(need)
   if problem:
     return problem
   device = need.device
@@ -460,7 +474,10 @@ def _cudnn_name(device: Device) -> str:
 def _tokamax_attention(need: _Need) -> str:
   # Forward kernels reach back to Ampere, backward kernels to Hopper.
   return (
-    _gpu(need, _HOPPER) or _tokamax(need) or _dtype(need, 'bfloat16', 'float16')
+    _gpu(need, _HOPPER)
+    or _tokamax(need)
+    or _dtype(need, 'bfloat16', 'float16')
+    or _whole(need)
   )
 
 

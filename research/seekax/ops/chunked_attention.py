@@ -5,6 +5,8 @@ and made again in the backward pass from the row's log-sum-exp (FlashAttention,
 arXiv 2205.14135, algorithms 1 and 4, with whole rows of keys at a time). Blocks
 lie in stripes; a stripe is one scan, whose blocks meet the keys up to the
 stripe's end, so that most of what lies above the diagonal is never computed.
+Queries that are a part of a sequence lie in one stripe and meet all of its
+keys, for only the running program knows where they begin.
 
 Arrays are head-major, and the query heads of one key head are one matrix of
 rows, so that every product is one batch of plain matrices.
@@ -44,12 +46,13 @@ class Chunking:
   keep: bool = False
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def chunked_attention(
   q_BNGLK: jax.Array,
-  k_BNLK: jax.Array,
-  v_BNLU: jax.Array,
-  segments_BL: jax.Array | None,
+  k_BNMK: jax.Array,
+  v_BNMU: jax.Array,
+  segments: tuple[jax.Array, jax.Array] | None,
+  first: jax.Array | None,
   scale: float,
   chunking: Chunking,
 ) -> jax.Array:
@@ -57,30 +60,32 @@ def chunked_attention(
 
   Args:
     q_BNGLK: queries; L is a multiple of the block.
-    k_BNLK: keys.
-    v_BNLU: values, of any width. What a query doesn't see is multiplied by 0,
+    k_BNMK: keys.
+    v_BNMU: values, of any width. What a query doesn't see is multiplied by 0,
       not skipped: NaN or infinity there would reach it.
-    segments_BL: document numbers; a query sees its own document only. None:
-      every earlier position.
+    segments: document numbers of queries [B, L] and keys [B, M]; a query sees
+      its own document only. None: every earlier position.
+    first: position of the first query, a number; None: 0, and L is M.
     scale: factor on the logits.
     chunking: how the sequence is cut.
 
   Returns:
     [B, N, G, L, U] in v's dtype; logits and softmax are float32.
   """
-  return _forward(q_BNGLK, k_BNLK, v_BNLU, segments_BL, scale, chunking)[0]
+  return _forward(q_BNGLK, k_BNMK, v_BNMU, segments, first, scale, chunking)[0]
 
 
-def _forward(q, k, v, segments, scale, chunking):
+def _forward(q, k, v, segments, first, scale, chunking):
   """(output, what the backward pass needs)."""
   outputs, saved = [], []
-  for stripe in _stripes(q.shape[3], chunking):
-    keys = stripe.keys(k, v, segments)
+  segments_BL, segments_BM = segments or (None, None)
+  for stripe in _stripes(q.shape[3], k.shape[2], first, chunking):
+    keys = stripe.keys(k, v, segments_BM)
 
     def block(_, part, keys=keys):
       k_BNMK, v_BNMU, segments_BM = keys
-      q_BNGQK, segments_BQ, first = part
-      logits = _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale)
+      q_BNGQK, segments_BQ, at = part
+      logits = _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, at, scale)
       top = reduce_rows(jnp.max, logits)
       weights = jnp.exp(logits - top)
       total = reduce_rows(jnp.sum, weights)
@@ -91,31 +96,32 @@ def _forward(q, k, v, segments, scale, chunking):
         return None, (out, (weights, total))
       return None, (out, top + jnp.log(total))
 
-    parts = stripe.split(q, 3), stripe.split(segments, 1), stripe.firsts()
+    parts = stripe.split(q, 3), stripe.split(segments_BL, 1), stripe.places()
     _, (out, own) = _scan(block, None, parts)
     outputs.append(_join(out))
     saved.append(own)
   out = keep(jnp.concatenate(outputs, axis=3), 'attention_output')
   if not chunking.keep:
     saved = [keep(log_sum, 'attention_log_sum') for log_sum in saved]
-  return out, (q, k, v, segments, out, saved)
+  return out, (q, k, v, segments, first, out, saved)
 
 
 def _backward(scale, chunking, saved, dout_BNGLU):
-  q, k, v, segments, out, per_stripe = saved
+  q, k, v, segments, first, out, per_stripe = saved
+  segments_BL, segments_BM = segments or (None, None)
   delta_BNGL = jnp.sum(
     dout_BNGLU.astype(jnp.float32) * out.astype(jnp.float32), axis=-1
   )
   dk = jnp.zeros(k.shape, jnp.float32)
   dv = jnp.zeros(v.shape, jnp.float32)
   dqs = []
-  stripes = _stripes(q.shape[3], chunking)
+  stripes = _stripes(q.shape[3], k.shape[2], first, chunking)
   for stripe, own in zip(stripes, per_stripe, strict=True):
-    keys = stripe.keys(k, v, segments)
+    keys = stripe.keys(k, v, segments_BM)
 
     def block(carry, part, keys=keys):
       k_BNMK, v_BNMU, segments_BM = keys
-      q_BNGQK, dout_BNGQU, delta_BNGQ, own, segments_BQ, first = part
+      q_BNGQK, dout_BNGQU, delta_BNGQ, own, segments_BQ, at = part
       q_BNRK, dout_BNRU = _rows(q_BNGQK), _rows(dout_BNGQU)
       delta_BNR1 = _rows(delta_BNGQ[..., None])
       if chunking.keep:
@@ -124,9 +130,7 @@ def _backward(scale, chunking, saved, dout_BNGLU):
         dout_BNRU = (dout_BNRU / total_BNR1).astype(q.dtype)
         delta_BNR1 /= total_BNR1
       else:
-        logits = _logits(
-          q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale
-        )
+        logits = _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, at, scale)
         weights = jnp.exp(logits - own)
       dv_BNMU = _float32_einsum(
         'BNRM,BNRU->BNMU', weights.astype(v.dtype), dout_BNRU
@@ -144,26 +148,26 @@ def _backward(scale, chunking, saved, dout_BNGLU):
       stripe.split(dout_BNGLU, 3),
       stripe.split(delta_BNGL, 3),
       own,
-      stripe.split(segments, 1),
-      stripe.firsts(),
+      stripe.split(segments_BL, 1),
+      stripe.places(),
     )
-    start = dk[:, :, : stripe.end], dv[:, :, : stripe.end]
+    start = dk[:, :, : stripe.keys_end], dv[:, :, : stripe.keys_end]
     (dk_part, dv_part), dq = _scan(block, start, parts)
-    dk = dk.at[:, :, : stripe.end].set(dk_part)
-    dv = dv.at[:, :, : stripe.end].set(dv_part)
+    dk = dk.at[:, :, : stripe.keys_end].set(dk_part)
+    dv = dv.at[:, :, : stripe.keys_end].set(dv_part)
     dqs.append(_join(dq))
   dq = jnp.concatenate(dqs, axis=3)
-  return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
+  return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 chunked_attention.defvjp(_forward, _backward)
 
 
-def _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, first, scale):
-  """float32 [B, N, R, M]; the block's queries start at position `first`."""
+def _logits(q_BNGQK, k_BNMK, segments_BQ, segments_BM, at, scale):
+  """float32 [B, N, R, M]; the block's queries start at position `at`."""
   shape = q_BNGQK.shape[:-1]
   logits = _float32_einsum('BNRK,BNMK->BNRM', _rows(q_BNGQK), k_BNMK)
-  rows_Q = first + jnp.arange(shape[3])
+  rows_Q = at + jnp.arange(shape[3])
   visible = rows_Q[:, None] >= jnp.arange(k_BNMK.shape[2])[None, :]
   if segments_BQ is not None:
     same = segments_BQ[:, :, None] == segments_BM[:, None, :]
@@ -191,17 +195,22 @@ def _scan(block, carry, parts):
 
 @dataclasses.dataclass(frozen=True)
 class _Stripe:
-  """Blocks of consecutive queries: positions [start, end)."""
+  """Blocks of consecutive queries [start, end), and the keys before keys_end.
+
+  The first of all queries is at the position `first`.
+  """
 
   start: int
   end: int
+  keys_end: int
   block: int
+  first: jax.Array | int
 
   def keys(self, k, v, segments):
     """Keys, values and document numbers up to the stripe's end."""
     if segments is not None:
-      segments = segments[:, : self.end]
-    return k[:, :, : self.end], v[:, :, : self.end], segments
+      segments = segments[:, : self.keys_end]
+    return k[:, :, : self.keys_end], v[:, :, : self.keys_end], segments
 
   def split(self, x: jax.Array | None, axis: int) -> jax.Array | None:
     """[..., L, ...] to this stripe's blocks [S, ..., Q, ...]."""
@@ -211,9 +220,9 @@ class _Stripe:
     shape = (*part.shape[:axis], -1, self.block, *part.shape[axis + 1 :])
     return jnp.moveaxis(part.reshape(shape), axis, 0)
 
-  def firsts(self) -> jax.Array:
+  def places(self) -> jax.Array:
     """Position of each block's first query, [S]."""
-    return jnp.arange(self.start, self.end, self.block)
+    return self.first + jnp.arange(self.start, self.end, self.block)
 
 
 def _join(x: jax.Array) -> jax.Array:
@@ -222,9 +231,14 @@ def _join(x: jax.Array) -> jax.Array:
   return x.reshape(*x.shape[:3], -1, *x.shape[5:])
 
 
-def _stripes(length: int, chunking: Chunking) -> Iterator[_Stripe]:
+def _stripes(
+  length: int, keys: int, first: jax.Array | None, chunking: Chunking
+) -> Iterator[_Stripe]:
+  if first is not None:
+    yield _Stripe(0, length, keys, chunking.block, first)
+    return
   blocks = length // chunking.block
   count = min(chunking.stripes, blocks)
   edges = [blocks * i // count * chunking.block for i in range(count + 1)]
   for start, end in zip(edges[:-1], edges[1:], strict=True):
-    yield _Stripe(start, end, chunking.block)
+    yield _Stripe(start, end, end, chunking.block, 0)

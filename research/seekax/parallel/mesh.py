@@ -49,3 +49,9 @@ def current_sizes() -> dict[str, int]:
   if mesh.empty:
     return {}
   return {axis: size for axis, size in mesh.shape.items() if size > 1}
+
+
+def describe(mesh: Mesh) -> str:
+  """Its axes of more than one device, as `parallel.mesh` names them."""
+  sizes = [f'{name}:{size}' for name, size in mesh.shape.items() if size > 1]
+  return ','.join(sizes) or 'data:1'

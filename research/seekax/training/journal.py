@@ -38,6 +38,7 @@ class Progress:
     train_seconds: summed over resumes; no compilation, evaluation or saving.
     compile_seconds: of the last start.
     ema_updates: of the averaged weights.
+    mesh: that the state lay on; '' where it wasn't written yet.
   """
 
   data: dict[str, Any]
@@ -45,6 +46,7 @@ class Progress:
   train_seconds: float = 0.0
   compile_seconds: float = 0.0
   ema_updates: int = 0
+  mesh: str = ''
 
 
 class Journal:

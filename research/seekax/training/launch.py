@@ -32,6 +32,9 @@ from seekax.training.schedules import Schedule
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 _PACKAGES += ('tokenizers', 'numpy', 'ml-collections')
+# Of run.json's `data`: what tells other data from the run's in words.
+_TELLING = ('train_documents', 'heldout_documents', 'train_bytes')
+_TELLING += ('heldout_bytes', 'tokenizer_sha256')
 
 
 def start(
@@ -86,12 +89,12 @@ def start(
   corpus = corpus_lib.load(
     config, tokenizer, jax.process_index(), jax.process_count()
   )
+  run = describe(config, overrides, corpus)
   if goes_on:
-    _refuse_other_data(workdir, corpus, restore_step)
+    _refuse_other_data(workdir, run['data'], restore_step)
   elif processes.is_first():
     origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
   _check_prompts(config, corpus)
-  run = describe(config, overrides, corpus)
   run['started_from'] = _started_from(workdir, origin)
   if processes.is_first():
     workdir_lib.write_run(workdir, {'command': command, **run})
@@ -101,17 +104,23 @@ def start(
 
 
 def _refuse_other_data(
-  workdir: pathlib.Path, corpus: corpus_lib.Corpus, step: int | None
+  workdir: pathlib.Path, data: dict[str, Any], step: int | None
 ) -> None:
   folder = workdir / workdir_lib.CHECKPOINTS
   step = checkpoint.newest(folder) if step is None else step
   saved = checkpoint.read_progress(folder, step)
-  if saved.get('fingerprint') != corpus.fingerprint:
+  if saved.get('fingerprint') != data['fingerprint']:
     checkpoint.verify(folder, step)  # A changed file is another matter.
+    old = workdir_lib.read_run(workdir).get('data', {})
+    changed = [
+      f'{key} {str(old[key])[:12]} there, {str(data[key])[:12]} here'
+      for key in _TELLING
+      if old.get(key, data[key]) != data[key]
+    ]
     raise StorageError(
-      f'{workdir} was trained on other data: its documents, tokenizer or '
-      'batches differ from those of data.source now; restore them or choose '
-      'another --workdir'
+      f'{workdir} was trained on other data than data.source is now: '
+      + ('; '.join(changed) or 'as many documents and bytes, but not the same')
+      + '; restore them or choose another --workdir'
     )
 
 
@@ -165,6 +174,7 @@ def describe(
       'train_bytes': corpus.train_bytes,
       'heldout_bytes': sum(corpus.heldout_bytes),
       'bytes_per_token': corpus.train_bytes / corpus.train_tokens,
+      'tokenizer_sha256': sources.sha256(corpus.tokenizer.to_json()),
       'gzip_bits_per_byte': corpus.compression.gzip,
       'xz_bits_per_byte': corpus.compression.xz,
       'fingerprint': corpus.fingerprint,

@@ -72,6 +72,12 @@ def train(
     writer = (
       MetricsWriter(workdir, step, config.train.steps) if first else Silence()
     )
+    if progress.mesh not in ('', mesh_lib.describe(mesh)):
+      writer.say(
+        f'step {step} was saved on the mesh {progress.mesh}; its arrays are '
+        f'laid out anew over {mesh_lib.describe(mesh)}'
+      )
+    progress.mesh = mesh_lib.describe(mesh)
     if restore_step is not None:
       later = []
       if first:
