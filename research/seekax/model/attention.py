@@ -87,6 +87,8 @@ def mla_full(
     DeepSeek-V3, equations 1 to 11.
   """
   kv_BMHX = linear(latent_BMC, kv_up_CHX, products)
+  if part is None:
+    kv_BMHX = _whole_width(kv_BMHX, 'heads')
   k_nope_BMHK, v_BMHU = jnp.split(kv_BMHX, [config.nope_head_dim], axis=-1)
   k_rope_BMHR = jnp.broadcast_to(
     k_rope_BMR[:, :, None], k_nope_BMHK.shape[:3] + k_rope_BMR.shape[-1:]
@@ -178,6 +180,15 @@ def mla_absorbed(
   return jnp.einsum('BHC,CHU->BHU', out_BHC, w_uv_CHU)
 
 
+def _whole_width(x_BLX: jax.Array, *names: str) -> jax.Array:
+  """On a mesh, x split by batch, positions and these names, nothing else.
+
+  Left alone, the compiler may split the width over axes that split the masters,
+  and sum logits over them.
+  """
+  return rules.constrain(x_BLX, 'batch', 'length', *names, None)
+
+
 class LatentAttention(nn.Module):
   """Multi-head latent attention (MLA)."""
 
@@ -213,13 +224,14 @@ class LatentAttention(nn.Module):
     c, products = self.config, self.policy.linear
     if c.query_latent_dim:
       q_in = keep(linear(x_BLD, self.query_down, products), 'query_latent')
-      q_in = self.query_norm(q_in)
+      q_in = _whole_width(self.query_norm(q_in))
     else:
       q_in = x_BLD
-    q_BLHX = linear(q_in, self.query_up, products)
+    q_BLHX = _whole_width(linear(q_in, self.query_up, products), 'heads')
     q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
     q_rope_BLHR = rotary.rotate(q_rope_BLHR, positions_BL, c)
     down_BLX = keep(linear(x_BLD, self.kv_down, products), 'kv_latent')
+    down_BLX = _whole_width(down_BLX)
     latent_BLC, k_rope_BLR = jnp.split(down_BLX, [c.kv_latent_dim], axis=-1)
     latent_BLC = self.kv_norm(latent_BLC)
     k_rope_BLR = rotary.rotate(k_rope_BLR, positions_BL, c)
@@ -289,10 +301,13 @@ class GroupedAttention(nn.Module):
         [nope, rotary.rotate(rope, positions_BL, c)], axis=-1
       )
 
+    def whole(x_BLHX):
+      return _whole_width(x_BLHX, 'heads')
+
     return (
-      keep(with_rope(linear(x_BLD, self.query, products)), 'query'),
-      keep(with_rope(linear(x_BLD, self.key, products)), 'key'),
-      keep(linear(x_BLD, self.value, products), 'value'),
+      keep(whole(with_rope(linear(x_BLD, self.query, products))), 'query'),
+      keep(whole(with_rope(linear(x_BLD, self.key, products))), 'key'),
+      keep(whole(linear(x_BLD, self.value, products)), 'value'),
     )
 
   def __call__(self, x_BLD, positions_BL, segments_BL):

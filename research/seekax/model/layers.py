@@ -3,6 +3,9 @@
 Letters: B batch, L positions, D model width, F hidden width, V vocabulary.
 """
 
+import functools
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,25 +93,29 @@ class Embedding(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, tokens: jax.Array) -> jax.Array:
+  def __call__(self, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of the float32 table, cast."""
     shape = (self.config.vocab_size, self.config.embed_dim)
     table_VD = matrix(self, 'table', shape, ('vocab', 'embed'), self.config)
     if rules.num_parts('vocab') == 1:
-      return jnp.take(table_VD, tokens, axis=0)
+      return jnp.take(table_VD, tokens, axis=0).astype(dtype)
     of_tokens = ('batch', 'length')[: tokens.ndim]
     look_up = rules.per_shard(
-      _look_up,
+      functools.partial(_look_up, dtype),
       inputs=(rules.axes('vocab', None), rules.axes(*of_tokens)),
       outputs=rules.axes(*of_tokens, None),
     )
     return look_up(table_VD, tokens)
 
 
-def _look_up(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
-  """Rows of a table of which this device has a part of the vocabulary."""
+def _look_up(dtype: Any, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Rows of a table of which this device has a part of the vocabulary.
+
+  They are cast before they are summed: one device has a row, the others zeros.
+  """
   count = table_VD.shape[0]
   row = tokens - jax.lax.axis_index(rules.mesh_axes('vocab')) * count
   # A negative row would be counted from the end.
   row = jnp.where(row < 0, count, row)
   own = jnp.take(table_VD, row, axis=0, mode='fill', fill_value=0)
-  return rules.total(own, 'vocab')
+  return rules.total(own.astype(dtype), 'vocab')

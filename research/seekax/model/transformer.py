@@ -211,7 +211,7 @@ class Transformer(nn.Module):
 
   def _embed(self, tokens):
     """The table stays float32; the residual stream has the compute dtype."""
-    return self.embedding(tokens).astype(self.head.dtype)
+    return self.embedding(tokens, self.head.dtype)
 
   def _bias(self, router_bias, key):
     """The stored bias; zeros where the router has none."""

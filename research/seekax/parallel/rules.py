@@ -56,6 +56,8 @@ RULES: dict[str, Rule] = {
   'heads': _same('tensor'),
   'head_width': Rule(),
   'mlp': _same('tensor'),
+  # Of layers that all stages of a pipeline compute together.
+  'mlp_of_all': _same('tensor', 'pipeline'),
   'experts': _same('expert_node', 'expert'),
   'choices': Rule(),
 }

@@ -4,9 +4,10 @@ The expert layers are the stages (the dense ones of a model without experts),
 filled up to a multiple of their number with layers that change nothing. The
 embedding and V3's first, dense layers come before the first stage, final norm,
 head and MTP after the last. Every rank of the pipeline computes those, with its
-part of the vocabulary but else all alike, so that they add their whole time to
-every tick. Masters, gradients, loads and checkpoints have the shapes that they
-have without a pipeline.
+part of the vocabulary and of hidden widths but else all alike, so that their
+attention and routed experts add their whole time to every tick. Masters,
+gradients, loads and checkpoints have the shapes that they have without a
+pipeline.
 
 Letters: S stages, N layers, M micro-batches, B batch, L positions, E experts.
 """
@@ -69,7 +70,7 @@ def pipelined_gradients(
   )
   result = pipeline.gradients(
     _model(config, router_bias, mtp_weight, policy),
-    placement.as_weights(weights, config.model),
+    placement.as_shared_weights(weights, config.model),
     staged,
     constants,
     micro_batches,

@@ -4,6 +4,7 @@ Masters and the optimizer's moments are split alike (ZeRO); the rest is small
 and lies whole on every device.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -69,6 +70,31 @@ def as_weights(params: Any, model: ModelConfig) -> Any:
   would gather masters and cast then, twice the bytes.
   """
   return _constrained(_constrained(params, model, 'master'), model, 'weight')
+
+
+def as_shared_weights(params: Any, model: ModelConfig) -> Any:
+  """Those that all stages of a pipeline use together, as they are used.
+
+  Hidden widths of dense FFNs and shared experts are split over the stages,
+  where these divide them: every stage computes a part, and gradients of a part
+  alone are summed over the ranks of the batch.
+  """
+  sizes = current_sizes()
+  axes = weight_axes(model)['params']
+  parts = math.prod(sizes.get(axis, 1) for axis in ('tensor', pipeline.AXIS))
+
+  def split(names, x):
+    if 'experts' in names.names:
+      return names
+    return rules.axes(
+      *[
+        'mlp_of_all' if name == 'mlp' and width % parts == 0 else name
+        for name, width in zip(names.names, x.shape, strict=True)
+      ]
+    )
+
+  names = jax.tree.map(split, {key: axes[key] for key in params}, params)
+  return _constrained_as(_constrained(params, model, 'master'), names, 'weight')
 
 
 def as_stages(stack: Any, model: ModelConfig, stages: int) -> Any:
