@@ -101,7 +101,7 @@ MESH_AXES = (
 )
 # Those that split a batch: expert ranks are data ranks.
 BATCH_AXES = ('data', 'fsdp', 'expert_node', 'expert')
-EXCHANGES = ('all_to_all', 'gather')
+EXCHANGES = ('all_to_all', 'gather', 'ragged')
 DISPATCH_DTYPES = ('compute', 'float8')
 # Values along a side of FP8's tiles and blocks (DeepSeek-V3, section 3.3.2).
 FP8_TILE = 128
@@ -176,7 +176,10 @@ class ModelConfig:
   )
   attention_backend: str = _key('auto', 'auto, chunked, cudnn, tokamax, plain')
   latent_attention_backend: str = _key('auto', 'decoding: auto, plain, pallas')
-  exchange: str = _key('all_to_all', 'of tokens on a mesh: all_to_all, gather')
+  exchange: str = _key(
+    'all_to_all',
+    'of tokens on a mesh: all_to_all; gather; ragged, on GPUs alone',
+  )
   exchange_slack: float = _key(1.25, "an exchange's room over balanced loads")
   dispatch_dtype: str = _key('compute', 'sent to experts: compute, float8')
   remat: str = _key('none', 'recomputed for gradients: none, paper, full')

@@ -12,7 +12,8 @@ class ExchangeTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.found = run_script('parallel/exchange_cases.py', 4)
+    printed = run_script('parallel/exchange_cases.py', 4)
+    cls.found, cls.cuda = printed['cases'], printed['ragged_for_cuda']
 
   def test_every_way_gives_the_plain_sum_and_its_gradients(self):
     self.assertLen(self.found, len(exchange_cases.CASES))
@@ -24,10 +25,19 @@ class ExchangeTest(absltest.TestCase):
         if 'float8' in name:
           self.assertGreater(found[key], 1e-3, f'{name}: {key}')
 
+  def test_a_gpu_gets_the_ragged_collective(self):
+    # Rows there and back, in the first round and in the loop of the others.
+    self.assertEqual(self.cuda, 4)
+
   def test_rounds_go_on_until_nobody_has_rows_left(self):
-    for name in ('one_level', 'two_levels', 'gather'):
+    for name in ('one_level', 'two_levels', 'gather', 'ragged'):
       self.assertEqual(self.found[name]['rounds'], 1, name)
-    for name in ('crowded', 'crowded_two_levels', 'little_room'):
+    for name in (
+      'crowded',
+      'crowded_two_levels',
+      'little_room',
+      'ragged_crowded',
+    ):
       self.assertGreater(self.found[name]['rounds'], 1, name)
 
   def test_bytes_are_sent_where_float8_is_asked_for(self):

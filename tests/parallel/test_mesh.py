@@ -54,6 +54,14 @@ class MeshTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, message):
       config_lib.mesh_sizes(description, 8)
 
+  def test_ragged_exchange_wants_gpus(self):
+    config = run_on('data:1')
+    model = dataclasses.replace(config.model, exchange='ragged')
+    config = dataclasses.replace(config, model=model)
+    if jax.default_backend() == 'cpu':
+      with self.assertRaisesRegex(ConfigError, 'exchange=ragged.* cpu .*take'):
+        mesh.mesh_of(config)
+
   @parameterized.parameters(
     ('data:3', 'data.batch_size=8 is not divisible by data:3'),
     ('data:4,fsdp:4', 'divisible by data:4 times fsdp:4.*split the batch'),

@@ -17,6 +17,8 @@ row of its own.
 
 `gather` collects the tokens of all ranks and scatters the sums of their
 outputs: more bytes, but plain collectives that run as rings over fast links.
+`ragged`, for GPUs, goes the rounds of `all_to_all` but sends of a round the
+rows that there are, not the room for them.
 
 Letters: T tokens, A choices per token, D width, R ranks of a level's axis, I
 items (what is sent: a token to one rank), K choices of an item, C rows of room
@@ -62,6 +64,7 @@ class Level:
       per choice.
     rows: of room for each rank in a round (C).
     float8: whether tokens are sent as E4M3.
+    ragged: whether rows that aren't there stay at home.
   """
 
   axis: str
@@ -70,6 +73,7 @@ class Level:
   once: bool
   rows: int
   float8: bool
+  ragged: bool = False
 
 
 def levels(
@@ -86,7 +90,7 @@ def levels(
   """
   nodes, ranks = sizes.get('expert_node', 1), sizes.get('expert', 1)
   choices = model.experts_per_token
-  float8 = model.dispatch_dtype == 'float8'
+  how = model.dispatch_dtype == 'float8', model.exchange == 'ragged'
 
   def rows(copies: float, most: int) -> int:
     wanted = math.ceil(copies * model.exchange_slack / _ROW_MULTIPLE)
@@ -97,11 +101,11 @@ def levels(
     # A routing group never crosses a node, nor more groups than are kept.
     copies = min(nodes, model.num_kept_groups, choices)
     room = rows(tokens * copies / nodes, tokens)
-    found.append(Level('expert_node', nodes, ranks, True, room, float8))
+    found.append(Level('expert_node', nodes, ranks, True, room, *how))
     held = nodes * room
   if ranks > 1:
     room = rows(tokens * choices / ranks, held * choices)
-    found.append(Level('expert', ranks, 1, False, room, float8))
+    found.append(Level('expert', ranks, 1, False, room, *how))
   return tuple(found)
 
 
@@ -322,24 +326,29 @@ class _Trip:
     gates_RCK = _rows(gates_IK, item_RC, 0)
     experts_RCK = _rows(self._items.experts_IK, item_RC, self._own)
     x_PD = self.send_rows(number, x_TD, self._level.float8)
+    # What marks a row as nobody's has to arrive for every row.
     return x_PD, self._swap(gates_RCK), self._swap(experts_RCK)
 
   def send_rows(self, number, x_TD, float8: bool = False) -> jax.Array:
     """The rows of tokens that arrive in a round: [P, D]."""
     token_RC = self._in_round(number) // self._per_token
     x_RCD = _rows(x_TD, token_RC, 0)
+    swap = functools.partial(self._swap_rows, number)
     if not float8:
-      return self._swap(x_RCD)
-    tiles = jax.tree.map(self._swap, block_fp8.quantize(x_RCD, DISPATCH))
+      return swap(x_RCD)
+    tiles = jax.tree.map(swap, block_fp8.quantize(x_RCD, DISPATCH))
     return block_fp8.dequantize(tiles, DISPATCH).astype(x_TD.dtype)
 
   def to_tokens(self, number, y_PD) -> jax.Array:
     """float32 [T, D], the sum of each token's rows of a round."""
-    return self._back(number, y_PD).sum(axis=1, dtype=jnp.float32)
+    y_RCD = y_PD.reshape(self._level.ranks, self._level.rows, -1)
+    y_PD = self._swap_rows(number, y_RCD, back=True)
+    return self._of_items(number, y_PD).sum(axis=1, dtype=jnp.float32)
 
   def to_choices(self, number, dgates_PK) -> jax.Array:
     """[T, A], what comes back for each choice: of one rank each."""
-    d_TXK = self._back(number, dgates_PK)
+    d_RCK = dgates_PK.reshape(self._level.ranks, self._level.rows, -1)
+    d_TXK = self._of_items(number, self._swap(d_RCK))
     return d_TXK.sum(axis=1) if self._level.once else d_TXK[..., 0]
 
   def _in_round(self, number) -> jax.Array:
@@ -356,10 +365,31 @@ class _Trip:
     x = jax.lax.all_to_all(x_RCK, self._level.axis, 0, 0, tiled=True)
     return x.reshape(-1, *x.shape[2:])
 
-  def _back(self, number, y_PK) -> jax.Array:
-    """Rows back to their items, [T, I / T, ...]; 0 for one of another round."""
+  def _swap_rows(self, number, x_RCD, back: bool = False) -> jax.Array:
+    """The same, of a ragged level without the rows that aren't there: 0."""
+    level = self._level
+    if not level.ragged:
+      return self._swap(x_RCD)
+    left_R = self._items.sizes_R - number * level.rows
+    there_R = jnp.clip(left_R, 0, level.rows)
+    sizes = there_R, self._swap(there_R[:, None])
+    sent_R, arriving_R = sizes[::-1] if back else sizes
+    x_PD = x_RCD.reshape(-1, *x_RCD.shape[2:])
+    first_R = jnp.arange(level.ranks) * level.rows
+    at = jax.lax.axis_index(level.axis) * level.rows
+    return jax.lax.ragged_all_to_all(
+      x_PD,
+      jnp.zeros_like(x_PD),
+      first_R.astype(jnp.int32),
+      sent_R.astype(jnp.int32),
+      jnp.full(level.ranks, at, jnp.int32),
+      arriving_R.astype(jnp.int32),
+      axis_name=level.axis,
+    )
+
+  def _of_items(self, number, y_PK) -> jax.Array:
+    """Rows that came back of items, [T, I / T, ...]; 0 for another round's."""
     level, items = self._level, self._items
-    y_PK = self._swap(y_PK.reshape(level.ranks, level.rows, *y_PK.shape[1:]))
     within_I = items.place_I - number * level.rows
     here_I = (within_I >= 0) & (within_I < level.rows)
     here_I &= items.rank_I < level.ranks

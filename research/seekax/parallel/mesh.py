@@ -8,7 +8,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from seekax.config import check_mesh, Config, mesh_sizes
+from seekax.config import check_mesh, Config, ConfigError, mesh_sizes
 
 
 def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
@@ -40,6 +40,12 @@ def mesh_of(config: Config) -> Mesh:
   """
   mesh = make_mesh(config.parallel.mesh)
   check_mesh(config, dict(mesh.shape))
+  platform = mesh.devices.flat[0].platform
+  if config.model.exchange == 'ragged' and platform != 'gpu':
+    raise ConfigError(
+      f'model.exchange=ragged: XLA has no ragged all-to-all for {platform} '
+      'devices; take all_to_all'
+    )
   return mesh
 
 
