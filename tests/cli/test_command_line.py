@@ -3,8 +3,8 @@
 import json
 import os
 import pathlib
+import resource
 import signal
-import time
 
 from absl.testing import absltest, parameterized
 import numpy as np
@@ -163,10 +163,11 @@ class RefusalTest(parameterized.TestCase):
       self.assertIn(word, run.stdout)
 
   def test_help_comes_at_once(self):
-    start = time.monotonic()
+    start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     run = runs.seekax('--help')
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
     # It takes a tenth of this; JAX alone would take more than a second.
-    self.assertLess(time.monotonic() - start, 5)
+    self.assertLess(seconds, 5)
     for command in ('train', 'generate', 'score', 'inspect', 'report'):
       self.assertIn(command, run.stdout)
 
