@@ -19,12 +19,11 @@ def run_script(
     name: of the script, from tests/; it can import what stands there.
     num_devices: of the CPU that it sees.
     *arguments: its words.
-    fast: programs are compiled without optimization, which takes longer than
-      running them once.
+    fast: programs are compiled as those of tests are, and not as a run's.
   """
   flags = f'--xla_force_host_platform_device_count={num_devices}'
   if fast:
-    flags += ' --xla_backend_optimization_level=0'
+    flags = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
   path = [str(_TESTS), os.environ.get('PYTHONPATH', '')]
   run = subprocess.run(
     [sys.executable, str(_TESTS / name), *arguments],

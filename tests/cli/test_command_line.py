@@ -3,8 +3,8 @@
 import json
 import os
 import pathlib
+import resource
 import signal
-import time
 
 from absl.testing import absltest, parameterized
 import numpy as np
@@ -163,10 +163,11 @@ class RefusalTest(parameterized.TestCase):
       self.assertIn(word, run.stdout)
 
   def test_help_comes_at_once(self):
-    start = time.monotonic()
+    start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     run = runs.seekax('--help')
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
     # It takes a tenth of this; JAX alone would take more than a second.
-    self.assertLess(time.monotonic() - start, 5)
+    self.assertLess(seconds, 5)
     for command in ('train', 'generate', 'score', 'inspect', 'report'):
       self.assertIn(command, run.stdout)
 
@@ -184,14 +185,14 @@ class RunTest(parameterized.TestCase):
     cls.args = train_args(
       cls.workdir,
       cls.source,
-      '--config.train.steps=200',
-      '--config.train.checkpoint_every=40',
-      '--config.eval.every=100',
-      '--config.eval.sample_every=100',
+      '--config.train.steps=80',
+      '--config.train.checkpoint_every=20',
+      '--config.eval.every=40',
+      '--config.eval.sample_every=40',
     )
     # Killed without warning in mid-run, then the same command again.
     process = runs.start(*cls.args)
-    runs.wait_for_step(process, 50)
+    runs.wait_for_step(process, 30)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     cls.killed_at = checkpoint.proven_steps(cls.workdir / 'checkpoints')
@@ -199,7 +200,7 @@ class RunTest(parameterized.TestCase):
 
   def test_kill_and_the_same_command_ends_like_an_unbroken_run(self):
     self.assertNotEmpty(self.killed_at)
-    self.assertLess(self.killed_at[-1], 200)
+    self.assertLess(self.killed_at[-1], 80)
     self.assertEqual(self.trained.returncode, 0, msg=self.trained.stderr)
     other = self.root / 'unbroken'
     command, *rest = [arg for arg in self.args if 'workdir' not in arg]
@@ -281,7 +282,7 @@ class RunTest(parameterized.TestCase):
 
   def test_inspect_verifies(self):
     run = runs.seekax('inspect', str(self.workdir), '--verify')
-    self.assertIn('verified: [160, 200]', run.stdout)
+    self.assertIn('verified: [60, 80]', run.stdout)
     self.assertIn('parameters_total: 353952', run.stdout)
 
   def test_report_on_demand(self):

@@ -3,9 +3,9 @@
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import tempfile
-import time
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -254,7 +254,18 @@ class EncodeTest(parameterized.TestCase):
         call(*first, _CHATML, messages)
 
 
+def _seconds_of_children() -> float:
+  """Of processors, for all that have ended."""
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return usage.ru_utime + usage.ru_stime
+
+
 class RenderTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    # A machine that does other work may start no process within five.
+    self.enter_context(mock.patch.object(chat, '_SECONDS', 60))
+
   def render(self, template: str) -> str:
     return chat.render(template, _HELLO, bos='<s>', eos='</s>')
 
@@ -307,12 +318,12 @@ class RenderTest(parameterized.TestCase):
     ),
   )
   def test_failure_is_one_line(self, template, message):
-    start = time.perf_counter()
+    start = _seconds_of_children()
     with self.assertRaisesRegex(chat.ChatError, message) as raised:
       self.render(template)
     self.assertRegex(str(raised.exception), '^the chat template .*$')
     self.assertTrue(str(raised.exception).isprintable())
-    self.assertLess(time.perf_counter() - start, 6)
+    self.assertLess(_seconds_of_children() - start, 6)
 
   @parameterized.parameters(
     '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}'

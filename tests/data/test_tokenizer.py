@@ -473,10 +473,10 @@ class ControlsTest(parameterized.TestCase):
 
   def test_long_white_space_takes_no_time(self):
     text = ' ' * 1_000_000 + '<left><right>' + ' ' * 1_000_000
-    start = time.perf_counter()
+    start = time.process_time()
     self.assertLen(self.tokenizer.encode_with_controls(text), 2)
     self.tokenizer.break_controls(text, '\ufdd0')
-    self.assertLess(time.perf_counter() - start, 5)
+    self.assertLess(time.process_time() - start, 5)
 
   def test_without_controls_nothing_is_special(self):
     definition = json.loads(_small().to_json())

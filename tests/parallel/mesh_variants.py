@@ -5,6 +5,7 @@ for each what it did that one device does not: see `compare`.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from typing import Any
@@ -21,7 +22,7 @@ from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training import placement
 from seekax.training.schedules import Schedule
-from seekax.training.state import init_state
+from seekax.training.state import init_state, TrainState
 from seekax.training.step import accumulate, Accumulated
 
 ROWS, LENGTH, PARTS, STEPS, RATE = 16, 16, 2, 5, 0.5
@@ -92,14 +93,29 @@ def zeros_like_a_sum(config, state, part, rates, shardings) -> Accumulated:
   return jax.device_put(zeros, Accumulated(shardings.params, sums))
 
 
-def train(config: Config, mesh: str, crowded: bool) -> dict[str, Any]:
+@functools.cache
+def start(config: Config) -> TrainState:
+  """Step 0 on the host; to compile what makes it costs as much as a step."""
+  return jax.device_get(init_state(config))
+
+
+@jax.jit
+def descend(params, gradients, tokens):
+  """The mean gradient, and the weights after a step of SGD."""
+  mean = jax.tree.map(lambda g: g / tokens, gradients)
+  return mean, jax.tree.map(lambda x, g: x - RATE * g, params, mean)
+
+
+def train(
+  config: Config, mesh: str, crowded: bool, state: TrainState
+) -> dict[str, Any]:
   """Losses of SGD steps; gradients, loads and margin of the first."""
   MARGINS.clear()
   found: dict[str, Any] = {'losses': []}
   devices = mesh_lib.make_mesh(mesh)
   with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
     shardings = placement.state_shardings(config, devices)
-    state = jax.device_put(init_state(config), shardings)
+    state = jax.device_put(state, shardings)
     if crowded:
       # Every token wants the first two experts, which are on one device.
       push = jnp.zeros(MODEL.num_experts).at[:2].set(100.0)
@@ -117,7 +133,9 @@ def train(config: Config, mesh: str, crowded: bool) -> dict[str, Any]:
         total = accumulate(config, state, part, rates, total)
         jax.block_until_ready(total)
       sums = total.sums
-      mean = jax.tree.map(lambda g, n=sums.tokens: g / n, total.gradients)
+      mean, params = jax.block_until_ready(
+        descend(state.params, total.gradients, sums.tokens)
+      )
       found['losses'].append(float(sums.main / sums.tokens))
       if step == 0:
         jax.effects_barrier()
@@ -127,8 +145,6 @@ def train(config: Config, mesh: str, crowded: bool) -> dict[str, Any]:
         found['sharded'] = sum(
           not x.sharding.is_fully_replicated for x in jax.tree.leaves(mean)
         )
-      params = jax.tree.map(lambda x, g: x - RATE * g, state.params, mean)
-      params = jax.block_until_ready(params)
       state = state.replace(params=params)
   return found
 
@@ -166,10 +182,10 @@ def main(variants: dict[str, dict[str, Any]]) -> None:
     crowded = change.get('crowded', False)
     # What one device does is the same with or without an exchange.
     same = {key: value for key, value in change.items() if key in SHARED}
-    key = json.dumps(same, sort_keys=True)
+    key, state = json.dumps(same, sort_keys=True), start(run_config(**same))
     if key not in alone:
-      alone[key] = train(run_config(**same), 'data:1', crowded)
-    other = train(run_config(**change), change['mesh'], crowded)
+      alone[key] = train(run_config(**same), 'data:1', crowded, state)
+    other = train(run_config(**change), change['mesh'], crowded, state)
     found[name] = compare(alone[key], other)
   print(json.dumps({'variants': found}))
 

@@ -24,7 +24,7 @@ from seekax.training import placement
 from seekax.training.losses import loss_sums
 from seekax.training.pipelined import pipelined_gradients
 from seekax.training.schedules import Schedule
-from seekax.training.state import init_state
+from seekax.training.state import TrainState
 
 PARTS = 4
 # Keys of variants that one device is given too.
@@ -70,13 +70,13 @@ def together(config, params, bias, parts, weight):
 
 
 def gradients(
-  config: Config, mesh: str, function, crowded: bool = False
+  config: Config, mesh: str, function, state: TrainState, crowded: bool = False
 ) -> Any:
   """Gradients and sums of a step with micro-batches, on the host."""
   devices = mesh_lib.make_mesh(mesh)
   with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
     shardings = placement.state_shardings(config, devices)
-    state = jax.device_put(init_state(config), shardings)
+    state = jax.device_put(state, shardings)
     if crowded:
       # Every token wants the first two experts, which are on one device.
       push = jnp.zeros(mesh_variants.MODEL.num_experts).at[:2].set(100.0)
@@ -137,11 +137,14 @@ def main(variants: dict[str, dict[str, Any]]) -> None:
     same = {key: value for key, value in change.items() if key in SHARED}
     config = run_config(**same)
     key = json.dumps(same, sort_keys=True)
+    state = mesh_variants.start(config)
     if key not in alone:
-      alone[key] = gradients(config, 'data:1', one_by_one, crowded)
+      alone[key] = gradients(config, 'data:1', one_by_one, state, crowded)
       margins[key] = min(mesh_variants.MARGINS, default=None)
       mesh_variants.MARGINS.clear()
-    other = gradients(run_config(**change), change['mesh'], together, crowded)
+    other = gradients(
+      run_config(**change), change['mesh'], together, state, crowded
+    )
     mesh_variants.MARGINS.clear()
     found[name] = compare(alone[key], other)
     # Of one device: stages that have no micro-batch yet route zeros.

@@ -65,7 +65,7 @@ class PaddingTest(absltest.TestCase):
     np.testing.assert_array_equal(pipeline.unpadded(staged, 5), x)
 
 
-class ModelTest(absltest.TestCase):
+class ModelCase(absltest.TestCase):
   def check(self, variants, num_devices):
     found = run_script(
       'parallel/pipeline_variants.py', num_devices, json.dumps(variants)
@@ -84,18 +84,33 @@ class ModelTest(absltest.TestCase):
         self.assertLess(got['gradient'], 1e-5, got['leaf'])
         self.assertTrue(got['same_load'])
 
+
+# Classes, since they are what is dealt out to processes.
+class QuickTest(ModelCase):
   def test_experts_and_pipeline(self):
     self.check(QUICK, 4)
 
-  @pytest.mark.slow
-  def test_on_four_devices(self):
-    self.check(ON_FOUR, 4)
 
-  @pytest.mark.slow
+@pytest.mark.slow
+class AloneTest(ModelCase):
+  def test_stages_alone(self):
+    self.check({k: v for k, v in ON_FOUR.items() if ',' not in v['mesh']}, 4)
+
+
+@pytest.mark.slow
+class PairsTest(ModelCase):
+  def test_with_another_axis(self):
+    self.check({k: v for k, v in ON_FOUR.items() if ',' in v['mesh']}, 4)
+
+
+@pytest.mark.slow
+class EightTest(ModelCase):
   def test_on_eight_devices(self):
     self.check(ON_EIGHT, 8)
 
-  @pytest.mark.slow
+
+@pytest.mark.slow
+class MemoryTest(absltest.TestCase):
   def test_memory_grows_with_micro_batches_by_themselves(self):
     found = run_script('parallel/pipeline_memory.py', 2)
     # Tokens, targets, positions and two numbers of documents, stacked.

@@ -689,7 +689,7 @@ def mutate(draw: random.Random, config: dict) -> None:
 class FuzzTest(absltest.TestCase):
   def test_any_config_is_a_model_or_refused_in_one_line(self):
     draw = random.Random(0)
-    start, accepted = time.monotonic(), 0
+    start, accepted = time.process_time(), 0
     for number in range(3000):
       base = RELEASED[draw.choice(list(RELEASED))]
       config = copy.deepcopy(base if draw.random() < 0.7 else newer(base))
@@ -710,7 +710,7 @@ class FuzzTest(absltest.TestCase):
         # Whatever it describes, an empty folder is found to lack it at once.
         self.assertNotEmpty(weights.compare({}, names.slots(model)).missing)
     self.assertBetween(accepted, 300, 2700)
-    self.assertLess(time.monotonic() - start, 20)
+    self.assertLess(time.process_time() - start, 20)
 
   def check_written(self, model):
     try:

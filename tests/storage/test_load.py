@@ -342,7 +342,8 @@ class ShardedTest(parameterized.TestCase):
     cls.plain = sum(
       v for k, v in own.items() if k.endswith('_scale_inv')
     ) + sum(v for k, v in own.items() if f'{k}_scale_inv' not in own)
-    flags = '--xla_force_host_platform_device_count=4'
+    flags = os.environ.get('XLA_FLAGS', '')
+    flags += ' --xla_force_host_platform_device_count=4'
     run = subprocess.run(
       [sys.executable, '-c', _SHARDED, str(cls.folder)],
       env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},

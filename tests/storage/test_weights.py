@@ -48,10 +48,10 @@ class FolderCase(parameterized.TestCase):
     published.write_folder(self.folder, fields, made)
 
   def refused(self, *words: str) -> str:
-    start = time.monotonic()
+    start = time.process_time()
     with self.assertRaises(StorageError) as caught:
       open_lib.find(self.folder).check()
-    self.assertLess(time.monotonic() - start, 5)
+    self.assertLess(time.process_time() - start, 5)
     message = str(caught.exception)
     self.assertLen(message.splitlines(), 1)
     self.assertLess(len(message), 1000)
