@@ -150,6 +150,9 @@ def compiled(
     for row in found.collectives
   ]
   chosen = [f'{c.subject}: {c.name} ({c.reason})' for c in found.backends]
+  if topology and found.custom_calls:
+    calls = [f'{name} {n:,}' for name, n in found.custom_calls.items()]
+    chosen.append(f'custom calls of the passes: {", ".join(calls)}')
   return (
     '\n'.join(
       [

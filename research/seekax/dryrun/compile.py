@@ -4,11 +4,13 @@ Devices are virtual ones of the CPU, or GPUs that are only described; arrays
 have shapes and places, no values.
 """
 
+from collections import Counter
 from collections.abc import Callable
 import dataclasses
 import functools
 import math
 import pathlib
+import re
 import resource
 import sys
 import tempfile
@@ -30,6 +32,8 @@ from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
 from seekax.training.step import accumulate, Accumulated, apply, pipelined_step
 
+_CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
+
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
@@ -48,7 +52,9 @@ class DryRun:
     collectives: of a whole step: its micro-batches and its update.
     update_collectives: those of the update alone; none of a pipeline's are
       told apart.
-    backends: what was compiled in, by subject.
+    backends: what was compiled in, and why.
+    custom_calls: of the passes, as written in the compiled program, by target:
+      kernels that XLA didn't make.
   """
 
   compile_seconds: float
@@ -61,6 +67,7 @@ class DryRun:
   collectives: list[collectives.Collective]
   update_collectives: list[collectives.Collective]
   backends: list[backends.Choice]
+  custom_calls: dict[str, int]
 
 
 def dry_run(
@@ -153,6 +160,7 @@ def _dry_run(
       config.data.isolate_documents,
       fp8=config.fp8 if config.train.precision == 'fp8' else None,
     ),
+    custom_calls=dict(Counter(_CUSTOM_CALL.findall(passes.as_text()))),
   )
 
 

@@ -7,7 +7,7 @@ device's properties, and versions of what is installed.
 
 from collections.abc import Sequence
 import dataclasses
-import importlib.metadata
+import importlib
 import importlib.util
 import re
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 from seekax.config import did_you_mean, InputError
 
 _MOST_DEVICES = 2**16
-_INSTALL = "pip install 'jax[cuda13]>=0.11.2,<0.13'"
+_PLUGINS = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
+_INSTALL = "pip install 'jax[cuda13]>=0.10.2,<0.13'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,16 +133,18 @@ def parse(text: str) -> Topology:
   return Topology(name, hosts, gpus)
 
 
+def has_compiler() -> bool:
+  """Whether JAX's CUDA plugin is installed; it needs no GPU and no driver."""
+  return any(importlib.util.find_spec(name) for name in _PLUGINS)
+
+
 def require_compiler() -> None:
   """Refuses early what `devices` can't do for want of a package.
 
   Raises:
-    InputError: the CUDA plugin or NVIDIA's compiler isn't installed.
+    InputError: the CUDA plugin isn't installed.
   """
-  if not any(
-    importlib.util.find_spec(name)
-    for name in ('jax_cuda13_plugin', 'jax_cuda12_plugin')
-  ):
+  if not has_compiler():
     raise InputError(
       '--topology= needs JAX with its CUDA plugin, which is not installed: '
       f'{_INSTALL} (no GPU or driver is needed)'
@@ -193,14 +196,8 @@ def target(topology: Topology):
 
 def _versions() -> Any:
   """What the installed plugin was built against."""
-  import importlib
-
-  for cuda in (13, 12):
-    try:
-      return importlib.import_module(f'jax_cuda{cuda}_plugin._versions')
-    except ImportError:
-      continue
-  raise InputError(f'the CUDA plugin of JAX is damaged; {_INSTALL}')
+  name = next(name for name in _PLUGINS if importlib.util.find_spec(name))
+  return importlib.import_module(f'{name}._versions')
 
 
 def _description(gpu: Gpu) -> str:
