@@ -7,11 +7,13 @@ import pathlib
 import resource
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import pytest
 
 from seekax.cli import main
+from seekax.dryrun import gpus
 
 _CODE = """
 import sys
@@ -174,6 +176,16 @@ class PlanTest(parameterized.TestCase):
     kinds = {(row['kind'], row['axis']) for row in found['collectives']}
     self.assertIn(('all-to-all', 'expert'), kinds)
 
+  def test_topology_without_the_plugin_says_what_to_install(self):
+    with mock.patch.object(gpus, 'has_compiler', lambda: False):
+      code, out, err = seekax(
+        'plan', '--config=v3_671b', '--compile', '--topology=h100:256x8'
+      )
+    self.assertEqual(code, 2)
+    self.assertEqual(out, '')
+    self.assertLen(err.strip().splitlines(), 1)
+    self.assertIn("pip install 'jax[cuda13]", err)
+
   def test_schedule_has_the_phases_of_the_report(self):
     code, text, _ = seekax('plan', '--config=v3_671b', '--schedule')
     self.assertEqual(code, 0)
@@ -200,6 +212,25 @@ class PlanTest(parameterized.TestCase):
     (('--config=v3_671b', '--json=/not/there/x.json'), 'No such file'),
     (('--config=v3_671b', '--report=/not/there/x.html'), 'No such file'),
     (('--config=v3_671b', '--serach'), "did you mean 'search'?"),
+    (('--config=v3_671b', '--topology=h100:256x8'), 'give --compile too'),
+    (
+      ('--config=v3_671b', '--compile', '--topology=h10:2x8'),
+      "did you mean 'h100'?",
+    ),
+    (('--config=v3_671b', '--compile', '--topology=h100'), 'h100:256x8'),
+    (
+      ('--config=v3_671b', '--compile', '--topology=h100:2x8', '--devices=15'),
+      'leave --devices out',
+    ),
+    (
+      (
+        '--config=v3_671b',
+        '--compile',
+        '--topology=h100:2x8',
+        '--hardware=h800',
+      ),
+      'leave --hardware out',
+    ),
   )
   def test_bad_input_is_one_line_that_helps(self, args, words):
     code, out, err = seekax('plan', *args)

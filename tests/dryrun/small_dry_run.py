@@ -1,4 +1,7 @@
-"""A dry run on eight virtual devices, as JSON; run as a process."""
+"""A dry run on eight devices, as JSON; run as a process.
+
+Virtual ones of the CPU, or those of a topology.
+"""
 
 import dataclasses
 import json
@@ -10,7 +13,7 @@ import jax
 from seekax import config as config_lib
 from seekax import presets
 from seekax.dryrun import compile as compile_lib
-from seekax.dryrun import sharding
+from seekax.dryrun import gpus, sharding
 from seekax.parallel import exchange
 from seekax.parallel.mesh import make_mesh
 from seekax.training import placement
@@ -42,9 +45,11 @@ def local_bytes(config) -> int:
   )
 
 
-def main(mesh: str) -> None:
+def main(mesh: str, topology: str = '') -> None:
   config = run_config(mesh)
-  found = compile_lib.dry_run(config)
+  found = compile_lib.dry_run(
+    config, topology=gpus.parse(topology) if topology else None
+  )
   sizes = config_lib.mesh_sizes(mesh, 8)
   rows = config.data.batch_size // config.train.micro_batches // 8
   levels = exchange.levels(
@@ -72,4 +77,4 @@ def main(mesh: str) -> None:
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  main(*sys.argv[1:])

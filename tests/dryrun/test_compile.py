@@ -4,9 +4,11 @@ from absl.testing import absltest
 import pytest
 from virtual_devices import run_script
 
+from seekax.dryrun import gpus
 
-def dry_run(mesh: str):
-  return run_script('dryrun/small_dry_run.py', 8, mesh)
+
+def dry_run(mesh: str, *topology: str):
+  return run_script('dryrun/small_dry_run.py', 8, mesh, *topology)
 
 
 class DryRunTest(absltest.TestCase):
@@ -40,6 +42,21 @@ class DryRunTest(absltest.TestCase):
     # Two micro-batches and one tick on the way, of 4 rows of 32 tokens each.
     self.assertEqual(sent['count'], 2 * (2 + 1))
     self.assertEqual(sent['bytes'], sent['count'] * 4 * 32 * 64 * 2)
+
+  @pytest.mark.slow
+  @pytest.mark.skipif(
+    not gpus.has_compiler(), reason='no CUDA plugin of JAX is installed'
+  )
+  def test_gpus_that_are_not_there_hold_and_send_the_same(self):
+    found = dry_run('data:2,expert_node:2,expert:2', 'h100:1x8')
+    for key in ('arguments_bytes', 'outputs_bytes', 'collectives'):
+      self.assertEqual(found[key], self.found[key], key)
+    self.assertGreater(found['temporaries_bytes'], 0)
+    chosen = {row['subject']: row['name'] for row in found['backends']}
+    self.assertEqual(
+      chosen, {'attention': 'chunked', 'grouped matmul': 'pallas'}
+    )
+    self.assertGreater(found['custom_calls']['__gpu$xla.gpu.triton'], 0)
 
 
 if __name__ == '__main__':

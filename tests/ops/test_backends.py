@@ -236,6 +236,24 @@ class PresentTest(absltest.TestCase):
       said.getvalue(), 'grouped matmul: blocked (only in this test)\n'
     )
 
+  def test_choices_are_made_for_the_device_compiled_for(self):
+    before = backends.present()
+    with backends.compiling_for(_HOPPER):
+      self.assertEqual(backends.present(), _HOPPER)
+      choices = backends.for_training(presets.tiny(), 'bfloat16', True)
+    self.assertEqual(backends.present(), before)
+    self.assertEqual([x.name for x in choices], ['tokamax', 'pallas'])
+
+  def test_a_device_that_is_not_there_cannot_be_asked(self):
+    device = dataclasses.replace(_HOPPER, attached=False)
+    choice = _attention('auto', device)
+    self.assertEqual(choice.name, 'chunked')
+    self.assertIn('a GPU that is there', choice.reason)
+    self.assertEqual(_grouped('auto', device).name, 'pallas')
+    for name in ('cudnn', 'tokamax'):
+      with self.assertRaisesRegex(ConfigError, 'a GPU that is there'):
+        _attention(name, device)
+
   def test_versions_are_read_without_loading(self):
     self.assertIsInstance(tokamax_backends.version(), tuple)
     self.assertIsInstance(tokamax_backends.has_triton(), bool)

@@ -18,6 +18,7 @@ from seekax.config import (
   InputError,
   ParallelConfig,
 )
+from seekax.dryrun import gpus
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
 from seekax.planning.layout import Layout
@@ -47,6 +48,7 @@ def run(argv: Sequence[str]) -> int:
   if values.schedule:
     print(_schedule(config))
     return 0
+  topology = _topology(values)
   request = plan_lib.Request(
     config=config,
     device=hardware.find_device(values.hardware),
@@ -70,7 +72,9 @@ def run(argv: Sequence[str]) -> int:
     )
   dry_run, figures = '', {}
   if values.compile:
-    dry_run, figures = _compiled(config, plans[named].run.layout, values)
+    dry_run, figures = _compiled(
+      config, plans[named].run.layout, values.devices, topology
+    )
   _write(values, plans, figures)
   if found:
     print(plan_text.search_table(request, found), end='\n\n')
@@ -83,19 +87,50 @@ def run(argv: Sequence[str]) -> int:
   return 0
 
 
+def _topology(values: flags.FlagValues) -> gpus.Topology | None:
+  """--topology, from which --devices and --hardware follow.
+
+  Raises:
+    InputError: it can't be read or compiled for, or contradicts other flags.
+  """
+  if not values.topology:
+    return None
+  topology = gpus.parse(values.topology)
+  if not values.compile:
+    raise InputError('--topology= is what to compile for: give --compile too')
+  follow = {'devices': topology.devices, 'hardware': topology.name}
+  for flag, value in follow.items():
+    if values[flag].present and values[flag].value != value:
+      raise InputError(
+        f'--{flag}={values[flag].value} is not --topology={topology}, which '
+        f'is {value}; leave --{flag} out'
+      )
+    values[flag].value = value
+  gpus.require_compiler()
+  return topology
+
+
 def _compiled(
-  config: Config, layout: Layout, values: flags.FlagValues
+  config: Config,
+  layout: Layout,
+  devices: int,
+  topology: gpus.Topology | None,
 ) -> tuple[str, dict[str, Any]]:
   """The dry run's table and figures; what goes on is told on stderr."""
   from seekax.cli import plan_mesh
 
-  plan_mesh.use_virtual_devices(values.devices)
-  config = plan_mesh.on_mesh(config, layout, values.devices)
+  if topology is None:
+    plan_mesh.use_virtual_devices(devices)
+    config = plan_mesh.on_mesh(config, layout, devices)
+  else:
+    plan_mesh.use_virtual_devices(1)
+    precision = config.train.precision
+    config = plan_mesh.on_mesh(config, layout, devices, precision)
 
   def say(line: str) -> None:
     print(f'dry run: {line}', file=sys.stderr)
 
-  return plan_mesh.compiled(config, say)
+  return plan_mesh.compiled(config, devices, say, topology)
 
 
 def _sharding(config: Config, request: plan_lib.Request) -> str:
@@ -229,6 +264,14 @@ def _define(values: flags.FlagValues) -> None:
     False,
     'a dry run: compile the real training step for as many virtual devices, '
     'and count its arguments and collectives',
+    **define,
+  )
+  flags.DEFINE_string(
+    'topology',
+    '',
+    'with --compile: compile for these GPUs instead, which need not be there, '
+    'hosts x GPUs per host, as h100:256x8, and count temporaries too; takes '
+    'the packages of jax[cuda13]; ' + ', '.join(gpus.GPUS),
     **define,
   )
   flags.DEFINE_string('report', '', 'write a page of HTML', **define)

@@ -1,5 +1,6 @@
 """The parts of `seekax plan` that need JAX: where arrays lie, the dry run."""
 
+from collections.abc import Callable
 import dataclasses
 import math
 import os
@@ -13,6 +14,8 @@ from seekax.config import (
   mesh_sizes,
   ParallelConfig,
 )
+from seekax.dryrun.gpus import Topology
+from seekax.planning import memory
 from seekax.planning.layout import Layout
 
 # Axes of a layout that a program's mesh has too.
@@ -27,17 +30,19 @@ def use_virtual_devices(count: int) -> None:
   os.environ['XLA_FLAGS'] = f'{given} {_FLAG}={count}'.strip()
 
 
-def on_mesh(config: Config, layout: Layout, devices: int) -> Config:
+def on_mesh(
+  config: Config, layout: Layout, devices: int, precision: str = 'bfloat16'
+) -> Config:
   """The run on its mesh, or on the layout's if it names none.
 
-  Its precision is bfloat16, since FP8 is only emulated on a CPU; a micro-batch
-  is one sequence per rank of the batch, and the batch is raised to the next
-  multiple of that.
+  A micro-batch is one sequence per rank of the batch, and the batch is raised
+  to the next multiple of that.
 
   Args:
     config: the run.
     layout: the planner's.
     devices: how many.
+    precision: of training; FP8 is only emulated on a CPU.
 
   Raises:
     ConfigError: the mesh can't be used for this run.
@@ -56,7 +61,7 @@ def on_mesh(config: Config, layout: Layout, devices: int) -> Config:
   parts = -(-config.data.batch_size // ranks)
   train = dataclasses.replace(
     config.train,
-    precision='bfloat16',
+    precision=precision,
     micro_batches=parts,
     ramp_tokens=0,
     ramp_micro_batches=1,
@@ -104,19 +109,34 @@ def sharding_table(config: Config, devices: int) -> str:
   )
 
 
-def compiled(config: Config, say) -> tuple[str, dict[str, Any]]:
-  """The dry run as a table, and its figures for JSON."""
+def compiled(
+  config: Config,
+  devices: int,
+  say: Callable[[str], None],
+  topology: Topology | None = None,
+) -> tuple[str, dict[str, Any]]:
+  """The dry run as a table, and its figures for JSON.
+
+  Args:
+    config: on its mesh.
+    devices: how many.
+    say: told what is going on.
+    topology: GPUs to compile for; None: virtual devices of the CPU.
+  """
   from seekax.dryrun import compile as compile_lib
 
-  found = compile_lib.dry_run(config, say)
+  found = compile_lib.dry_run(config, say, topology)
+  planned = _planned_temporaries(config, devices)
   figures = dataclasses.asdict(found)
   figures['mesh'] = config.parallel.mesh
-  sequences = config.data.batch_size
+  figures['topology'] = str(topology or '')
+  figures['planned_temporaries_bytes'] = planned
   gigabytes = [
     ('arguments of the update', found.arguments_bytes),
     ('  by the table of rules', found.state_bytes),
     ('outputs of the update', found.outputs_bytes),
     ('temporaries of the passes', found.temporaries_bytes),
+    ('  by the planner', planned),
     ("this process's peak", found.host_peak_bytes),
   ]
   rows = [('per device', 'GB')]
@@ -129,12 +149,19 @@ def compiled(config: Config, say) -> tuple[str, dict[str, Any]]:
     (row.kind, row.axis, f'{row.count:,}', plan_text.few(row.bytes / 1e9))
     for row in found.collectives
   ]
+  chosen = [f'{c.subject}: {c.name} ({c.reason})' for c in found.backends]
+  if topology and found.custom_calls:
+    calls = [f'{name} {n:,}' for name, n in found.custom_calls.items()]
+    chosen.append(f'custom calls of the passes: {", ".join(calls)}')
   return (
     '\n'.join(
       [
-        f'Dry run on mesh {config.parallel.mesh}: {sequences:,} sequences in '
-        f'{found.micro_batches} micro-batches, bfloat16 (FP8 is only emulated '
-        f'on a CPU); compiled in {found.compile_seconds:.1f} s',
+        f'Dry run on mesh {config.parallel.mesh}: '
+        f'{config.data.batch_size:,} sequences in {found.micro_batches} '
+        f'micro-batches, {_compiled_for(config, topology)}; compiled in '
+        f'{found.compile_seconds:.1f} s',
+        *chosen,
+        '',
         plan_text.columns(rows),
         '',
         plan_text.columns(moved),
@@ -142,3 +169,31 @@ def compiled(config: Config, say) -> tuple[str, dict[str, Any]]:
     ),
     figures,
   )
+
+
+def _compiled_for(config: Config, topology: Topology | None) -> str:
+  if topology is None:
+    return f'{config.train.precision} (FP8 is only emulated on a CPU)'
+  return f'{config.train.precision}, for {topology} ({topology.gpu.kind})'
+
+
+def _planned_temporaries(config: Config, devices: int) -> float:
+  """What the planner expects among a program's temporaries, per device.
+
+  Those are cast weights, activations and what a layer's gradients hold; the
+  gradients too where a step is one program.
+  """
+  sizes = mesh_sizes(config.parallel.mesh, devices)
+  layout = Layout(
+    **{axis: sizes[axis] for axis in _AXES}, remat=config.model.remat
+  )
+  planned = memory.training_memory(
+    config.model,
+    layout,
+    config.data.batch_size,
+    config.data.sequence_length,
+    config.train.precision,
+    config.optim.moment_dtype,
+  )
+  found = planned.parameters + planned.activations + planned.temporaries
+  return found + (planned.gradients if layout.pipeline > 1 else 0)

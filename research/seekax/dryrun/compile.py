@@ -1,12 +1,16 @@
 """Compiles the real training step for a mesh that isn't there.
 
-Devices are virtual ones of the CPU; arrays have shapes and places, no values.
+Devices are virtual ones of the CPU, or GPUs that are only described; arrays
+have shapes and places, no values.
 """
 
+from collections import Counter
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import pathlib
+import re
 import resource
 import sys
 import tempfile
@@ -15,16 +19,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
-from seekax.dryrun import collectives
+from seekax.dryrun import collectives, gpus
+from seekax.ops import backends
 from seekax.parallel import rules
 from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
 from seekax.training.step import accumulate, Accumulated, apply, pipelined_step
+
+_CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,9 @@ class DryRun:
     collectives: of a whole step: its micro-batches and its update.
     update_collectives: those of the update alone; none of a pipeline's are
       told apart.
+    backends: what was compiled in, and why.
+    custom_calls: of the passes, as written in the compiled program, by target:
+      kernels that XLA didn't make.
   """
 
   compile_seconds: float
@@ -55,10 +66,14 @@ class DryRun:
   micro_batches: int
   collectives: list[collectives.Collective]
   update_collectives: list[collectives.Collective]
+  backends: list[backends.Choice]
+  custom_calls: dict[str, int]
 
 
 def dry_run(
-  config: Config, say: Callable[[str], None] = lambda line: None
+  config: Config,
+  say: Callable[[str], None] = lambda line: None,
+  topology: gpus.Topology | None = None,
 ) -> DryRun:
   """Compiles the programs of a step for the config's mesh.
 
@@ -66,19 +81,31 @@ def dry_run(
     config: the run; as many devices as the mesh has must be there, virtual
       ones do.
     say: told what is going on.
+    topology: GPUs to compile for instead, which needn't be there.
 
   Raises:
     ConfigError: the mesh has more devices than there are, or can't be used.
+    InputError: JAX can't compile for these GPUs here.
   """
-  mesh = mesh_of(config)
+  if topology is None:
+    return _on_mesh(config, mesh_of(config), say)
+  mesh = mesh_of(config, gpus.devices(topology))
+  with backends.compiling_for(gpus.target(topology)):
+    return _on_mesh(config, mesh, say)
+
+
+def _on_mesh(
+  config: Config, mesh: jax.sharding.Mesh, say: Callable[[str], None]
+) -> DryRun:
   sizes = dict(mesh.shape)
   started = time.monotonic()
+  # Before the mesh is set: nothing can be computed on GPUs that aren't there.
+  shardings = placement.state_shardings(config, mesh)
+  state = _placed(abstract_state(config), shardings)
+  rates = _abstract_rates(config, mesh)
+  batch = _abstract_batch(config, mesh)
+  parts = config.train.micro_batches
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
-    shardings = placement.state_shardings(config, mesh)
-    state = _placed(abstract_state(config), shardings)
-    rates = jax.tree.map(jnp.asarray, Schedule(config).rates(0))
-    batch = _abstract_batch(config, mesh)
-    parts = config.train.micro_batches
     if sizes['pipeline'] > 1:
       say(f'compiling a step in a pipeline for {mesh.size} devices')
       step, found = _compiled(
@@ -88,9 +115,7 @@ def dry_run(
       return _dry_run(started, config, step, step, arguments, found, [])
     say(f'tracing the passes of a micro-batch for {mesh.size} devices')
     shapes = jax.eval_shape(
-      lambda state, batch: accumulate.__wrapped__(config, state, batch, rates),
-      state,
-      batch,
+      functools.partial(accumulate.__wrapped__, config), state, batch, rates
     )
     sums = jax.tree.map(lambda _: shardings.step, shapes.sums)
     so_far = _placed(shapes, Accumulated(shardings.params, sums))
@@ -123,12 +148,19 @@ def _dry_run(
     state_bytes=_local_bytes(arguments),
     temporaries_bytes=(
       passes.memory_analysis().temp_size_in_bytes
-      if jax.__version_info__ >= (0, 12)
+      if backends.present().platform != 'cpu' or jax.__version_info__ >= (0, 12)
       else None
     ),
     micro_batches=config.train.micro_batches,
     collectives=found,
     update_collectives=of_update,
+    backends=backends.for_training(
+      config.model,
+      config.train.compute_dtype,
+      config.data.isolate_documents,
+      fp8=config.fp8 if config.train.precision == 'fp8' else None,
+    ),
+    custom_calls=dict(Counter(_CUSTOM_CALL.findall(passes.as_text()))),
   )
 
 
@@ -158,6 +190,12 @@ def _abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
     sharding=rules.sharding(mesh, ('batch', 'length')),
   )
   return Batch(*([x] * len(dataclasses.fields(Batch))))
+
+
+def _abstract_rates(config: Config, mesh: jax.sharding.Mesh) -> Any:
+  rates = jax.tree.map(jnp.asarray, Schedule(config).rates(0))
+  whole = NamedSharding(mesh, PartitionSpec())
+  return _placed(rates, jax.tree.map(lambda _: whole, rates))
 
 
 def _compiled(lowered: Any, sizes: dict[str, int]):

@@ -11,7 +11,9 @@ attention is up to 9 % faster than tokamax's; decoding is faster with our kernel
 for one request, and with plain products for several.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import sys
@@ -59,6 +61,7 @@ class Device:
     tokamax: its version, e.g. (0, 0, 17); () if it isn't installed.
     tokamax_triton: whether its Triton kernels have what they want.
     cudnn: its version, e.g. 91002; 0 if there is none.
+    attached: whether it is there, and not only compiled for.
   """
 
   platform: str = 'cpu'
@@ -66,6 +69,7 @@ class Device:
   tokamax: tuple[int, ...] = ()
   tokamax_triton: bool = False
   cudnn: int = 0
+  attached: bool = True
 
   def __str__(self) -> str:
     if not self.compute_capability:
@@ -98,9 +102,28 @@ class _Need:
   fp8: Fp8Config = Fp8Config()
 
 
-@functools.cache
+_TARGET: contextvars.ContextVar[Device | None] = contextvars.ContextVar(
+  'target', default=None
+)
+
+
+@contextlib.contextmanager
+def compiling_for(device: Device) -> Iterator[None]:
+  """Makes choices for this device, which needn't be there, while it is open."""
+  token = _TARGET.set(device)
+  try:
+    yield
+  finally:
+    _TARGET.reset(token)
+
+
 def present() -> Device:
-  """The default device of this process."""
+  """The device compiled for: that of `compiling_for`, or the default one."""
+  return _TARGET.get() or _default()
+
+
+@functools.cache
+def _default() -> Device:
   first = jax.devices()[0]
   platform = first.platform
   if platform == 'gpu':
@@ -370,9 +393,17 @@ def _whole(need: _Need) -> str:
   )
 
 
+def _attached(need: _Need) -> str:
+  if need.device.attached:
+    return ''
+  return 'asks a GPU that is there what it can do; run it on one'
+
+
 def _tokamax(need: _Need) -> str:
   oldest = '.'.join(map(str, OLDEST_TOKAMAX))
   install = f"; pip install 'tokamax>={oldest}', on Python 3.12 or later"
+  if problem := _attached(need):
+    return problem
   if not need.device.tokamax:
     return f'tokamax is not installed{install}'
   if need.device.tokamax < OLDEST_TOKAMAX:
@@ -435,6 +466,8 @@ def _cudnn(need: _Need) -> str:
   is_hopper = device.compute_capability >= _HOPPER
   widest = 256 if is_hopper else 128
   unequal = need.heads_width != need.value_width
+  if problem := _attached(need):
+    return problem
   if need.segments:
     return (
       'would let documents see each other, it takes no document numbers; set '

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from seekax.ops import backends
+
 STEP = 32
 
 
@@ -35,4 +37,4 @@ def reduce_rows(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _in_two_steps() -> bool:
-  return jax.default_backend() == 'cpu'
+  return backends.present().platform == 'cpu'

@@ -32,13 +32,17 @@ def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def mesh_of(config: Config) -> Mesh:
+def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
   """The mesh of a run.
+
+  Args:
+    config: the run.
+    devices: all there are; JAX's if None.
 
   Raises:
     ConfigError: it has too many devices, or can't be used for this run.
   """
-  mesh = make_mesh(config.parallel.mesh)
+  mesh = make_mesh(config.parallel.mesh, devices)
   check_mesh(config, dict(mesh.shape))
   platform = mesh.devices.flat[0].platform
   if config.model.exchange == 'ragged' and platform != 'gpu':
