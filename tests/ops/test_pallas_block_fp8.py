@@ -124,6 +124,24 @@ class PolicyTest(absltest.TestCase):
       self.assertLess(apart, 1e-6)
       self.assertGreater(apart, 0)  # They add up differently.
 
+  def test_what_the_compiler_splits_is_emulated(self):
+    x, w = _normal(0, 40, 256), _normal(1, 256, 130)
+    products = Fp8Products(Fp8Config())
+    mesh = jax.sharding.AbstractMesh(
+      (2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    device = backends.Device('cuda', (9, 0))
+    with (
+      mock.patch.object(backends, 'present', lambda: device),
+      mock.patch.object(pallas_block_fp8, 'product') as kernel,
+    ):
+      with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(products.forward, x, w)
+      kernel.assert_not_called()
+      kernel.return_value = jnp.zeros((40, 130))
+      products.forward(x, w)
+      kernel.assert_called_once()
+
 
 if __name__ == '__main__':
   absltest.main()

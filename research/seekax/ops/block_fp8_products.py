@@ -8,7 +8,9 @@ sums over rows, activations and gradients are divided anew into tiles of
 total takes over.
 
 On NVIDIA GPUs from Hopper on a kernel multiplies the codes
-(`pallas_block_fp8`). Elsewhere operands are rounded to FP8 and multiplied in
+(`pallas_block_fp8`): on one device, and of the experts' products on a mesh. The
+compiler can't split a kernel and would gather all tokens for it. Elsewhere
+operands are rounded to FP8 and multiplied in
 float32. A code times its scale is rounded once in that, and sums are as exact
 as those of float32: within 128 * 2**-24 * sum|a||b| of exact, as a promotion
 every 128 products would be, if not to the bit.
@@ -81,7 +83,7 @@ class Fp8Products:
   def _multiply(self, a, a_tiling, b, b_tiling, summed: tuple[int, int]):
     """Sums the product of two matrices over one axis of each, in float32."""
     choice = backends.choose_fp8_product(self.recipe, backends.present())
-    if choice.name == 'pallas':
+    if choice.name == 'pallas' and not _is_split_by_compiler():
       return pallas_block_fp8.product(a, a_tiling, b, b_tiling, summed)
     lead = tuple(range(a.ndim - 2))
     if self.recipe.accumulation == 'float32':
@@ -136,3 +138,11 @@ class Fp8Products:
       return Tiling(0, 0, **values)
     size = self.recipe.tile_size
     return Tiling(*((1, size) if summed else (size, 1)), **values)
+
+
+def _is_split_by_compiler() -> bool:
+  """Whether arrays here are those of several devices, and not one's parts."""
+  mesh = jax.sharding.get_abstract_mesh()
+  kinds = zip(mesh.shape.values(), mesh.axis_types, strict=True)
+  manual = jax.sharding.AxisType.Manual
+  return any(size > 1 and kind != manual for size, kind in kinds)
