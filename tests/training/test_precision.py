@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -157,10 +158,20 @@ def _text(config: Config, seed: int):
   return Batch(tokens[:, :-1], tokens[:, 1:], positions, ones, ones)
 
 
+def _smooth(losses: list[float]) -> np.ndarray:
+  """Their moving average, with a coefficient of 0.9."""
+  smooth = itertools.accumulate(losses, lambda old, new: 0.9 * old + 0.1 * new)
+  return np.array(list(smooth))
+
+
 @pytest.mark.slow
 class TrainingTest(parameterized.TestCase):
-  def test_loss_stays_within_half_a_percent_of_bfloat16(self):
-    """The `tiny` preset, with MTP and few words, on 30 batches."""
+  def test_loss_stays_within_a_quarter_of_a_percent_of_bfloat16(self):
+    """The `tiny` preset, with MTP and few words, on 30 batches.
+
+    Smoothed, as figure 10 of the paper is: of single batches even float32's
+    loss differs by half a percent, as roundings have it.
+    """
     losses = {}
     for name in ('bfloat16', 'fp8'):
       tiny = presets.shrink_run(presets.run_of(presets.tiny()))
@@ -176,10 +187,11 @@ class TrainingTest(parameterized.TestCase):
         rates = schedule.rates(seed)
         state, metrics = run(config, state, _text(config, seed), rates)
         losses[name].append(float(metrics.loss))
-    high, low = np.array(losses['bfloat16']), np.array(losses['fp8'])
+    high, low = losses['bfloat16'], losses['fp8']
     self.assertLess(high[-1], 0.95 * high[0])
-    self.assertTrue(np.any(high != low))
-    self.assertLess(np.abs(low / high - 1).max(), 0.005)
+    self.assertNotEqual(high, low)
+    gap = np.abs(_smooth(low) / _smooth(high) - 1)
+    self.assertLess(gap.max(), 0.0025)
 
   def test_scans_and_rematerialisation_change_nothing(self):
     config = _config()
