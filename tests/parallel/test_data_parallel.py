@@ -16,7 +16,8 @@ class DataParallelTest(absltest.TestCase):
   def test_four_devices_train_like_one(self):
     root = pathlib.Path(self.create_tempdir().full_path)
     source = runs.write_corpus(root / 'corpus')
-    flags = '--xla_force_host_platform_device_count=4'
+    flags = os.environ.get('XLA_FLAGS', '')
+    flags += ' --xla_force_host_platform_device_count=4'
     meshes = 'data:4', 'data:2,pipeline:2'
     losses = {}
 
