@@ -41,7 +41,7 @@ class LayersTest(absltest.TestCase):
     table = np.random.default_rng(3).standard_normal((29, 24))
     tokens = np.array([[3, 28], [0, 3]])
     out = layers.Embedding(cases.V3).apply(
-      {'params': {'table': np.float32(table)}}, tokens
+      {'params': {'table': np.float32(table)}}, tokens, 'float32'
     )
     np.testing.assert_array_equal(out, np.float32(table)[tokens])
 
