@@ -103,16 +103,21 @@ def ragged_all_to_all(
   return output
 
 
+def over_experts(model: ModelConfig):
+  """Of whole arrays, on the mesh that is set."""
+  tokens = rules.axes('batch', None)
+  return rules.per_shard(
+    functools.partial(exchange.over_experts, experts_of, model),
+    inputs=(tokens, tokens, tokens, (rules.axes('experts', None, None),)),
+    outputs=(tokens, rules.axes()),
+  )
+
+
 def run_case(mesh='', crowded=False, **changes):
   model = dataclasses.replace(MODEL, **changes)
   x, gates, ids, w, dy = draw(crowded)
-  tokens = rules.axes('batch', None)
   with jax.set_mesh(mesh_lib.make_mesh(mesh)):
-    over = rules.per_shard(
-      functools.partial(exchange.over_experts, experts_of, model),
-      inputs=(tokens, tokens, tokens, (rules.axes('experts', None, None),)),
-      outputs=(tokens, rules.axes()),
-    )
+    over = over_experts(model)
 
     @jax.jit
     def both(x, gates, w):
@@ -138,13 +143,8 @@ def lowered_for_cuda(mesh: str) -> str:
   """The program of JAX's own ragged collective, as a GPU would get it."""
   model = dataclasses.replace(MODEL, exchange='ragged')
   x, gates, ids, w, _ = draw(False)
-  tokens = rules.axes('batch', None)
   with jax.set_mesh(mesh_lib.make_mesh(mesh)):
-    over = rules.per_shard(
-      functools.partial(exchange.over_experts, experts_of, model),
-      inputs=(tokens, tokens, tokens, (rules.axes('experts', None, None),)),
-      outputs=(tokens, rules.axes()),
-    )
+    over = over_experts(model)
     traced = jax.jit(over).trace(x, gates, ids, (w,))
     return traced.lower(lowering_platforms=('cuda',)).as_text()
 
