@@ -34,6 +34,9 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
   os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
+# Tracing makes objects by the million, few of them garbage: a tenth of the time.
+gc.set_threshold(50_000, 20, 100)
+
 # absltest would parse the command line of its own main().
 flags.FLAGS(['pytest'])
 absltest.FLAGS.test_tmpdir = tempfile.mkdtemp(prefix='seekax-tests-')

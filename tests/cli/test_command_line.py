@@ -192,12 +192,14 @@ class RunTest(parameterized.TestCase):
     )
     # Killed without warning in mid-run, then the same command again.
     process = runs.start(*cls.args)
-    runs.wait_for_step(process, 30)
+    # The save of step 40 waits for that of 20.
+    runs.wait_for_step(process, 42)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     cls.killed_at = checkpoint.proven_steps(cls.workdir / 'checkpoints')
     cls.trained = runs.seekax(*cls.args)
 
+  @pytest.mark.slow
   def test_kill_and_the_same_command_ends_like_an_unbroken_run(self):
     self.assertNotEmpty(self.killed_at)
     self.assertLess(self.killed_at[-1], 80)

@@ -128,7 +128,9 @@ def train(
       batch = make_batch(step, config.data.sequence_length)
       parts = micro_batches(batch, PARTS)
       parts = jax.device_put(parts, place)
-      total = zeros_like_a_sum(config, state, parts[0], rates, shardings)
+      if not step:  # Traces all of it.
+        zeros = zeros_like_a_sum(config, state, parts[0], rates, shardings)
+      total = jax.tree.map(jnp.copy, zeros)  # Sums are given away.
       for part in parts:
         total = accumulate(config, state, part, rates, total)
         jax.block_until_ready(total)

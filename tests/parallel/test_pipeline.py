@@ -12,7 +12,9 @@ from seekax.parallel import pipeline
 
 # Three expert layers over two stages: one that isn't there.
 _FEW = dict(num_layers=4, unroll_layers=0)
-QUICK = {'experts_pipeline': dict(mesh='expert:2,pipeline:2', **_FEW)}
+QUICK = {
+  'experts_pipeline': dict(mesh='expert:2,pipeline:2', mtp_depth=0, **_FEW)
+}
 ON_FOUR = {
   'two': dict(mesh='pipeline:2', **_FEW),
   'four': dict(mesh='pipeline:4', num_layers=6),
@@ -22,6 +24,7 @@ ON_FOUR = {
   'data': dict(mesh='data:2,pipeline:2', **_FEW),
   'fsdp': dict(mesh='fsdp:2,pipeline:2', **_FEW),
   'tensor': dict(mesh='tensor:2,pipeline:2', **_FEW),
+  'expert': dict(mesh='expert:2,pipeline:2', **_FEW),
   'one_expert': dict(mesh='expert:2,pipeline:2', crowded=True, **_FEW),
   'fp8': dict(
     mesh='pipeline:2', precision='fp8', init_std=0.02, length=64, **_FEW

@@ -217,6 +217,7 @@ class LoopTest(absltest.TestCase):
       launch.start(config, {}, workdir)
     self.assertEqual(workdir_lib.read_run(workdir), before)
 
+  @pytest.mark.slow
   def test_a_loss_that_is_no_number_stops_before_anything_is_saved(self):
     workdir = self.new_workdir()
     config = dataclasses.replace(
