@@ -19,11 +19,11 @@ from seekax import presets
 from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
 from seekax.data.pipeline import Batch, micro_batches
 from seekax.parallel import mesh as mesh_lib
-from seekax.parallel import rules
+from seekax.parallel import ranks, rules
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import init_state, TrainState
-from seekax.training.step import accumulate, Accumulated
+from seekax.training.step import accumulate, Accumulated, accumulated_shardings
 
 ROWS, LENGTH, PARTS, STEPS, RATE = 16, 16, 2, 5, 0.5
 # Keys of variants that one device is given too.
@@ -83,14 +83,13 @@ def make_batch(seed: int, length: int) -> Batch:
 MARGINS: list[float] = []
 
 
-def zeros_like_a_sum(config, state, part, rates, shardings) -> Accumulated:
+def zeros_like_a_sum(config, state, part, rates, mesh) -> Accumulated:
   """To start from; without, the first micro-batch would be compiled apart."""
   shapes = jax.eval_shape(
     lambda: accumulate.__wrapped__(config, state, part, rates)
   )
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums = jax.tree.map(lambda _: shardings.step, zeros.sums)
-  return jax.device_put(zeros, Accumulated(shardings.params, sums))
+  return jax.device_put(zeros, accumulated_shardings(config, mesh, shapes))
 
 
 @functools.cache
@@ -99,9 +98,11 @@ def start(config: Config) -> TrainState:
   return jax.device_get(init_state(config))
 
 
-@jax.jit
-def descend(params, gradients, tokens):
+@functools.partial(jax.jit, static_argnums=0)
+def descend(config, params, gradients, tokens):
   """The mean gradient, and the weights after a step of SGD."""
+  names = placement.names_of(params, config.model)
+  gradients = ranks.summed(gradients, names)
   mean = jax.tree.map(lambda g: g / tokens, gradients)
   return mean, jax.tree.map(lambda x, g: x - RATE * g, params, mean)
 
@@ -129,14 +130,14 @@ def train(
       parts = micro_batches(batch, PARTS)
       parts = jax.device_put(parts, place)
       if not step:  # Traces all of it.
-        zeros = zeros_like_a_sum(config, state, parts[0], rates, shardings)
+        zeros = zeros_like_a_sum(config, state, parts[0], rates, devices)
       total = jax.tree.map(jnp.copy, zeros)  # Sums are given away.
       for part in parts:
         total = accumulate(config, state, part, rates, total)
         jax.block_until_ready(total)
       sums = total.sums
       mean, params = jax.block_until_ready(
-        descend(state.params, total.gradients, sums.tokens)
+        descend(config, state.params, total.gradients, sums.tokens)
       )
       found['losses'].append(float(sums.main / sums.tokens))
       if step == 0:

@@ -30,7 +30,12 @@ from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
-from seekax.training.step import accumulate, Accumulated, apply, pipelined_step
+from seekax.training.step import (
+  accumulate,
+  accumulated_shardings,
+  apply,
+  pipelined_step,
+)
 
 _CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
 
@@ -117,8 +122,7 @@ def _on_mesh(
     shapes = jax.eval_shape(
       functools.partial(accumulate.__wrapped__, config), state, batch, rates
     )
-    sums = jax.tree.map(lambda _: shardings.step, shapes.sums)
-    so_far = _placed(shapes, Accumulated(shardings.params, sums))
+    so_far = _placed(shapes, accumulated_shardings(config, mesh, shapes))
     say('compiling them')
     passes, found = _compiled(
       accumulate.lower(config, state, batch, rates, so_far), sizes

@@ -62,8 +62,8 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
       layers = leaf.shape[0]
       size = size // layers * -(-layers // sizes['pipeline'])
       size *= sizes['pipeline']
-    weight = _axes_of(rules.spec(used, 'weight', sizes))
-    master = _axes_of(rules.spec(names.names, 'master', sizes, leaf.shape))
+    weight = rules.axes_of(rules.spec(used, 'weight', sizes))
+    master = rules.axes_of(rules.spec(names.names, 'master', sizes, leaf.shape))
     yield Placement(
       name='/'.join(entry.key for entry in path),
       shape=leaf.shape,
@@ -73,14 +73,6 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
       weight_bytes=size // _parts(weight, sizes) * width,
       master_bytes=leaf.size // _parts(master, sizes) * 4,
     )
-
-
-def _axes_of(spec: jax.sharding.PartitionSpec) -> list[tuple[str, ...]]:
-  """Mesh axes of every axis, as tuples."""
-  return [
-    entry if isinstance(entry, tuple) else ((entry,) if entry else ())
-    for entry in spec
-  ]
 
 
 def _parts(axes: list[tuple[str, ...]], sizes: dict[str, int]) -> int:

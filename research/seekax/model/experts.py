@@ -45,8 +45,8 @@ class Experts(nn.Module):
     self, x_BLD: jax.Array, bias_E: jax.Array
   ) -> tuple[jax.Array, Load]:
     config = self.config
-    count, width = config.num_experts, config.embed_dim
-    hidden = config.expert_dim
+    count = config.num_experts // rules.parts_apart('experts')
+    width, hidden = config.embed_dim, config.expert_dim
     into = (count, width, hidden), ('experts', 'embed', 'mlp')
     out_of = (count, hidden, width), ('experts', 'mlp', 'embed')
     weights = (

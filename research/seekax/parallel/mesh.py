@@ -1,6 +1,7 @@
 """Device meshes, from their description in the config."""
 
 from collections.abc import Sequence
+import contextvars
 import math
 from typing import Any
 
@@ -9,6 +10,11 @@ from jax.sharding import AxisType, Mesh
 import numpy as np
 
 from seekax.config import check_mesh, Config, ConfigError, mesh_sizes
+
+# Of the `ranks.apart` that is being traced: its axes.
+APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+  'apart', default=frozenset()
+)
 
 
 def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
@@ -59,6 +65,12 @@ def current_sizes() -> dict[str, int]:
   if mesh.empty:
     return {}
   return {axis: size for axis, size in mesh.shape.items() if size > 1}
+
+
+def shared_sizes() -> dict[str, int]:
+  """Those over which arrays are split here: not of ranks that work apart."""
+  apart = APART.get()
+  return {a: size for a, size in current_sizes().items() if a not in apart}
 
 
 def describe(mesh: Mesh) -> str:

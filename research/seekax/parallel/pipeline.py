@@ -332,7 +332,7 @@ def _of_stage(stage: int, x_S: jax.Array) -> jax.Array:
   own_S = jnp.arange(x_S.shape[0]) == stage
   own_S = own_S.reshape(-1, *([1] * (x_S.ndim - 1)))
   only = jnp.where(own_S, x_S, jnp.zeros((), x_S.dtype))
-  return jax.lax.reduce(only, jnp.zeros((), x_S.dtype), jax.lax.add, (0,))
+  return jax.lax.reduce_sum(only, (0,))
 
 
 def _micro_batch(micro_batches, index):

@@ -1,10 +1,11 @@
 """The one table from logical axes to mesh axes, and what follows from it.
 
 Every array's axes have names. The table says for each name which mesh axes
-split it: in activations, in weights as they are used, and in masters, the
-float32 parameters and the optimizer's state (ZeRO, arXiv 1910.02054). Masters
-are split over the ranks of the batch too; a step gathers weights from them in
-the compute dtype and scatters gradients to them.
+split it: in activations, in weights as they are used, in their gradients while
+these are added up, and in masters, the float32 parameters and the optimizer's
+state (ZeRO, arXiv 1910.02054). Masters are split over the ranks of the batch
+too; a step gathers weights from them in the compute dtype and scatters
+gradients to them.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import BATCH_AXES
-from seekax.parallel.mesh import current_sizes
+from seekax.parallel.mesh import APART, current_sizes, shared_sizes
 
-Role = Literal['activation', 'weight', 'master']
+# Of those, an array's axes take mesh axes that divide them.
+_DIVIDED = 'gradient', 'master'
+Role = Literal['activation', 'weight', 'gradient', 'master']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +31,21 @@ class Rule:
 
   activation: tuple[str, ...] = ()
   weight: tuple[str, ...] = ()
+  gradient: tuple[str, ...] = ()
   master: tuple[str, ...] = ()
 
 
 def _same(*axes: str) -> Rule:
-  return Rule(axes, axes, axes)
+  return Rule(axes, axes, axes, axes)
 
 
 # What weights are gathered over when they are used, and what more masters are
 # split over. An array uses a mesh axis once: the first of its axes takes it.
-# (`pipeline` comes last: it splits layers, where it divides their number.)
+# Ranks whose sums are taken at the end of a step (`ranks.apart`) come last.
 _EMBED = Rule(
   weight=('fsdp',),
-  master=('fsdp', 'data', 'expert_node', 'expert', 'pipeline'),
+  gradient=('fsdp',),
+  master=('fsdp', 'pipeline', 'data', 'expert_node', 'expert'),
 )
 
 RULES: dict[str, Rule] = {
@@ -88,16 +93,16 @@ def spec(
     role: what the array is.
     sizes: of the mesh's axes; those of the set mesh if None. An axis of one
       device is left out.
-    shape: of the array. If it is given, a master's axis takes those mesh axes
-      that divide it and over which none of the weight's other axes lies, and an
-      activation's axis all of its own or, where they don't divide it, none: it
-      is then whole on every device.
+    shape: of the array. If it is given, an axis of a gradient or master takes
+      those mesh axes that divide it and over which none of the weight's other
+      axes lies, and an activation's axis all of its own or, where they don't
+      divide it, none: it is then whole on every device.
 
   Raises:
     KeyError: a name isn't in the table.
     ValueError: one mesh axis would split two axes of an activation or weight.
   """
-  sizes = current_sizes() if sizes is None else sizes
+  sizes = shared_sizes() if sizes is None else sizes
   taken: set[str] = set()
   entries = []
 
@@ -109,9 +114,9 @@ def spec(
   for i, name in enumerate(names):
     split = of(name, role)
     twice = taken.intersection(split)
-    if twice and role != 'master':
+    if twice and role not in _DIVIDED:
       raise ValueError(f'logical axes {names} use the mesh axes {twice} twice')
-    if shape and role == 'master':
+    if shape and role in _DIVIDED:
       others = set(as_used).difference(of(name, 'weight'))
       split = _dividing(split, taken | others, sizes, shape[i])
     elif shape and role == 'activation':
@@ -132,6 +137,14 @@ def _dividing(split, taken, sizes, width) -> tuple[str, ...]:
   return tuple(chosen)
 
 
+def axes_of(spec: PartitionSpec) -> list[tuple[str, ...]]:
+  """The mesh axes of every axis of an array, as tuples."""
+  return [
+    entry if isinstance(entry, tuple) else ((entry,) if entry else ())
+    for entry in spec
+  ]
+
+
 def sharding(
   mesh: Mesh,
   names: tuple[str | None, ...],
@@ -146,7 +159,7 @@ def constrain(
   x: jax.Array, *names: str | None, role: Role = 'activation'
 ) -> jax.Array:
   """Asks the compiler to lay x out by its axes' names; on one device, x."""
-  sizes = current_sizes()
+  sizes = shared_sizes()
   if not sizes:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names, role, sizes, x.shape))
@@ -179,7 +192,7 @@ def per_shard(
   """
 
   def call(*arguments):
-    sizes = current_sizes()
+    sizes = shared_sizes()
     if not sizes:
       return fn(*arguments)
     whole = set()
@@ -200,11 +213,14 @@ def per_shard(
       finally:
         _WHOLE.reset(token)
 
+    free = _free_axes()
+    if not free:
+      return with_whole(*arguments)
     return jax.shard_map(
       with_whole,
       in_specs=jax.tree.map(to_spec, inputs),
       out_specs=jax.tree.map(to_spec, outputs),
-      axis_names=_free_axes(),
+      axis_names=free,
       check_vma=False,
     )(*arguments)
 
@@ -226,13 +242,24 @@ def total(x: Any, *names: str) -> Any:
 
 def num_parts(*names: str) -> int:
   """How many parts these axes of an activation are split into."""
-  sizes = current_sizes()
+  sizes = shared_sizes()
   return math.prod(sizes[axis] for axis in mesh_axes(*names))
+
+
+def parts_apart(*names: str) -> int:
+  """How many parts ranks that work apart have split these axes into."""
+  sizes, ranks = current_sizes(), APART.get()
+  return math.prod(
+    sizes[axis]
+    for name in names
+    for axis in RULES[name].activation
+    if axis in ranks
+  )
 
 
 def mesh_axes(*names: str) -> tuple[str, ...]:
   """The mesh axes that split these axes of an activation."""
-  sizes = current_sizes()
+  sizes = shared_sizes()
   return tuple(
     axis
     for name in names

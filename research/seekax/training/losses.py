@@ -79,18 +79,7 @@ def loss_sums(
   config: Config,
   mtp_weight: jax.Array | float | None = None,
 ) -> tuple[jax.Array, LossSums]:
-  """The objective times the number of main targets, and its parts.
-
-  Divided by the targets of the whole batch it is
-
-    main + lambda / J * sum over depths of MTP + alpha * balance,
-
-  where main and MTP have their z-losses, the MTP sums too are divided by the
-  number of main targets (DeepSeek-V3, equation 24), and the balance loss is the
-  mean over sequences, summed over layers and MTP modules. (With isolated
-  documents, whose ends are no targets, that mean is weighted by positions over
-  targets, slightly above 1: the divisor is one for the whole objective,
-  whatever the micro-batches.)
+  """`target_sums` of a model with these masters, in the compute dtype.
 
   Args:
     params: float32 masters.
@@ -102,17 +91,33 @@ def loss_sums(
   Returns:
     (float32 scalar, LossSums).
   """
-  policy = precision.for_training(config)
-  model = Transformer(config.model, policy)
-  isolate = config.data.isolate_documents
+  weights = compute_weights(params, config)
+  return sums_of_weights(weights, router_bias, batch, config, mtp_weight)
+
+
+def compute_weights(params: Any, config: Config) -> Any:
+  """Float32 masters as the passes of a step use them."""
   dtype = jnp.dtype(config.train.compute_dtype)
-  weights = placement.as_weights(
-    cast_params(params, dtype, policy), config.model
-  )
-  variables = {'params': weights}
-  segments_BL = batch.segments_BL if isolate else None
+  policy = precision.for_training(config)
+  return placement.as_weights(cast_params(params, dtype, policy), config.model)
+
+
+def sums_of_weights(
+  weights: Any,
+  router_bias: dict[str, jax.Array],
+  batch: Batch,
+  config: Config,
+  mtp_weight: jax.Array | float | None,
+) -> tuple[jax.Array, LossSums]:
+  """`loss_sums` from `compute_weights` on, by which it is differentiated."""
+  model = Transformer(config.model, precision.for_training(config))
+  isolate = config.data.isolate_documents
   trunk = model.apply(
-    variables, batch.tokens_BL, batch.positions_BL, segments_BL, router_bias
+    {'params': weights},
+    batch.tokens_BL,
+    batch.positions_BL,
+    batch.segments_BL if isolate else None,
+    router_bias,
   )
   return target_sums(
     model,
@@ -136,7 +141,18 @@ def target_sums(
   config: Config,
   mtp_weight: jax.Array | float | None,
 ) -> tuple[jax.Array, LossSums]:
-  """`loss_sums` from the trunk's hidden states on.
+  """The objective times the number of main targets, and its parts.
+
+  Divided by the targets of the whole batch it is
+
+    main + lambda / J * sum over depths of MTP + alpha * balance,
+
+  where main and MTP have their z-losses, the MTP sums too are divided by the
+  number of main targets (DeepSeek-V3, equation 24), and the balance loss is the
+  mean over sequences, summed over layers and MTP modules. (With isolated
+  documents, whose ends are no targets, that mean is weighted by positions over
+  targets, slightly above 1: the divisor is one for the whole objective,
+  whatever the micro-batches.)
 
   Args:
     model: the model.

@@ -26,7 +26,7 @@ from seekax.model.experts import Load
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import LAYERS, Transformer
 from seekax.ops import precision
-from seekax.parallel import pipeline, rules
+from seekax.parallel import pipeline, ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
 from seekax.training.losses import balance_objective, LossSums, target_sums
@@ -68,24 +68,45 @@ def pipelined_gradients(
     lambda *parts: rules.constrain(jnp.stack(parts), None, 'batch', 'length'),
     *batch,
   )
-  result = pipeline.gradients(
-    _model(config, router_bias, mtp_weight, policy),
-    placement.as_shared_weights(weights, config.model),
-    staged,
-    constants,
-    micro_batches,
-    lambda outer, staged: (
-      placement.as_masters(outer, config.model),
-      placement.staged_as_masters(staged, config.model),
+  outer = placement.as_shared_weights(weights, config.model)
+  names = placement.names_of_shared(outer, config.model)
+  of_stages = placement.names_of_stages(config.model)
+
+  def of_rank(outer, staged, constants, bias, micro_batches, mtp_weight):
+    result = pipeline.gradients(
+      _model(config, bias, mtp_weight, policy),
+      outer,
+      staged,
+      constants,
+      micro_batches,
+      lambda *partial: ranks.as_partial(partial, (names, of_stages)),
+    )
+    return (result.outer, result.staged), (result.left, result.passed)
+
+  whole = rules.axes()
+  run = ranks.apart(
+    of_rank,
+    (
+      names,
+      of_stages,
+      whole,
+      whole,
+      rules.axes(None, 'batch', 'length'),
+      whole,
     ),
+    (names, of_stages),
   )
-  whole = jax.tree.map(
-    lambda x: pipeline.unpadded(x, length), (result.staged, result.passed)
+  partial, (left, passed) = run(
+    outer, staged, constants, router_bias, micro_batches, mtp_weight
   )
-  gradients = placement.as_masters(
-    result.outer | {name: whole[0]}, config.model
+  gradients, staged_gradients = ranks.summed(
+    partial, (placement.names_of(outer, config.model), of_stages)
   )
-  return gradients, _joined(result.left, whole[1])
+  gradients[name], passed = jax.tree.map(
+    lambda x: pipeline.unpadded(x, length), (staged_gradients, passed)
+  )
+  gradients = placement.as_masters(gradients, config.model)
+  return gradients, _joined(left, passed)
 
 
 def _model(config: Config, router_bias, mtp_weight, policy) -> pipeline.Model:

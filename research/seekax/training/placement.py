@@ -58,8 +58,14 @@ def _keys(path) -> tuple[str, ...]:
   return tuple(str(getattr(entry, 'key', entry)) for entry in path)
 
 
+def names_of(params: Any, model: ModelConfig) -> Any:
+  """Names of the axes of all parameters, or of some of the tree's entries."""
+  axes = weight_axes(model)['params']
+  return {key: axes[key] for key in params}
+
+
 def as_masters(gradients: Any, model: ModelConfig) -> Any:
-  """Gradients laid out as the masters: the scatter of a ZeRO step."""
+  """Gradients laid out as the masters."""
   return _constrained(gradients, model, 'master')
 
 
@@ -73,14 +79,18 @@ def as_weights(params: Any, model: ModelConfig) -> Any:
 
 
 def as_shared_weights(params: Any, model: ModelConfig) -> Any:
-  """Those that all stages of a pipeline use together, as they are used.
+  """Those that all stages of a pipeline use together, as they are used."""
+  names = names_of_shared(params, model)
+  return _constrained_as(_constrained(params, model, 'master'), names, 'weight')
+
+
+def names_of_shared(params: Any, model: ModelConfig) -> Any:
+  """Names of the axes of `as_shared_weights`.
 
   Hidden widths of dense FFNs and shared experts are split over the stages,
-  where these divide them: every stage computes a part, and gradients of a part
-  alone are summed over the ranks of the batch.
+  where these divide them: every stage computes a part.
   """
   sizes = current_sizes()
-  axes = weight_axes(model)['params']
   parts = math.prod(sizes.get(axis, 1) for axis in ('tensor', pipeline.AXIS))
 
   def split(names, x):
@@ -93,8 +103,7 @@ def as_shared_weights(params: Any, model: ModelConfig) -> Any:
       ]
     )
 
-  names = jax.tree.map(split, {key: axes[key] for key in params}, params)
-  return _constrained_as(_constrained(params, model, 'master'), names, 'weight')
+  return jax.tree.map(split, names_of(params, model), params)
 
 
 def as_stages(stack: Any, model: ModelConfig, stages: int) -> Any:
@@ -104,34 +113,25 @@ def as_stages(stack: Any, model: ModelConfig, stages: int) -> Any:
   each rank gets its layers' parts of all others first, and only then gathers
   over the ranks of the batch.
   """
-  own = _stack_axes(model)
+  own = weight_axes(model)['params'][pipelined_stack(model)]
   stack = _constrained_as(stack, own, 'master')
   stack = jax.tree.map(lambda x: pipeline.padded(x, stages), stack)
-  return _constrained_as(
-    staged_as_masters(stack, model), _staged(own), 'weight'
-  )
+  staged = names_of_stages(model)
+  stack = _constrained_as(stack, staged, 'master')
+  return _constrained_as(stack, staged, 'weight')
 
 
-def staged_as_masters(gradients: Any, model: ModelConfig) -> Any:
-  """[S, N / S, ...] gradients, each stage's laid out as its masters."""
-  return _constrained_as(gradients, _staged(_stack_axes(model)), 'master')
-
-
-def _stack_axes(model: ModelConfig) -> Any:
-  return weight_axes(model)['params'][pipelined_stack(model)]
-
-
-def _staged(axes: Any) -> Any:
-  """Names of [S, N / S, ...] from those of [N, ...]."""
+def names_of_stages(model: ModelConfig) -> Any:
+  """Names of the axes of `as_stages`."""
   return jax.tree.map(
-    lambda names: rules.axes('stages', None, *names.names[1:]), axes
+    lambda names: rules.axes('stages', None, *names.names[1:]),
+    weight_axes(model)['params'][pipelined_stack(model)],
   )
 
 
 def _constrained(params: Any, model: ModelConfig, role: rules.Role) -> Any:
   """All parameters, or some of the tree's entries."""
-  axes = weight_axes(model)['params']
-  return _constrained_as(params, {key: axes[key] for key in params}, role)
+  return _constrained_as(params, names_of(params, model), role)
 
 
 def _constrained_as(params: Any, axes: Any, role: rules.Role) -> Any:

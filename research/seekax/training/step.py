@@ -12,16 +12,17 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.ops import compiling
+from seekax.parallel import ranks, rules
 from seekax.parallel.mesh import current_sizes
-from seekax.parallel.rules import constrain
 from seekax.training import placement
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.guard import judge
-from seekax.training.losses import loss_sums, LossSums
+from seekax.training.losses import compute_weights, LossSums, sums_of_weights
 from seekax.training.optimizer import make_optimizer, mean_and_clip
 from seekax.training.pipelined import pipelined_gradients
 from seekax.training.schedules import Rates
@@ -30,10 +31,38 @@ from seekax.training.state import TrainState
 
 @struct.dataclass
 class Accumulated:
-  """Float32 gradient of the objective's sum, and the sums so far."""
+  """The gradient of the objective's sum, and the sums so far.
+
+  Attributes:
+    gradients: float32 partial sums of the ranks of the batch (`ranks`), to be
+      summed over them by the update.
+    sums: of all ranks.
+  """
 
   gradients: Any
   sums: LossSums
+
+
+def accumulated_shardings(
+  config: Config, mesh: Mesh, accumulated: Accumulated
+) -> Accumulated:
+  """How it lies on the mesh, which is set.
+
+  Args:
+    config: the run.
+    mesh: of it.
+    accumulated: its arrays, or their shapes.
+  """
+  return Accumulated(
+    gradients=jax.tree.map(
+      lambda x, own: NamedSharding(mesh, ranks.partial_spec(own, x.shape)),
+      accumulated.gradients,
+      placement.names_of(accumulated.gradients, config.model),
+    ),
+    sums=jax.tree.map(
+      lambda _: NamedSharding(mesh, PartitionSpec()), accumulated.sums
+    ),
+  )
 
 
 @struct.dataclass
@@ -76,11 +105,18 @@ def _accumulate(
   so_far: Accumulated | None = None,
 ) -> Accumulated:
   """Adds a micro-batch's gradient and sums to those so far."""
-  gradients, sums = jax.grad(loss_sums, has_aux=True)(
-    state.params, state.router_bias, batch, config, rates.mtp_weight
-  )
-  gradients = placement.as_masters(gradients, config.model)
-  new = Accumulated(gradients, sums)
+
+  def of_rank(weights, bias, batch, mtp_weight):
+    gradients, sums = jax.grad(sums_of_weights, has_aux=True)(
+      weights, bias, batch, config, mtp_weight
+    )
+    return jax.tree.map(lambda x: x.astype(jnp.float32), gradients), sums
+
+  names = placement.names_of(state.params, config.model)
+  tokens, whole = rules.axes('batch', 'length'), rules.axes()
+  run = ranks.apart(of_rank, (names, whole, tokens, whole), names)
+  weights = compute_weights(state.params, config)
+  new = Accumulated(*run(weights, state.router_bias, batch, rates.mtp_weight))
   if so_far is None:
     return new
   return jax.tree.map(jnp.add, so_far, new)
@@ -89,10 +125,22 @@ def _accumulate(
 def _apply(
   config: Config, state: TrainState, accumulated: Accumulated, rates: Rates
 ) -> tuple[TrainState, Metrics]:
+  """The update from what the ranks of the batch have added up."""
+  names = placement.names_of(state.params, config.model)
+  gradients = ranks.summed(accumulated.gradients, names)
+  return _update(config, state, gradients, accumulated.sums, rates)
+
+
+def _update(
+  config: Config,
+  state: TrainState,
+  gradients: Any,
+  sums: LossSums,
+  rates: Rates,
+) -> tuple[TrainState, Metrics]:
   """One optimizer update and one move of the router bias, or neither."""
-  sums = accumulated.sums
   gradients, norm = mean_and_clip(
-    accumulated.gradients, sums.tokens, config.optim.clip_norm
+    gradients, sums.tokens, config.optim.clip_norm
   )
   loss = sums.main / sums.tokens
   taken, guard = judge(state.guard, loss, norm, config.train.spike_deviations)
@@ -140,7 +188,9 @@ def _apply(
     max_violation=jax.tree.map(max_violation, sums.load),
   )
   # Whole on every device, for whoever reads them.
-  metrics = jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), metrics)
+  metrics = jax.tree.map(
+    lambda x: rules.constrain(x, *[None] * x.ndim), metrics
+  )
   return new_state, metrics
 
 
@@ -159,7 +209,7 @@ def _pipelined_step(
   gradients, sums = pipelined_gradients(
     state.params, state.router_bias, batch, config, rates.mtp_weight
   )
-  return _apply(config, state, Accumulated(gradients, sums), rates)
+  return _update(config, state, gradients, sums, rates)
 
 
 accumulate = compiling.jit(
