@@ -25,7 +25,7 @@ from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.dryrun import collectives, gpus
 from seekax.ops import backends
-from seekax.parallel import rules
+from seekax.parallel import ranks, rules
 from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
 from seekax.training.schedules import Schedule
@@ -34,6 +34,7 @@ from seekax.training.step import (
   accumulate,
   accumulated_shardings,
   apply,
+  gather,
   pipelined_step,
 )
 
@@ -123,15 +124,20 @@ def _on_mesh(
       functools.partial(accumulate.__wrapped__, config), state, batch, rates
     )
     so_far = _placed(shapes, accumulated_shardings(config, mesh, shapes))
-    say('compiling them')
+    weights, of_gather = None, []
+    if ranks.rank_axes():
+      say('compiling the gather of weights')
+      program, of_gather = _compiled(gather.lower(config, state.params), sizes)
+      weights = _placed(program.out_info, program.output_shardings)
+    say('compiling the passes')
     passes, found = _compiled(
-      accumulate.lower(config, state, batch, rates, so_far), sizes
+      accumulate.lower(config, state, batch, rates, so_far, weights), sizes
     )
     say('compiling the update')
     update, of_update = _compiled(
       apply.lower(config, state, so_far, rates), sizes
     )
-  found = _added([(found, parts), (of_update, 1)])
+  found = _added([(of_gather, 1), (found, parts), (of_update, 1)])
   # What an update reads of the rates; a program drops arguments it doesn't.
   read = [rates.learning_rate]
   if state.router_bias:

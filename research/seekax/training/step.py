@@ -4,6 +4,9 @@ Both are pure. With several micro-batches each is a program of its own, with one
 they are compiled together, so that gradients never outlive a program and every
 step asks the allocator for the same. In a pipeline all micro-batches of a step
 and its update are one program.
+
+On a mesh weights are gathered from their masters once per step, and gradients
+summed over the ranks of the batch once, by the update.
 """
 
 from collections.abc import Sequence
@@ -103,8 +106,21 @@ def _accumulate(
   batch: Batch,
   rates: Rates,
   so_far: Accumulated | None = None,
+  weights: Any = None,
 ) -> Accumulated:
-  """Adds a micro-batch's gradient and sums to those so far."""
+  """Adds a micro-batch's gradient and sums to those so far.
+
+  Args:
+    config: the run.
+    state: at the step's start.
+    batch: the micro-batch.
+    rates: of the step.
+    so_far: given away; None before the first micro-batch.
+    weights: of `gather`; None to make them of the state.
+
+  Returns:
+    The sums.
+  """
 
   def of_rank(weights, bias, batch, mtp_weight):
     gradients, sums = jax.grad(sums_of_weights, has_aux=True)(
@@ -115,7 +131,8 @@ def _accumulate(
   names = placement.names_of(state.params, config.model)
   tokens, whole = rules.axes('batch', 'length'), rules.axes()
   run = ranks.apart(of_rank, (names, whole, tokens, whole), names)
-  weights = compute_weights(state.params, config)
+  if weights is None:
+    weights = compute_weights(state.params, config)
   new = Accumulated(*run(weights, state.router_bias, batch, rates.mtp_weight))
   if so_far is None:
     return new
@@ -194,6 +211,11 @@ def _update(
   return new_state, metrics
 
 
+def _gather(config: Config, params: Any) -> Any:
+  """The weights of all micro-batches of a step."""
+  return compute_weights(params, config)
+
+
 def _whole_step(
   config: Config, state: TrainState, batch: Batch, rates: Rates
 ) -> tuple[TrainState, Metrics]:
@@ -212,6 +234,7 @@ def _pipelined_step(
   return _update(config, state, gradients, sums, rates)
 
 
+gather = compiling.jit(_gather, static_argnums=(0,))
 accumulate = compiling.jit(
   _accumulate, static_argnums=(0,), donate_argnums=(4,)
 )
@@ -241,17 +264,26 @@ def compile_ahead(
   if config.train.micro_batches == 1:
     compiling.compile_ahead(whole_step, config, state, batch[0], rates)
     return
+  weights = None
+  if ranks.rank_axes():
+    weights = _outputs(compiling.compile_ahead(gather, config, state.params))
   arguments = config, state, batch[0], rates
-  first = compiling.compile_ahead(accumulate, *arguments, None)
-  so_far = jax.tree.map(
+  so_far = _outputs(
+    compiling.compile_ahead(accumulate, *arguments, None, weights)
+  )
+  compiling.compile_ahead(accumulate, *arguments, so_far, weights)
+  compiling.compile_ahead(apply, config, state, so_far, rates)
+
+
+def _outputs(program: jax.stages.Compiled) -> Any:
+  """Shapes of what it returns, and where that lies."""
+  return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
     ),
-    first.out_info,
-    first.output_shardings,
+    program.out_info,
+    program.output_shardings,
   )
-  compiling.compile_ahead(accumulate, *arguments, so_far)
-  compiling.compile_ahead(apply, config, state, so_far, rates)
 
 
 def train_step(
@@ -276,7 +308,11 @@ def train_step(
     return pipelined_step(config, state, batch, rates)
   if config.train.micro_batches == 1:
     return whole_step(config, state, batch[0], rates)
-  accumulated = None
+  accumulated, weights = None, None
+  if ranks.rank_axes():
+    # Once for all micro-batches, which need not wait for each other then.
+    weights = gather(config, state.params)
   for part in batch:
-    accumulated = accumulate(config, state, part, rates, accumulated)
+    accumulated = accumulate(config, state, part, rates, accumulated, weights)
+  del weights
   return apply(config, state, accumulated, rates)
