@@ -495,7 +495,8 @@ def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
     {axis: size} in the order of MESH_AXES.
 
   Raises:
-    ConfigError: it can't be read, or its devices aren't those that there are.
+    ConfigError: it can't be read, or its devices are neither all that there are
+      nor a single one.
   """
   sizes = parse_mesh(description)
   fixed = math.prod(size for size in sizes.values() if size > 0)
@@ -509,9 +510,10 @@ def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
       sizes[axis] = num_devices // fixed
   wanted = math.prod(sizes.values())
   _require(
-    wanted <= num_devices,
-    f'parallel.mesh={description!r} wants {wanted} devices, this machine has '
-    f'{num_devices}',
+    wanted in (1, num_devices),
+    f'parallel.mesh={description!r} has {wanted} devices, there are '
+    f'{num_devices}; give one axis -1, the rest of them, or make others '
+    'invisible (CUDA_VISIBLE_DEVICES)',
   )
   return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
 

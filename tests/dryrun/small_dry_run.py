@@ -5,19 +5,13 @@ Virtual ones of the CPU, or those of a topology.
 
 import dataclasses
 import json
-import math
 import sys
-
-import jax
 
 from seekax import config as config_lib
 from seekax import presets
 from seekax.dryrun import compile as compile_lib
 from seekax.dryrun import gpus, sharding
 from seekax.parallel import exchange
-from seekax.parallel.mesh import make_mesh
-from seekax.training import placement
-from seekax.training.state import abstract_state
 
 
 def run_config(mesh: str) -> config_lib.Config:
@@ -32,17 +26,17 @@ def run_config(mesh: str) -> config_lib.Config:
   return config_lib.from_config_dict(run)
 
 
-def local_bytes(config) -> int:
-  """Of the state on one device, by its shardings alone."""
-  mesh = make_mesh(config.parallel.mesh)
-  leaves = zip(
-    jax.tree.leaves(abstract_state(config)),
-    jax.tree.leaves(placement.state_shardings(config, mesh)),
-    strict=True,
-  )
-  return sum(
-    math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves
-  )
+def moved(config) -> dict[str, float]:
+  """Bytes of weights that a device gathers, and of gradients that it scatters.
+
+  Of leaves whose masters are split over all ranks that share the weight.
+  """
+  found = {'all-gather': 0.0, 'reduce-scatter': 0.0}
+  for one in sharding.placements(config, 8):
+    masters = one.gradient_bytes / one.master_bytes
+    found['all-gather'] += one.weight_bytes * (1 - 1 / masters)
+    found['reduce-scatter'] += one.gradient_bytes * (1 - 1 / masters)
+  return found
 
 
 def main(mesh: str, topology: str = '') -> None:
@@ -59,10 +53,7 @@ def main(mesh: str, topology: str = '') -> None:
     json.dumps(
       {
         **dataclasses.asdict(found),
-        'state_bytes': local_bytes(config),
-        'gradient_bytes': sum(
-          row.master_bytes for row in sharding.placements(config, 8)
-        ),
+        'moved': moved(config),
         'exchanged': {
           level.axis: exchange.bytes_sent(
             level, config.model.embed_dim, config.model.experts_per_token, 2

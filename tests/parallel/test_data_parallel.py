@@ -67,7 +67,7 @@ class DataParallelTest(absltest.TestCase):
       '--config.parallel.mesh=data:8',
     )
     self.assertEqual(run.returncode, 2)
-    self.assertIn('wants 8 devices, this machine has', run.stderr)
+    self.assertIn('has 8 devices, there are', run.stderr)
     self.assertNotIn('Traceback', run.stderr)
 
 

@@ -1,6 +1,7 @@
 """Laws of mesh descriptions."""
 
 import dataclasses
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -48,11 +49,22 @@ class MeshTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('data:3,fsdp:-1', '8 devices are not divisible by 3'),
-    ('data:16', 'wants 16 devices, this machine has 8'),
+    ('data:16', 'has 16 devices, there are 8; give one axis -1'),
+    ('data:2,expert:2', 'has 4 devices, there are 8; give one axis -1'),
   )
   def test_devices_that_are_not_there_are_refused(self, description, message):
     with self.assertRaisesRegex(ConfigError, message):
       config_lib.mesh_sizes(description, 8)
+
+  def test_one_device_of_several_is_enough(self):
+    self.assertEqual(config_lib.mesh_sizes('data:1', 8)['data'], 1)
+
+  def test_one_device_is_not_enough_for_several_processes(self):
+    with (
+      mock.patch.object(jax, 'process_count', lambda: 2),
+      self.assertRaisesRegex(ConfigError, 'of one process, there are 2 proc'),
+    ):
+      mesh.mesh_of(run_on('data:1'))
 
   def test_ragged_exchange_wants_gpus(self):
     config = run_on('data:1')
@@ -73,9 +85,8 @@ class MeshTest(parameterized.TestCase):
   )
   def test_what_cannot_be_split_is_refused(self, description, message):
     config = run_on(description)
-    sizes = config_lib.mesh_sizes(description, 64)
     with self.assertRaisesRegex(ConfigError, message):
-      config_lib.check_mesh(config, sizes)
+      config_lib.check_mesh(config)
 
   def test_experts_have_to_be_there_and_to_divide(self):
     model = dataclasses.replace(
@@ -104,7 +115,7 @@ class MeshTest(parameterized.TestCase):
 
   def test_too_many_devices_are_refused(self):
     have = len(jax.devices())
-    with self.assertRaisesRegex(ConfigError, f'has {have}'):
+    with self.assertRaisesRegex(ConfigError, f'there are {have}'):
       mesh.make_mesh(f'data:{have + 1}')
 
   def test_axes_are_auto_and_all_there(self):

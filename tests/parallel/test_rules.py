@@ -30,7 +30,7 @@ class SpecTest(parameterized.TestCase):
     # The experts' axis has taken its mesh axes already.
     self.assertEqual(
       master,
-      P(('expert_node', 'expert'), ('fsdp', 'data', 'pipeline'), 'tensor'),
+      P(('expert_node', 'expert'), ('fsdp', 'pipeline', 'data'), 'tensor'),
     )
 
   def test_a_master_takes_what_divides_it(self):
@@ -44,7 +44,7 @@ class SpecTest(parameterized.TestCase):
     divided = rules.spec(names, 'master', sizes, (8, 16, 4))
     self.assertEqual(divided, P('pipeline', 'data', None))
     left = rules.spec(names, 'master', sizes, (6, 16, 4))
-    self.assertEqual(left, P(None, ('data', 'pipeline'), None))
+    self.assertEqual(left, P(None, ('pipeline', 'data'), None))
     of_stage = rules.spec(('stages', None, 'embed', 'mlp'), 'weight', sizes)
     self.assertEqual(of_stage, P('pipeline', None, None, None))
 

@@ -1,6 +1,7 @@
 """Laws of the training step."""
 
 import dataclasses
+import functools
 from unittest import mock
 
 from absl.testing import absltest
@@ -48,12 +49,14 @@ _add = cases.jit(_plain, static_argnums=0)
 _apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
 
 
-def _accumulate(config, state, batch, rates, so_far=None):
+def _accumulate(config, state, batch, rates, so_far=None, weights=None):
   """Starts from zeros instead of None, which would be compiled apart."""
   if so_far is None:
-    shapes = jax.eval_shape(lambda: _plain(config, state, batch, rates))
+    shapes = jax.eval_shape(
+      functools.partial(_plain, config), state, batch, rates
+    )
     so_far = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  return _add(config, state, batch, rates, so_far)
+  return _add(config, state, batch, rates, so_far, weights)
 
 
 def _state() -> TrainState:

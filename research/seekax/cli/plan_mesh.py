@@ -68,7 +68,9 @@ def on_mesh(
   )
   config = dataclasses.replace(
     config,
-    data=dataclasses.replace(config.data, batch_size=parts * ranks),
+    data=dataclasses.replace(
+      config.data, batch_size=parts * ranks, num_shards=1
+    ),
     train=train,
     parallel=dataclasses.replace(config.parallel, mesh=mesh),
   )
@@ -133,7 +135,7 @@ def compiled(
   figures['planned_temporaries_bytes'] = planned
   gigabytes = [
     ('arguments of the update', found.arguments_bytes),
-    ('  by the table of rules', found.state_bytes),
+    ('  by plan --sharding', found.state_bytes),
     ('outputs of the update', found.outputs_bytes),
     ('temporaries of the passes', found.temporaries_bytes),
     ('  by the planner', planned),
@@ -180,8 +182,9 @@ def _compiled_for(config: Config, topology: Topology | None) -> str:
 def _planned_temporaries(config: Config, devices: int) -> float:
   """What the planner expects among a program's temporaries, per device.
 
-  Those are cast weights, activations and what a layer's gradients hold; the
-  gradients too where a step is one program.
+  Those are activations and what a layer's gradients hold, and cast weights, if
+  they aren't gathered by a program of their own; the gradients too where a step
+  is one program.
   """
   sizes = mesh_sizes(config.parallel.mesh, devices)
   layout = Layout(
@@ -195,5 +198,9 @@ def _planned_temporaries(config: Config, devices: int) -> float:
     config.train.precision,
     config.optim.moment_dtype,
   )
-  found = planned.parameters + planned.activations + planned.temporaries
-  return found + (planned.gradients if layout.pipeline > 1 else 0)
+  found = planned.activations + planned.temporaries
+  if layout.pipeline > 1:
+    return found + planned.parameters + planned.gradients
+  # Ranks that work apart are given weights that were gathered before.
+  apart = layout.data_ranks > layout.fsdp
+  return found + (0 if apart else planned.parameters)

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
-from seekax.dryrun import collectives, gpus
+from seekax.dryrun import collectives, gpus, sharding
 from seekax.ops import backends
 from seekax.parallel import ranks, rules
 from seekax.parallel.mesh import mesh_of
@@ -51,7 +51,8 @@ class DryRun:
     arguments_bytes: of the update: masters, moments, gradients (which a
       pipeline, whose step is one program, counts among the temporaries).
     outputs_bytes: of the update.
-    state_bytes: what the arguments should be, by their shapes and places.
+    state_bytes: what the arguments should be: by `sharding`, which reckons
+      them from names, shapes and the mesh's sizes alone.
     temporaries_bytes: of a micro-batch's passes, or of a pipeline's step; None
       where JAX's version makes them of no meaning on a CPU.
     micro_batches: per step.
@@ -117,8 +118,9 @@ def _on_mesh(
       step, found = _compiled(
         pipelined_step.lower(config, state, [batch] * parts, rates), sizes
       )
-      arguments = state, [batch] * parts, rates
-      return _dry_run(started, config, step, step, arguments, found, [])
+      counted = sharding.state_bytes(config, mesh.size)
+      counted += _local_bytes(([batch] * parts, rates))
+      return _dry_run(started, config, step, step, counted, found, [])
     say(f'tracing the passes of a micro-batch for {mesh.size} devices')
     shapes = jax.eval_shape(
       functools.partial(accumulate.__wrapped__, config), state, batch, rates
@@ -142,12 +144,16 @@ def _on_mesh(
   read = [rates.learning_rate]
   if state.router_bias:
     read.append(rates.bias_update_rate)
-  arguments = state, so_far, read
-  return _dry_run(started, config, passes, update, arguments, found, of_update)
+  counted = sharding.state_bytes(config, mesh.size)
+  counted += sum(
+    one.gradient_bytes for one in sharding.placements(config, mesh.size)
+  )
+  counted += _local_bytes((so_far.sums, read))
+  return _dry_run(started, config, passes, update, counted, found, of_update)
 
 
 def _dry_run(
-  started, config, passes, update, arguments, found, of_update
+  started, config, passes, update, counted, found, of_update
 ) -> DryRun:
   memory = update.memory_analysis()
   return DryRun(
@@ -155,7 +161,7 @@ def _dry_run(
     host_peak_bytes=_host_peak_bytes(),
     arguments_bytes=memory.argument_size_in_bytes,
     outputs_bytes=memory.output_size_in_bytes,
-    state_bytes=_local_bytes(arguments),
+    state_bytes=counted,
     temporaries_bytes=(
       passes.memory_analysis().temp_size_in_bytes
       if backends.present().platform != 'cpu' or jax.__version_info__ >= (0, 12)

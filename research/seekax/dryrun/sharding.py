@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import math
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from seekax.config import Config, mesh_sizes
 from seekax.model.axes import weight_axes
-from seekax.model.parameters import abstract_weights
+from seekax.model.parameters import abstract_weights, cast_params
 from seekax.model.stack import pipelined_stack
+from seekax.ops import precision
 from seekax.parallel import rules
+from seekax.training import placement
+from seekax.training.state import abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +28,9 @@ class Placement:
     axes: logical name of every axis, '' for none.
     weight: mesh axes of every axis, '' for none, as it is used.
     master: the same of the float32 master.
-    weight_bytes: per device, in the compute dtype.
+    weight_bytes: per device, in the dtype in which it is used.
     master_bytes: per device, float32, without the optimizer's moments.
+    gradient_bytes: per device, of the float32 sum of its micro-batches.
   """
 
   name: str
@@ -35,6 +40,7 @@ class Placement:
   master: tuple[str, ...]
   weight_bytes: int
   master_bytes: int
+  gradient_bytes: int
 
 
 def placements(config: Config, num_devices: int) -> Iterator[Placement]:
@@ -45,24 +51,41 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
     num_devices: what -1 in the mesh is the rest of.
 
   Raises:
-    ConfigError: the mesh has more devices than that.
+    ConfigError: the mesh has other devices than that.
   """
   sizes = mesh_sizes(config.parallel.mesh, num_devices)
   staged = pipelined_stack(config.model) if sizes['pipeline'] > 1 else ''
-  width = np.dtype(jax.numpy.dtype(config.train.compute_dtype)).itemsize
-  axes = weight_axes(config.model)['params']
-  leaves = jax.tree_util.tree_leaves_with_path(
-    abstract_weights(config.model)['params']
+  cast = functools.partial(
+    cast_params,
+    dtype=jnp.dtype(config.train.compute_dtype),
+    policy=precision.for_training(config),
   )
-  for (path, leaf), names in zip(leaves, jax.tree.leaves(axes), strict=True):
-    used, size = names.names, leaf.size
+  axes = weight_axes(config.model)['params']
+  params = abstract_weights(config.model)['params']
+  used_axes = axes
+  if staged:
+    others = {key: value for key, value in params.items() if key != staged}
+    used_axes = {
+      **placement.names_of_shared(others, config.model, sizes),
+      staged: jax.tree.map(
+        lambda own: rules.axes('stages', *own.names[1:]), axes[staged]
+      ),
+    }
+  for (path, leaf), as_used, names, used in zip(
+    jax.tree_util.tree_leaves_with_path(params),
+    jax.tree.leaves(jax.eval_shape(cast, params)),
+    jax.tree.leaves(axes),
+    jax.tree.leaves(used_axes),
+    strict=True,
+  ):
+    size = leaf.size
     if path[0].key == staged:
-      used = ('stages', *used[1:])
-      # A stage is filled up, with layers that aren't there.
+      # Stages are filled up, with layers that aren't there.
       layers = leaf.shape[0]
-      size = size // layers * -(-layers // sizes['pipeline'])
-      size *= sizes['pipeline']
-    weight = rules.axes_of(rules.spec(used, 'weight', sizes))
+      each = -(-layers // sizes['pipeline'])
+      size = size // layers * each * sizes['pipeline']
+    weight = rules.axes_of(rules.spec(used.names, 'weight', sizes))
+    gradient = rules.axes_of(rules.spec(used.names, 'gradient', sizes))
     master = rules.axes_of(rules.spec(names.names, 'master', sizes, leaf.shape))
     yield Placement(
       name='/'.join(entry.key for entry in path),
@@ -70,9 +93,35 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
       axes=tuple(name or '' for name in names.names),
       weight=tuple(map('+'.join, weight)),
       master=tuple(map('+'.join, master)),
-      weight_bytes=size // _parts(weight, sizes) * width,
+      weight_bytes=size // _parts(weight, sizes) * as_used.dtype.itemsize,
       master_bytes=leaf.size // _parts(master, sizes) * 4,
+      gradient_bytes=size // _parts(gradient, sizes) * 4,
     )
+
+
+def state_bytes(config: Config, num_devices: int) -> int:
+  """Bytes of a training state on one device, by `placements` alone.
+
+  Masters, moments (which lie as their masters do), selection biases and single
+  numbers.
+  """
+  state = abstract_state(config)
+  of_name = {one.name: one for one in placements(config, num_devices)}
+
+  def local(path, leaf) -> int:
+    keys = [str(getattr(entry, 'key', entry)) for entry in path]
+    # A moment's path ends with that of its parameter.
+    names = ('/'.join(keys[i:]) for i in range(len(keys)))
+    own = next((of_name[name] for name in names if name in of_name), None)
+    size = leaf.size * leaf.dtype.itemsize
+    if own is None or leaf.shape != own.shape:
+      return size
+    return size * own.master_bytes // (math.prod(own.shape) * 4)
+
+  return sum(
+    local(path, leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  )
 
 
 def _parts(axes: list[tuple[str, ...]], sizes: dict[str, int]) -> int:

@@ -211,6 +211,10 @@ def _exchanged_backward(experts, level, saved, cotangents):
   """The same rounds, with the outputs' gradients sent beside the tokens."""
   x_TD, gates_TA, experts_TA, weights = saved
   dy_TD = cotangents[0].astype(x_TD.dtype)
+  # Or the compiler would keep what arrived in the forward pass.
+  x_TD, gates_TA, experts_TA, dy_TD = jax.lax.optimization_barrier(
+    (x_TD, gates_TA, experts_TA, dy_TD)
+  )
   trip = _Trip(level, experts_TA, weights)
 
   def go(number):

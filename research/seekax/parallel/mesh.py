@@ -18,7 +18,7 @@ APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 
 
 def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
-  """Builds the mesh over the first devices.
+  """Builds the mesh over all devices, or over the first one.
 
   It has every axis, those that aren't named with size 1. Devices are numbered
   along the last axes first, so that `tensor` and `expert` stay within a node.
@@ -29,7 +29,7 @@ def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
     devices: all there are; JAX's if None.
 
   Raises:
-    ConfigError: the description can't be read or wants too many devices.
+    ConfigError: the description can't be read or has other devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(description, len(devices))
@@ -46,9 +46,16 @@ def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     devices: all there are; JAX's if None.
 
   Raises:
-    ConfigError: it has too many devices, or can't be used for this run.
+    ConfigError: it has other devices than there are, or can't be used for this
+      run.
   """
   mesh = make_mesh(config.parallel.mesh, devices)
+  if mesh.size == 1 and jax.process_count() > 1:
+    raise ConfigError(
+      f'parallel.mesh={config.parallel.mesh!r} is one device of one process, '
+      f'there are {jax.process_count()} processes; data:-1 takes all their '
+      'devices'
+    )
   check_mesh(config, dict(mesh.shape))
   platform = mesh.devices.flat[0].platform
   if config.model.exchange == 'ragged' and platform != 'gpu':

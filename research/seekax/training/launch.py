@@ -62,7 +62,7 @@ def start(
     InputError: the data, the mesh or the workdir can't be used.
     NonFiniteError: see loop.train.
   """
-  mesh_lib.mesh_of(config)
+  mesh = mesh_lib.mesh_of(config)
   if config.optim.ema_decay and jax.process_count() > 1:
     raise ConfigError(
       f'optim.ema_decay={config.optim.ema_decay}: averaged weights are kept in '
@@ -75,6 +75,11 @@ def start(
   def say(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False)
 
+  if mesh.size < jax.device_count():
+    say(
+      f'one of {jax.device_count()} devices is used; '
+      '--config.parallel.mesh=data:-1 takes all of them'
+    )
   for choice in backends.for_training(
     config.model,
     config.train.compute_dtype,

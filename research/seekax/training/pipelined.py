@@ -69,7 +69,7 @@ def pipelined_gradients(
     *batch,
   )
   outer = placement.as_shared_weights(weights, config.model)
-  names = placement.names_of_shared(outer, config.model)
+  names = placement.names_of_shared(outer, config.model, current_sizes())
   of_stages = placement.names_of_stages(config.model)
 
   def of_rank(outer, staged, constants, bias, micro_batches, mtp_weight):

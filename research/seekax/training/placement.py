@@ -80,17 +80,23 @@ def as_weights(params: Any, model: ModelConfig) -> Any:
 
 def as_shared_weights(params: Any, model: ModelConfig) -> Any:
   """Those that all stages of a pipeline use together, as they are used."""
-  names = names_of_shared(params, model)
+  names = names_of_shared(params, model, current_sizes())
   return _constrained_as(_constrained(params, model, 'master'), names, 'weight')
 
 
-def names_of_shared(params: Any, model: ModelConfig) -> Any:
+def names_of_shared(
+  params: Any, model: ModelConfig, sizes: dict[str, int]
+) -> Any:
   """Names of the axes of `as_shared_weights`.
 
   Hidden widths of dense FFNs and shared experts are split over the stages,
   where these divide them: every stage computes a part.
+
+  Args:
+    params: of a pipeline's outer layers.
+    model: the whole.
+    sizes: of the mesh's axes.
   """
-  sizes = current_sizes()
   parts = math.prod(sizes.get(axis, 1) for axis in ('tensor', pipeline.AXIS))
 
   def split(names, x):
