@@ -23,7 +23,7 @@ from seekax.parallel import ranks, rules
 from seekax.training import placement
 from seekax.training.schedules import Schedule
 from seekax.training.state import init_state, TrainState
-from seekax.training.step import accumulate, Accumulated, accumulated_shardings
+from seekax.training.step import accumulate, nothing
 
 ROWS, LENGTH, PARTS, STEPS, RATE = 16, 16, 2, 5, 0.5
 # Keys of variants that one device is given too.
@@ -83,15 +83,6 @@ def make_batch(seed: int, length: int) -> Batch:
 MARGINS: list[float] = []
 
 
-def zeros_like_a_sum(config, state, part, rates, mesh) -> Accumulated:
-  """To start from; without, the first micro-batch would be compiled apart."""
-  shapes = jax.eval_shape(
-    lambda: accumulate.__wrapped__(config, state, part, rates)
-  )
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return jax.device_put(zeros, accumulated_shardings(config, mesh, shapes))
-
-
 @functools.cache
 def start(config: Config) -> TrainState:
   """Step 0 on the host; to compile what makes it costs as much as a step."""
@@ -129,9 +120,7 @@ def train(
       batch = make_batch(step, config.data.sequence_length)
       parts = micro_batches(batch, PARTS)
       parts = jax.device_put(parts, place)
-      if not step:  # Traces all of it.
-        zeros = zeros_like_a_sum(config, state, parts[0], rates, devices)
-      total = jax.tree.map(jnp.copy, zeros)  # Sums are given away.
+      total = nothing(config)
       for part in parts:
         total = accumulate(config, state, part, rates, total)
         jax.block_until_ready(total)

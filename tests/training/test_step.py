@@ -1,7 +1,6 @@
 """Laws of the training step."""
 
 import dataclasses
-import functools
 from unittest import mock
 
 from absl.testing import absltest
@@ -51,11 +50,7 @@ _apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
 
 def _accumulate(config, state, batch, rates, so_far=None, weights=None):
   """Starts from zeros instead of None, which would be compiled apart."""
-  if so_far is None:
-    shapes = jax.eval_shape(
-      functools.partial(_plain, config), state, batch, rates
-    )
-    so_far = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  so_far = so_far or step.nothing(config)
   return _add(config, state, batch, rates, so_far, weights)
 
 
@@ -207,9 +202,7 @@ class DonationTest(absltest.TestCase):
     batch = cases.batch(_MODEL, True)
     state = jax.eval_shape(_state)
     rates = Schedule(_CONFIG).rates(0)
-    so_far = jax.eval_shape(
-      lambda s: step.accumulate.__wrapped__(_CONFIG, s, batch, rates), state
-    )
+    so_far = step.nothing.lower(_CONFIG).out_info
     (_, batch_info, _, sums_info), _ = step.accumulate.lower(
       _CONFIG, state, batch, rates, so_far
     ).args_info

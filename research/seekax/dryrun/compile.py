@@ -7,7 +7,6 @@ have shapes and places, no values.
 from collections import Counter
 from collections.abc import Callable
 import dataclasses
-import functools
 import math
 import pathlib
 import re
@@ -32,9 +31,9 @@ from seekax.training.schedules import Schedule
 from seekax.training.state import abstract_state
 from seekax.training.step import (
   accumulate,
-  accumulated_shardings,
   apply,
   gather,
+  nothing,
   pipelined_step,
 )
 
@@ -121,17 +120,14 @@ def _on_mesh(
       counted = sharding.state_bytes(config, mesh.size)
       counted += _local_bytes(([batch] * parts, rates))
       return _dry_run(started, config, step, step, counted, found, [])
-    say(f'tracing the passes of a micro-batch for {mesh.size} devices')
-    shapes = jax.eval_shape(
-      functools.partial(accumulate.__wrapped__, config), state, batch, rates
-    )
-    so_far = _placed(shapes, accumulated_shardings(config, mesh, shapes))
+    program, _ = _compiled(nothing.lower(config), sizes)
+    so_far = _placed(program.out_info, program.output_shardings)
     weights, of_gather = None, []
     if ranks.rank_axes():
       say('compiling the gather of weights')
       program, of_gather = _compiled(gather.lower(config, state.params), sizes)
       weights = _placed(program.out_info, program.output_shardings)
-    say('compiling the passes')
+    say(f'compiling the passes of a micro-batch for {mesh.size} devices')
     passes, found = _compiled(
       accumulate.lower(config, state, batch, rates, so_far, weights), sizes
     )

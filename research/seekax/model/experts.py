@@ -26,12 +26,15 @@ class Load:
   Attributes:
     count_E: int32, choices of every expert.
     balance: float32 scalar, sum over sequences of the balance loss.
-    rounds: int32, of the exchange between devices; 1 without.
+    rounds: int32, of the exchange between devices, 1 without; summed over the
+      ranks of the batch.
+    exchanges: int32, the same sum of ones.
   """
 
   count_E: jax.Array
   balance: jax.Array
   rounds: jax.Array
+  exchanges: jax.Array
 
 
 class Experts(nn.Module):
@@ -65,7 +68,7 @@ class Experts(nn.Module):
         rules.axes(None, None),
         (own_into, own_into, own_out_of),
       ),
-      outputs=(tokens, Load(rules.axes(None), rules.axes(), rules.axes())),
+      outputs=(tokens, Load(rules.axes(None), *(3 * [rules.axes()]))),
     )
     kernel_DE = router.Router(config, name='router').kernel
     y_BLD, load = routed(x_BLD, bias_E, kernel_DE, weights)
@@ -115,7 +118,8 @@ def _routed(config, policy, total_length, x_BLD, bias_E, kernel_DE, weights):
   load = Load(
     count_E=rules.total(count_E, 'batch', 'length'),
     balance=rules.total(balance, 'batch'),
-    rounds=rounds,
+    rounds=rules.total(rounds, 'batch'),
+    exchanges=rules.total(jnp.int32(1), 'batch'),
   )
   y_TD = rules.total(y_TD, 'mlp')
   return y_TD.reshape(batch, length, width), load

@@ -15,9 +15,11 @@ entry each. Without such ranks it has none.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from seekax.config import BATCH_AXES
@@ -108,17 +110,26 @@ def summed(partial: Any, names: Any) -> Any:
   return jax.tree.map(one, partial, names)
 
 
-def partial_spec(names: rules.Names, shape: tuple[int, ...]) -> PartitionSpec:
-  """How a partial sum lies on the mesh.
+def zeros(arrays: Any, names: Any) -> Any:
+  """Partial sums of nothing, float32.
 
   Args:
-    names: of its axes, without the leading one.
-    shape: of it, with that axis where there is one.
+    arrays: a tree of what has the shapes of the whole arrays.
+    names: of their axes.
   """
-  if not rank_axes():
-    return rules.spec(names.names, 'gradient', shape=shape)
-  own = rules.spec(names.names, 'gradient', shape=shape[1:])
-  return PartitionSpec(_summed_over(names), *own)
+  sizes = mesh.current_sizes()
+
+  def one(x, own):
+    spec = rules.spec(own.names, 'gradient', shape=x.shape)
+    shape = x.shape
+    if rank_axes():
+      over = _summed_over(own)
+      spec = PartitionSpec(over, *spec)
+      shape = (math.prod(sizes[axis] for axis in over), *shape)
+    zero = jnp.zeros(shape, jnp.float32)
+    return jax.lax.with_sharding_constraint(zero, spec) if sizes else zero
+
+  return jax.tree.map(one, arrays, names)
 
 
 def _scattered(x, names):

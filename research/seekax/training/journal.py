@@ -173,6 +173,7 @@ class Journal:
       'data_seconds': data_seconds,
       'max_violation': violation.get('layers', []),
       'max_violation_mtp': violation.get('mtp', []),
+      'exchange_rounds': float(metrics.exchange_rounds),
       # Of all routers, the MTP modules' last.
       'load_entropy': balance.entropy(load_NE).tolist(),
       'unused_experts': balance.unused_share(load_NE).tolist(),

@@ -13,11 +13,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config
+from seekax.config import Config, ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.model.experts import Load
 from seekax.model.parameters import cast_params
-from seekax.model.transformer import shift_left, Transformer
+from seekax.model.transformer import bias_shapes, shift_left, Transformer
 from seekax.ops import cross_entropy, precision
 from seekax.parallel import rules
 from seekax.training import placement
@@ -35,6 +35,9 @@ class LossSums:
       log-normaliser; 0 unless train.z_loss_weight is on.
     tokens: main targets.
     sequences: sequences.
+    rounds: int32, of the exchanges of tokens, summed over routers and ranks of
+      the batch.
+    exchanges: int32, the same sum of ones.
     load: {'layers': int32 [N, E], 'mtp': int32 [J, E]}; {} without experts.
   """
 
@@ -44,7 +47,26 @@ class LossSums:
   squared_log_z: jax.Array
   tokens: jax.Array
   sequences: jax.Array
+  rounds: jax.Array
+  exchanges: jax.Array
   load: dict[str, jax.Array]
+
+
+def zero_sums(model: ModelConfig) -> LossSums:
+  """Of no micro-batch."""
+  number, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+  shapes = bias_shapes(model, every_router=True)
+  return LossSums(
+    main=number,
+    mtp=jnp.zeros((model.mtp_depth,), jnp.float32),
+    balance=number,
+    squared_log_z=number,
+    tokens=number,
+    sequences=count,
+    rounds=count,
+    exchanges=count,
+    load={key: jnp.zeros(s, jnp.int32) for key, s in shapes.items()},
+  )
 
 
 def main_weights(batch: Batch, isolate_documents: bool) -> jax.Array:
@@ -204,7 +226,9 @@ def target_sums(
     )
     for k, hidden_BLD in enumerate(further, start=1)
   ]
-  load, balance = _collect(trunk_load, mtp_load)
+  loads = {'layers': trunk_load, 'mtp': mtp_load}
+  loads = {key: load for key, load in loads.items() if load is not None}
+  balance = _total(loads, 'balance', jnp.float32)
   objective = main.objective + balance_objective(config, balance, batch)
   mtp_J = jnp.zeros((0,), jnp.float32)
   if mtp:
@@ -220,7 +244,9 @@ def target_sums(
     squared_log_z=main.squared_log_z,
     tokens=weights_BL.sum(),
     sequences=jnp.asarray(batch.tokens_BL.shape[0], jnp.int32),
-    load=load,
+    rounds=_total(loads, 'rounds', jnp.int32),
+    exchanges=_total(loads, 'exchanges', jnp.int32),
+    load={key: load.count_E for key, load in loads.items()},
   )
   return objective, sums
 
@@ -245,10 +271,7 @@ def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
   return cross_entropy.Sums(*(rules.total(x, 'batch', 'length') for x in sums))
 
 
-def _collect(trunk_load: Load | None, mtp_load: Load | None):
-  load, balance = {}, jnp.zeros((), jnp.float32)
-  for key, part in (('layers', trunk_load), ('mtp', mtp_load)):
-    if part is not None:
-      load[key] = part.count_E
-      balance += part.balance.sum()
-  return load, balance
+def _total(loads: dict[str, Load], field: str, dtype: Any) -> jax.Array:
+  """A field of all routers, added up."""
+  parts = [getattr(load, field).sum(dtype=dtype) for load in loads.values()]
+  return sum(parts, jnp.zeros((), dtype))

@@ -157,5 +157,7 @@ def _joined(left: LossSums, passed: Load | None) -> LossSums:
     return left
   return left.replace(
     balance=left.balance + passed.balance.sum(),
+    rounds=left.rounds + passed.rounds.sum(),
+    exchanges=left.exchanges + passed.exchanges.sum(),
     load={LAYERS: passed.count_E} | left.load,
   )

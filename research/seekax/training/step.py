@@ -15,7 +15,6 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
@@ -25,11 +24,16 @@ from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
 from seekax.training.balance import max_violation, update_bias
 from seekax.training.guard import judge
-from seekax.training.losses import compute_weights, LossSums, sums_of_weights
+from seekax.training.losses import (
+  compute_weights,
+  LossSums,
+  sums_of_weights,
+  zero_sums,
+)
 from seekax.training.optimizer import make_optimizer, mean_and_clip
 from seekax.training.pipelined import pipelined_gradients
 from seekax.training.schedules import Rates
-from seekax.training.state import TrainState
+from seekax.training.state import abstract_state, TrainState
 
 
 @struct.dataclass
@@ -44,28 +48,6 @@ class Accumulated:
 
   gradients: Any
   sums: LossSums
-
-
-def accumulated_shardings(
-  config: Config, mesh: Mesh, accumulated: Accumulated
-) -> Accumulated:
-  """How it lies on the mesh, which is set.
-
-  Args:
-    config: the run.
-    mesh: of it.
-    accumulated: its arrays, or their shapes.
-  """
-  return Accumulated(
-    gradients=jax.tree.map(
-      lambda x, own: NamedSharding(mesh, ranks.partial_spec(own, x.shape)),
-      accumulated.gradients,
-      placement.names_of(accumulated.gradients, config.model),
-    ),
-    sums=jax.tree.map(
-      lambda _: NamedSharding(mesh, PartitionSpec()), accumulated.sums
-    ),
-  )
 
 
 @struct.dataclass
@@ -83,6 +65,8 @@ class Metrics:
     taken: whether the step changed anything but the data's position.
     nonfinite_in_a_row: steps without a finite loss and gradient, up to now.
     spikes: steps thrown away as spikes so far.
+    exchange_rounds: of an exchange of tokens between devices, mean over routers
+      and micro-batches; 1 near balance and without devices, 0 without experts.
     load: choices per expert, {'layers': [N, E], 'mtp': [J, E]}.
     max_violation: {'layers': [N], 'mtp': [J]}.
   """
@@ -96,6 +80,7 @@ class Metrics:
   taken: jax.Array
   nonfinite_in_a_row: jax.Array
   spikes: jax.Array
+  exchange_rounds: jax.Array
   load: dict[str, jax.Array]
   max_violation: dict[str, jax.Array]
 
@@ -115,7 +100,7 @@ def _accumulate(
     state: at the step's start.
     batch: the micro-batch.
     rates: of the step.
-    so_far: given away; None before the first micro-batch.
+    so_far: given away; None for a micro-batch that is the whole batch.
     weights: of `gather`; None to make them of the state.
 
   Returns:
@@ -201,6 +186,7 @@ def _update(
     taken=taken,
     nonfinite_in_a_row=guard.nonfinite_in_a_row,
     spikes=guard.spikes,
+    exchange_rounds=sums.rounds / jnp.maximum(sums.exchanges, 1),
     load=sums.load,
     max_violation=jax.tree.map(max_violation, sums.load),
   )
@@ -209,6 +195,13 @@ def _update(
     lambda x: rules.constrain(x, *[None] * x.ndim), metrics
   )
   return new_state, metrics
+
+
+def _nothing(config: Config) -> Accumulated:
+  """Sums before the first micro-batch."""
+  params = abstract_state(config).params
+  names = placement.names_of(params, config.model)
+  return Accumulated(ranks.zeros(params, names), zero_sums(config.model))
 
 
 def _gather(config: Config, params: Any) -> Any:
@@ -234,6 +227,7 @@ def _pipelined_step(
   return _update(config, state, gradients, sums, rates)
 
 
+nothing = compiling.jit(_nothing, static_argnums=(0,))
 gather = compiling.jit(_gather, static_argnums=(0,))
 accumulate = compiling.jit(
   _accumulate, static_argnums=(0,), donate_argnums=(4,)
@@ -268,9 +262,7 @@ def compile_ahead(
   if ranks.rank_axes():
     weights = _outputs(compiling.compile_ahead(gather, config, state.params))
   arguments = config, state, batch[0], rates
-  so_far = _outputs(
-    compiling.compile_ahead(accumulate, *arguments, None, weights)
-  )
+  so_far = _outputs(compiling.compile_ahead(nothing, config))
   compiling.compile_ahead(accumulate, *arguments, so_far, weights)
   compiling.compile_ahead(apply, config, state, so_far, rates)
 
@@ -308,7 +300,7 @@ def train_step(
     return pipelined_step(config, state, batch, rates)
   if config.train.micro_batches == 1:
     return whole_step(config, state, batch[0], rates)
-  accumulated, weights = None, None
+  accumulated, weights = nothing(config), None
   if ranks.rank_axes():
     # Once for all micro-batches, which need not wait for each other then.
     weights = gather(config, state.params)
