@@ -1,21 +1,23 @@
-"""One step in a pipeline of virtual devices beside one device's; a process.
+"""Five steps of SGD in a pipeline of virtual devices; run as a process.
 
 Reads variants from argv as JSON, {name: {'mesh': ..., key: value}}, and prints
-how far each is from the step of one device.
+how far each is from the steps of one device.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import margins as margins_lib
+import margins
 import mesh_variants
 import numpy as np
 
-from seekax.config import Config
+from seekax.config import Config, parse_mesh
 from seekax.data.pipeline import micro_batches
 from seekax.ops import compiling
 from seekax.parallel import mesh as mesh_lib
@@ -38,6 +40,7 @@ SHARED = (
   'ffn',
   'mtp_depth',
   'parts',
+  'steps',
 )
 
 
@@ -50,57 +53,75 @@ def run_config(parts: int = PARTS, **changes: Any) -> Config:
   return dataclasses.replace(config, train=train)
 
 
+# The gradient and sums of a step, from its micro-batches.
+_one = compiling.jit(jax.grad(loss_sums, has_aux=True), static_argnums=3)
+
+
 def one_by_one(config, params, bias, parts, weight):
   """Summed over micro-batches, one after the other."""
-  one = compiling.jit(jax.grad(loss_sums, has_aux=True), static_argnums=3)
   total = None
   for part in parts:
-    new = jax.block_until_ready(one(params, bias, part, config, weight))
+    new = jax.block_until_ready(_one(params, bias, part, config, weight))
     total = jax.tree.map(jnp.add, total, new) if total else new
   return total
 
 
+@functools.partial(compiling.jit, static_argnums=0)
 def together(config, params, bias, parts, weight):
   """Those of a pipeline."""
-
-  def both(params, bias, parts, weight):
-    return pipelined_gradients(params, bias, parts, config, weight)
-
-  return compiling.jit(both)(params, bias, parts, weight)
+  return pipelined_gradients(params, bias, parts, config, weight)
 
 
-def gradients(
+@jax.jit
+def descend(params, gradients, tokens):
+  """The weights after a step of SGD."""
+  return jax.tree.map(
+    lambda x, g: x - mesh_variants.RATE * g / tokens, params, gradients
+  )
+
+
+def train(
   config: Config, mesh: str, function, state: TrainState, crowded: bool = False
-) -> Any:
-  """Gradients and sums of a step with micro-batches, on the host."""
-  devices = mesh_lib.make_mesh(mesh)
+) -> dict[str, Any]:
+  """Gradients and sums of the first step, on the host; losses of all."""
+  count = math.prod(parse_mesh(mesh).values())
+  devices = mesh_lib.make_mesh(mesh, jax.devices()[:count])
+  found: dict[str, Any] = {'losses': []}
   with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
     shardings = placement.state_shardings(config, devices)
     state = jax.device_put(state, shardings)
+    params, bias = state.params, state.router_bias
     if crowded:
       # Every token wants the first two experts, which are on one device.
       push = jnp.zeros(mesh_variants.MODEL.num_experts).at[:2].set(100.0)
-      bias = jax.tree.map(lambda b: b + push, state.router_bias)
+      bias = jax.tree.map(lambda b: b + push, bias)
       bias = jax.device_put(bias, shardings.router_bias)
-      state = state.replace(router_bias=bias)
     place = rules.sharding(devices, ('batch', 'length'))
-    batch = mesh_variants.make_batch(0, config.data.sequence_length)
-    parts = micro_batches(batch, config.train.micro_batches)
-    found = function(
-      config,
-      state.params,
-      state.router_bias,
-      jax.device_put(parts, place),
-      Schedule(config).rates(0).mtp_weight,
-    )
-    jax.block_until_ready(found)
-    jax.effects_barrier()
-    return jax.device_get(found)
+    for step in range(config.train.steps):
+      batch = mesh_variants.make_batch(step, config.data.sequence_length)
+      parts = micro_batches(batch, config.train.micro_batches)
+      gradients, sums = jax.block_until_ready(
+        function(
+          config,
+          params,
+          bias,
+          jax.device_put(parts, place),
+          Schedule(config).rates(0).mtp_weight,
+        )
+      )
+      if not step:
+        jax.effects_barrier()
+        found['margin'] = min(mesh_variants.MARGINS, default=None)
+        found['first'] = jax.device_get((gradients, sums))
+      found['losses'].append(float(sums.main / sums.tokens))
+      params = jax.block_until_ready(descend(params, gradients, sums.tokens))
+  mesh_variants.MARGINS.clear()
+  return found
 
 
-def compare(one: Any, other: Any) -> dict[str, Any]:
-  """How far gradients and sums are from those of one device."""
-  (mine, sums), (right, right_sums) = other, one
+def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+  """How far a run is from that of one device."""
+  (mine, sums), (right, right_sums) = other['first'], one['first']
   distances = jax.tree.map(
     lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), mine, right
   )
@@ -109,7 +130,9 @@ def compare(one: Any, other: Any) -> dict[str, Any]:
     for path, distance in jax.tree_util.tree_leaves_with_path(distances)
   )
   return {
-    'loss': abs(float(sums.main / right_sums.main) - 1),
+    'first_loss': abs(other['losses'][0] / one['losses'][0] - 1),
+    'last_loss': abs(other['losses'][-1] / one['losses'][-1] - 1),
+    'loss_fell': one['losses'][-1] < one['losses'][0],
     'sums': {
       field.name: float(
         np.max(
@@ -119,19 +142,22 @@ def compare(one: Any, other: Any) -> dict[str, Any]:
         )
       )
       for field in dataclasses.fields(sums)
-      if field.name != 'load'
+      # Exchanges are counted where there are other devices.
+      if field.name not in ('load', 'rounds', 'exchanges')
     },
     'gradient': worst[0],
     'leaf': worst[1],
     'same_load': jax.tree.all(
       jax.tree.map(np.array_equal, sums.load, right_sums.load)
     ),
+    # Of one device: stages that have no micro-batch yet route zeros.
+    'margin': one['margin'],
   }
 
 
 def main(variants: dict[str, dict[str, Any]]) -> None:
-  margins_lib.watch(mesh_variants.MARGINS)
-  found, alone, margins = {}, {}, {}
+  margins.watch(mesh_variants.MARGINS)
+  found, alone = {}, {}
   for name, change in variants.items():
     crowded = change.get('crowded', False)
     same = {key: value for key, value in change.items() if key in SHARED}
@@ -139,16 +165,11 @@ def main(variants: dict[str, dict[str, Any]]) -> None:
     key = json.dumps(same, sort_keys=True)
     state = mesh_variants.start(config)
     if key not in alone:
-      alone[key] = gradients(config, 'data:1', one_by_one, state, crowded)
-      margins[key] = min(mesh_variants.MARGINS, default=None)
-      mesh_variants.MARGINS.clear()
-    other = gradients(
+      alone[key] = train(config, 'data:1', one_by_one, state, crowded)
+    other = train(
       run_config(**change), change['mesh'], together, state, crowded
     )
-    mesh_variants.MARGINS.clear()
     found[name] = compare(alone[key], other)
-    # Of one device: stages that have no micro-batch yet route zeros.
-    found[name]['margin'] = margins[key]
   print(json.dumps({'variants': found}))
 
 

@@ -54,8 +54,8 @@ class DataParallelTest(absltest.TestCase):
         np.testing.assert_allclose(losses[mesh], losses['data:1'], rtol=1e-3)
     self.assertIn(
       'step 2 was saved on the mesh data:4; its arrays are laid out anew over '
-      'fsdp:2',
-      train(root / 'data4', 'fsdp:2', '--restore=previous'),
+      'fsdp:4',
+      train(root / 'data4', 'fsdp:4', '--restore=previous'),
     )
 
   def test_more_devices_than_there_are_is_refused(self):
