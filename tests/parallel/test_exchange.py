@@ -1,10 +1,15 @@
 """The exchange on four devices gives the plain sum over experts."""
 
+import dataclasses
+
 from absl.testing import absltest, parameterized
+import jax.numpy as jnp
+import numpy as np
 from virtual_devices import run_script
 
 from parallel import exchange_cases
 from seekax.config import ModelConfig
+from seekax.model import router
 from seekax.parallel import exchange
 
 
@@ -63,6 +68,26 @@ class RoomTest(parameterized.TestCase):
     # Of what arrives at a node, as many choices as left are computed in it.
     self.assertEqual(ranks.rows * ranks.ranks, 4096 * 8)
     self.assertEqual((nodes.inner, ranks.inner), (8, 1))
+
+  def test_rows_that_cross_nodes_are_no_more_than_kept_groups(self):
+    """Of the rows that there are; the room for them has its slack besides."""
+    model = dataclasses.replace(self.MODEL, exchange_slack=1.25)
+    nodes, _ = exchange.levels(model, {'expert_node': 8, 'expert': 8}, 512)
+    self.assertEqual(nodes.rows * nodes.ranks, 1.25 * 512 * 4)
+    logits = np.random.default_rng(0).standard_normal((512, 256))
+    routing = router.route(
+      jnp.asarray(logits, jnp.float32), jnp.zeros(256), model
+    )
+    items = exchange.find_items(nodes, routing.experts_TA, 32)
+    crossing = {
+      (token, expert // 32)
+      for token, own in enumerate(np.asarray(routing.experts_TA))
+      for expert in own
+    }
+    self.assertEqual(int(items.sizes_R.sum()), len(crossing))
+    self.assertLessEqual(len(crossing), 512 * model.num_kept_groups)
+    # 8 experts of 4 groups: most tokens go to all four nodes.
+    self.assertGreater(len(crossing), 512 * 3)
 
   def test_no_more_room_than_rows_there_can_be(self):
     (only,) = exchange.levels(self.MODEL, {'expert': 64}, 1)

@@ -241,7 +241,7 @@ _exchanged.defvjp(_exchanged_forward, _exchanged_backward)
 
 
 @struct.dataclass
-class _Items:
+class Items:
   """What is to be sent: I items, a token to one rank each.
 
   Attributes:
@@ -262,10 +262,16 @@ class _Items:
   sizes_R: jax.Array
 
 
-def _items(level: Level, experts_TA, own: int) -> _Items:
+def find_items(level: Level, experts_TA, own: int) -> Items:
   """Each token to every rank of its choices, or each choice by itself.
 
-  The items of a token stand together: item i is of token i // (I / T).
+  Args:
+    level: where they go.
+    experts_TA: chosen experts; those past the last rank's are nobody's.
+    own: experts of one rank.
+
+  Returns:
+    The items. Those of a token stand together: item i is of token i // (I / T).
   """
   ranks = level.ranks
   rank_TA = jnp.minimum(experts_TA // own, ranks)
@@ -279,7 +285,7 @@ def _items(level: Level, experts_TA, own: int) -> _Items:
     rank_I = rank_TA.reshape(-1)
     experts_IK = (experts_TA % own).reshape(-1, 1)
   slots = sort_slots(rank_I[:, None], ranks)
-  return _Items(
+  return Items(
     experts_IK=experts_IK,
     rank_I=rank_I,
     place_I=slots.rank_TA[:, 0],
@@ -301,7 +307,7 @@ class _Trip:
     self._level = level
     self._own = _own(level, weights)
     self._tokens, self._choices = experts_TA.shape
-    self._items = _items(level, experts_TA, self._own)
+    self._items = find_items(level, experts_TA, self._own)
     self._per_token = self._items.rank_I.shape[0] // self._tokens
     most = jax.lax.pmax(self._items.sizes_R.max(), tuple(current_sizes()))
     self.rounds = jnp.maximum(-(-most // level.rows), 1)
