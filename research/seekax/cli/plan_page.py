@@ -71,7 +71,8 @@ def _step(plan: Plan) -> Section:
   sent = plan.traffic_bytes_per_token()
   return Section(
     'Where time and memory go',
-    f'Layout: {plan.run.layout.describe()}.',
+    f'Layout: {plan.run.layout.describe()} ({plan.layout_from}), in '
+    f'{plan.run.precision}.',
     figures=[
       plots.stacked_bars('A step, seconds', 'seconds', {'step': phases}),
       plots.stacked_bars('Memory of the fullest device, GB', 'GB', {'': parts}),
@@ -81,14 +82,18 @@ def _step(plan: Plan) -> Section:
         'Traffic per trained token',
         [
           Entry(
-            kind,
+            plan_text.TRAFFIC[kind],
             f'{one.network / 1e3:,.1f}',
-            f'{one.link / 1e3:,.1f} within a node',
+            f'{one.link / 1e3:,.1f}',
           )
           for kind, one in sent.items()
         ],
-        remark='KB, all devices together',
-        head=('', 'between nodes', ''),
+        remark='KB sent by all devices together, one direction of each link',
+        head=(
+          '',
+          f'KB over {plan_text.LINKS[0]}, between nodes',
+          f'KB over {plan_text.LINKS[1]}, within one',
+        ),
       )
     ]
     if sent
@@ -120,7 +125,7 @@ def _cost(plan: Plan) -> Section:
 def _serving(plan: Plan) -> Section:
   service, price = plan.service, plan.request.price
   if not service:
-    return Section('Serving', 'No unit of these devices holds the weights.')
+    return Section('Serving', f'None: {plan_text.why_not_served(plan)}.')
   rates = {
     f'input, {service.prefill_devices} devices': (
       service.prefill_tokens_per_second
@@ -159,7 +164,11 @@ def _beside(plans: Mapping[str, Plan]) -> Section:
   }
   return Section(
     'Beside others',
-    'Each in its cheapest layout, the first in the one that was asked for.',
+    '; '.join(
+      f'{name} in {plan.run.precision}, layout {plan.layout_from}'
+      for name, plan in plans.items()
+    )
+    + '.',
     figures=[
       plots.stacked_bars('Pre-training, millions of dollars', 'M$', stages),
       plots.stacked_bars(
