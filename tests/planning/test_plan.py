@@ -128,6 +128,12 @@ class V3Test(absltest.TestCase):
       sent['data'].network * _TOKENS_PER_STEP / 2048, once, delta=1
     )
 
+  def test_what_the_program_sends_is_more(self):
+    # Per layer and token, in bfloat16: docs/planning.md.
+    sent = self.json['exchange_bytes_per_token_by_program']
+    self.assertAlmostEqual(sent['network'] / 59, 314_300)
+    self.assertAlmostEqual(sent['link'] / 59, 627_375)
+
   def test_fsdp_is_in_the_traffic_and_in_the_time(self):
     request = _request(
       config=_config(presets.v2_lite()),

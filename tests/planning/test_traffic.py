@@ -203,6 +203,14 @@ class ProgramTest(parameterized.TestCase):
     self.assertEqual(found['formula'], found['read'])
     self.assertEqual(list(found['read']), ['expert_node', 'expert'])
 
+  def test_all_again_is_a_dispatch_and_a_combine_more(self):
+    v3, layout = presets.v3_671b(), Layout(expert=8)
+    once, again = (
+      traffic.sent_by_program(v3, layout, 4096, again=value)['expert']
+      for value in (False, True)
+    )
+    self.assertAlmostEqual(again / once, 7 / 5)
+
   def test_padding_and_sending_again_cost_what_they_cost(self):
     v3, layout = presets.v3_671b(), Layout(expert_node=8, expert=8)
     least = traffic.sent_at_least(v3, layout, 4096, fp8=False)

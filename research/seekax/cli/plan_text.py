@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from seekax.planning import hardware, memory, parameters, serving
+from seekax.planning import (
+  hardware,
+  memory,
+  parameters,
+  serving,
+  step_traffic,
+)
 from seekax.planning.plan import Plan, Request
 from seekax.planning.search import Found
 
@@ -262,10 +268,15 @@ def _traffic(plan: Plan) -> list[tuple[str, ...]]:
   sent = plan.traffic_bytes_per_token()
   if not sent:
     return []
+  named = [(TRAFFIC[name], one) for name, one in sent.items()]
+  padded = step_traffic.exchange_of_program(plan.run)
+  if padded.network + padded.link:
+    place = 1 + list(sent).index('combine')
+    named.insert(place, ('  both, as parallel/exchange.py sends them', padded))
   rows = [('', f'{LINKS[0]}, between nodes', f'{LINKS[1]}, within one')]
   return rows + [
-    (TRAFFIC[name], f'{one.network / 1e3:,.1f}', f'{one.link / 1e3:,.1f}')
-    for name, one in sent.items()
+    (text, f'{one.network / 1e3:,.1f}', f'{one.link / 1e3:,.1f}')
+    for text, one in named
   ]
 
 

@@ -164,6 +164,9 @@ class Plan:
         name: dataclasses.asdict(sent)
         for name, sent in self.traffic_bytes_per_token().items()
       },
+      'exchange_bytes_per_token_by_program': dataclasses.asdict(
+        step_traffic.exchange_of_program(self.run)
+      ),
       'serving': None,
     }
     if self.service:

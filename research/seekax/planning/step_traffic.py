@@ -1,6 +1,7 @@
 """What all devices together send in a step, by purpose and by kind of link."""
 
 from seekax.planning import memory, schedules, traffic
+from seekax.planning.hardware import BFLOAT16, FLOAT32
 from seekax.planning.step_time import Run
 
 
@@ -17,6 +18,26 @@ def per_token(run: Run) -> dict[str, traffic.Bytes]:
   return {
     name: sent for name, sent in found.items() if sent.network + sent.link
   }
+
+
+def exchange_of_program(run: Run) -> traffic.Bytes:
+  """Of dispatch and combine, per token, what this program's exchange sends.
+
+  Padding and what is sent again are counted; FP8 only if model.dispatch_dtype
+  says so. Nothing for layouts that it doesn't do.
+  """
+  model, layout, domain = run.model, run.layout, run.device.domain_size
+  if not model.uses_experts or layout.whole_experts:
+    return traffic.Bytes()
+  tokens = round(run.chunk_tokens)
+  itemsize = FLOAT32 if run.precision == 'float32' else BFLOAT16
+  sent = traffic.Bytes()
+  for axis, size in traffic.sent_by_program(
+    model, layout, tokens, itemsize, again=layout.remat == 'full'
+  ).items():
+    sent += traffic.over(axis, layout, size / tokens, domain)
+  layers = model.num_expert_layers + model.mtp_depth
+  return sent * (layers * layout.tensor)
 
 
 def _of_tokens(run: Run) -> dict[str, traffic.Bytes]:

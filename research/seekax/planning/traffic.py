@@ -244,7 +244,11 @@ _SCALARS = 5
 
 
 def sent_by_program(
-  model: ModelConfig, layout: Layout, tokens: int, itemsize: float = BFLOAT16
+  model: ModelConfig,
+  layout: Layout,
+  tokens: int,
+  itemsize: float = BFLOAT16,
+  again: bool = False,
 ) -> dict[str, float]:
   """Bytes that a device sends in a layer of experts, forward and backward.
 
@@ -256,6 +260,7 @@ def sent_by_program(
     layout: where experts lie.
     tokens: that a device computes at once.
     itemsize: bytes of a value of the compute dtype.
+    again: whether the forward pass is done twice, as remat=full does.
 
   Returns:
     By axis, outer first; an axis of one rank isn't there.
@@ -271,8 +276,8 @@ def sent_by_program(
     return min(rows * _ROW_MULTIPLE, most)
 
   def sent(ranks: int, rows: int, scalars: int) -> float:
-    passed = _TO_EXPERTS * there + _OTHER_ROWS * row
-    passed += _SCALARS * FLOAT32 * scalars
+    passed = (_TO_EXPERTS + again) * there + (_OTHER_ROWS + again) * row
+    passed += (_SCALARS + 2 * again) * FLOAT32 * scalars
     return (ranks - 1) * rows * passed
 
   found, held = {}, tokens
