@@ -304,6 +304,18 @@ class PlanTest(parameterized.TestCase):
       ),
       '--config.parallel.mesh=data:32,expert_node:8,expert:8: ',
     ),
+    (
+      (
+        '--config=v3_671b',
+        '--sharding',
+        '--layout=tensor:2,whole_experts:True',
+      ),
+      'leave whole_experts out',
+    ),
+    (
+      ('--config=v3_671b', '--layout=pipeline:7'),
+      'no multiple; without --layout a plan finds one',
+    ),
     (('--config=v3_671b', '--compare=v3_671b'), 'is --config already'),
     (('--config=v3_671b', '--compare=v2,v2'), 'v2 is compared already'),
     (('--config=v3_671b', '--compare=foo'), '--compare=foo: no such config'),

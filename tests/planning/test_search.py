@@ -1,10 +1,11 @@
 import dataclasses
 import itertools
+import time
 
 from absl.testing import absltest, parameterized
 
 from seekax import presets
-from seekax.planning import hardware, search, step_time
+from seekax.planning import calibration, hardware, search, step_time
 from seekax.planning import layout as layout_lib
 from seekax.planning.layout import Layout
 from seekax.planning.step_time import Run
@@ -93,6 +94,13 @@ class SearchTest(parameterized.TestCase):
     ]
     self.assertLessEqual(max(inside), device.domain_size)
     self.assertEqual(max(inside), {'h800': 8, 'gb200': 64}[name])
+
+  def test_what_was_published_is_searched_in_seconds(self):
+    began = time.process_time()
+    found = search.cheapest(calibration.deepseek_v3(), 2048)
+    self.assertLess(time.process_time() - began, 30)
+    layouts = [item.layout for item in found]
+    self.assertIn(layout_lib.paper(2048), layouts)
 
   def test_nearest_changes_least(self):
     run = dataclasses.replace(

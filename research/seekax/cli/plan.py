@@ -62,6 +62,11 @@ def run(argv: Sequence[str]) -> int:
     layout_flag=layout_flag,
     tokens_from=tokens_from,
   )
+  if (values.sharding or values.compile) and 'whole_experts' in layout:
+    raise InputError(
+      f'--layout={layout}: this program does not spread whole experts over '
+      'tensor ranks, the planner alone does; leave whole_experts out'
+    )
   if values.sharding:
     print(_sharding(config, request))
     return 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from seekax.cli import plan_text
-from seekax.planning import parameters, serving
+from seekax.planning import memory, parameters, serving
 from seekax.planning.plan import Plan
 from seekax.training import plots
 from seekax.training.page import Entry, Page, Section, Table, Tile
@@ -22,7 +22,7 @@ def page(plans: Mapping[str, Plan]) -> Page:
     kind='seekax plan',
     title=name,
     finding=(
-      f'{plan_text.short(request.tokens)} tokens take '
+      f'{plan_text.tokens(request)} take '
       f'{plan_text.short(plan.hours["total"])} {device} hours, '
       f'{plan_text.money(plan.dollars["total"])} at '
       f'{plan_text.money(request.price)} an hour: {plan.days:,.1f} days on '
@@ -72,7 +72,7 @@ def _step(plan: Plan) -> Section:
   return Section(
     'Where time and memory go',
     f'Layout: {plan.run.layout.describe()} ({plan.layout_from}), in '
-    f'{plan.run.precision}.',
+    f'{plan.run.precision}. {_of_extensions(plan)}'.strip(),
     figures=[
       plots.stacked_bars('A step, seconds', 'seconds', {'step': phases}),
       plots.stacked_bars('Memory of the fullest device, GB', 'GB', {'': parts}),
@@ -99,6 +99,19 @@ def _step(plan: Plan) -> Section:
     if sent
     else (),
   )
+
+
+def _of_extensions(plan: Plan) -> str:
+  """Which stages of extension find no room in the plan's layout."""
+  room = memory.room(plan.run.device)
+  lacking = [
+    f'{plan_text.STAGES[stage]} ({needed.total / 1e9:.1f} GB)'
+    for stage, needed in plan.longer.items()
+    if needed.total > room
+  ]
+  if not lacking:
+    return ''
+  return f'Its memory does not do for the {" nor the ".join(lacking)}.'
 
 
 def _cost(plan: Plan) -> Section:
@@ -162,13 +175,16 @@ def _beside(plans: Mapping[str, Plan]) -> Section:
     name: {'pre-training': plan.dollars['pretraining'] / 1e6}
     for name, plan in plans.items()
   }
+  alike: dict[tuple[str, str], list[str]] = {}
+  for name, plan in plans.items():
+    key = plan.layout_from, plan.run.precision
+    alike.setdefault(key, []).append(name)
   return Section(
     'Beside others',
-    '; '.join(
-      f'{name} in {plan.run.precision}, layout {plan.layout_from}'
-      for name, plan in plans.items()
-    )
-    + '.',
+    ' '.join(
+      f'Layout {layout_from}, in {precision}: {", ".join(names)}.'
+      for (layout_from, precision), names in alike.items()
+    ),
     figures=[
       plots.stacked_bars('Pre-training, millions of dollars', 'M$', stages),
       plots.stacked_bars(

@@ -144,7 +144,7 @@ def comparison(plans: Mapping[str, Plan]) -> str:
   request = first.request
   return '\n\n'.join(
     [
-      f'{_tokens(request)} on {request.devices:,} '
+      f'{tokens(request)} on {request.devices:,} '
       f'{first.run.device.name} at {money(request.price)} per hour',
       columns(rows),
       'Layouts\n' + '\n'.join(f'{name}: {text}' for name, text in layouts),
@@ -166,7 +166,8 @@ def _precision(plan: Plan) -> str:
   return plan.run.precision + (' (no fp8)' if plan.lacks_fp8 else '')
 
 
-def _tokens(request: Request) -> str:
+def tokens(request: Request) -> str:
+  """How many, and where they are from if they weren't given."""
   note = f' ({request.tokens_from})' if request.tokens_from else ''
   return f'{short(request.tokens)} tokens{note}'
 
@@ -211,7 +212,7 @@ def _output_price(plan: Plan) -> float:
 def _head(name: str, plan: Plan) -> str:
   request, device = plan.request, plan.run.device
   lines = [
-    f'{name}: {_tokens(request)} on {request.devices:,} {device.name} in '
+    f'{name}: {tokens(request)} on {request.devices:,} {device.name} in '
     f'{plan.run.precision}, {money(request.price)} per device hour',
     f'layout: {plan.run.layout.describe()} ({plan.layout_from})',
   ]

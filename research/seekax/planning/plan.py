@@ -314,9 +314,11 @@ def _asked(request: Request, run: step_time.Run) -> Layout:
     layout = layout_lib.parse(request.layout, request.devices)
   except layout_lib.NoMultiple as error:
     near = _nearest_devices(request, run, error.unit)
+    advice = f'; --devices={near} works' if near else ''
+    if not near and search_lib.any_fits(run, request.devices):
+      advice = '; without --layout a plan finds one'
     raise InputError(
-      str(error).replace(f'--layout={request.layout}', flag)
-      + (f'; --devices={near} works' if near else '; leave --layout out')
+      str(error).replace(f'--layout={request.layout}', flag) + advice
     ) from error
   asked = dataclasses.replace(run, layout=layout)
   wrong = _wrong(asked)
