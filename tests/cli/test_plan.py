@@ -302,7 +302,22 @@ class PlanTest(parameterized.TestCase):
         '--config=v3_671b',
         '--config.parallel.mesh=data:32,expert_node:8,expert:8',
       ),
-      '--config.parallel.mesh=data:32,expert_node:8,expert:8: ',
+      'train.micro_batches=128 is not divisible by data:32',
+    ),
+    (
+      (
+        '--config=v3_671b',
+        '--config.parallel.mesh=data:32,expert_node:8,expert:8',
+        '--config.train.micro_batches=1',
+        '--config.train.ramp_tokens=0',
+        '--config.train.ramp_micro_batches=1',
+        '--config.data.batch_size=16384',
+      ),
+      '--config.parallel.mesh=data:32,expert_node:8,expert:8: it takes',
+    ),
+    (
+      ('--config=v3_671b', '--config.parallel.mesh=data:4'),
+      '--config.parallel.mesh=data:4 takes 4 devices, not --devices=2048',
     ),
     (
       (

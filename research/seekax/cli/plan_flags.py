@@ -7,6 +7,7 @@ from absl import flags
 
 from seekax.config import (
   BATCH_AXES,
+  check_mesh,
   Config,
   InputError,
   mesh_sizes,
@@ -143,17 +144,21 @@ def layout_of(values: flags.FlagValues, config: Config) -> tuple[str, str]:
   A mesh of the config is planned as the program runs it: its micro-batches,
   1F1B, and in a pipeline all of a stage computed again. With --compile and
   --sharding the mesh is used as it is, and the price is of --layout.
+
+  Raises:
+    ConfigError: the mesh can't be used for this run.
   """
   if not has_mesh(config) or values.compile or values.sharding:
     return values.layout, ''
   mesh = config.parallel.mesh
   sizes = mesh_sizes(mesh, values.devices)
+  check_mesh(config, sizes)
   parts = config.train.micro_batches
   for axis in BATCH_AXES:
     parts *= sizes[axis]
   fields = {axis: size for axis, size in sizes.items() if size > 1}
   fields['data'] = sizes['data']
-  fields['micro_batch'] = max(config.data.batch_size // parts, 1)
+  fields['micro_batch'] = config.data.batch_size // parts
   fields['remat'] = 'full' if sizes['pipeline'] > 1 else config.model.remat
   text = ','.join(f'{name}:{value}' for name, value in fields.items())
   return text, f'--config.parallel.mesh={mesh}'

@@ -320,6 +320,9 @@ def _asked(request: Request, run: step_time.Run) -> Layout:
     raise InputError(
       str(error).replace(f'--layout={request.layout}', flag) + advice
     ) from error
+  except InputError as error:
+    text = str(error).replace(f'--layout={request.layout}', flag)
+    raise InputError(text) from error
   asked = dataclasses.replace(run, layout=layout)
   wrong = _wrong(asked)
   if not wrong:
