@@ -27,7 +27,7 @@ from matplotlib import axes as axes_lib
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax.planning import calibration, step_time
+from seekax.planning import calibration, fit, step_time
 import verdicts
 
 _SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _FIT.value:
-    for name, value in dataclasses.asdict(calibration.fit()).items():
+    for name, value in dataclasses.asdict(fit.fit()).items():
       print(f'{name}: {value:.4f}')
     return
   outdir = pathlib.Path(_OUTDIR.value)

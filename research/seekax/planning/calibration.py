@@ -1,12 +1,12 @@
-"""What was published of training speed, and the constants fitted on it.
+"""What was published of training speed and serving, and how it is predicted.
 
 Three sources fit: the phases of V3's step ("Insights into DeepSeek-V3", arXiv
 2505.09343, table 4), Megatron's bfloat16 row, and the hours of Llama 3.1 405B.
-All other rows are held out. `fit` gives hardware.FITTED, to the digits that
+All other rows are held out. fit.py gives hardware.FITTED, to the digits that
 stand there; a test compares them.
 
-A row's layout is its source's. What is computed again for gradients is `paper`
-where the source says so or nothing is known; `recomputing` tries the others.
+A row's layout is its source's, and so is what it computes again for gradients;
+where nothing is said of that, it is the least that fits (`least_recomputed`).
 Memory is predicted too: rows whose layout the planner finds no room for are
 marked, as are those of which the model of time was changed after a first look
 (`in_sight`).
@@ -28,10 +28,9 @@ from seekax.planning.layout import Layout, paper
 from seekax.planning.step_time import Constants, Run
 
 _SECONDS_PER_HOUR = 3600.0
-_MEGATRON_BF16 = 1061  # tokens/s per H100
-_LLAMA_405B_HOURS = 30.84e6
+MEGATRON_BF16 = 1061  # tokens/s per H100
+LLAMA_405B_HOURS = 30.84e6
 _EXTENSION_STEPS = 1000  # of each stage (DeepSeek-V3, section 4.3)
-_ROUNDS = 20  # of Newton's method; a handful would do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def deepseek_v3() -> Run:
   )
 
 
-def _megatron(precision: str) -> Run:
+def megatron(precision: str) -> Run:
   """Megatron-Bridge's DEEPSEEK_V3_PRETRAIN_CONFIG_H100_V1.
 
   TP 2, PP 8, VP 4, EP 64, 8,192 sequences, MLA's up-projections computed again,
@@ -157,7 +156,7 @@ def _automodel(
   )
 
 
-def _llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
+def llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
   """Llama 3.1 in bfloat16, 8,192 positions, 16M tokens per step.
 
   405B: TP 8, PP 16 on 16,384 H100 (arXiv 2407.21783, table 4), nothing computed
@@ -203,7 +202,7 @@ def least_recomputed(run: Run) -> Run:
 
 
 # Of the paper for 405B; the model card says 15T+ of all.
-_LLAMA_TOKENS = {
+LLAMA_TOKENS = {
   'llama3_405b': 15.6e12,
   'llama3_70b': 15e12,
   'llama3_8b': 15e12,
@@ -237,13 +236,11 @@ class Published:
   remat_known: bool = True
 
 
-def _rate(run: Run) -> Callable[[Constants], float]:
+def rate(run: Run) -> Callable[[Constants], float]:
   return lambda c: step_time.predict(run, c).tokens_per_second_per_device
 
 
-def _hours(
-  run: Run, tokens: float, unit: float
-) -> Callable[[Constants], float]:
+def hours(run: Run, tokens: float, unit: float) -> Callable[[Constants], float]:
   return lambda c: (
     tokens
     / step_time.predict(run, c).tokens_per_second_per_device
@@ -297,8 +294,8 @@ def training_rows() -> list[Published]:
   ]
   same = {'note': 'the run whose phases are fitted', 'in_sight': True}
   extensions = [extension(v3, length) for length in (32768, 131072)]
-  llama = {
-    name: _llama(name, *ranks)
+  dense = {
+    name: llama(name, *ranks)
     for name, ranks in (
       ('llama3_405b', (16, 8, 16384)),
       ('llama3_70b', (4, 8, 8192)),
@@ -306,7 +303,7 @@ def training_rows() -> list[Published]:
     )
   }
   rates = [
-    ('Megatron FP8, 1,024 H100', 1297, _megatron('fp8'), '', False),
+    ('Megatron FP8, 1,024 H100', 1297, megatron('fp8'), '', False),
     ('Automodel BF16, 256 H100', 1002, _automodel(256, 512, 1), '', False),
     (
       'Automodel BF16, 1,024 H100',
@@ -328,24 +325,24 @@ def training_rows() -> list[Published]:
     Published(
       'Megatron BF16, 1,024 H100',
       'tokens/s/GPU',
-      _MEGATRON_BF16,
-      _rate(_megatron('bfloat16')),
+      MEGATRON_BF16,
+      rate(megatron('bfloat16')),
       fitted=True,
-      run=_megatron('bfloat16'),
+      run=megatron('bfloat16'),
     ),
     Published(
       'Llama 3.1 405B',
       'M hours',
-      _LLAMA_405B_HOURS / 1e6,
-      _hours(llama['llama3_405b'], _LLAMA_TOKENS['llama3_405b'], 1e6),
+      LLAMA_405B_HOURS / 1e6,
+      hours(dense['llama3_405b'], LLAMA_TOKENS['llama3_405b'], 1e6),
       fitted=True,
-      run=llama['llama3_405b'],
+      run=dense['llama3_405b'],
     ),
     Published(
       'V3 pre-training',
       'K hours',
       price.V3_HOURS.pretraining / 1e3,
-      _hours(v3, price.V3_PRETRAINING_TOKENS, 1e3),
+      hours(v3, price.V3_PRETRAINING_TOKENS, 1e3),
       run=v3,
       **same,
     ),
@@ -353,19 +350,17 @@ def training_rows() -> list[Published]:
       'V3 per 1e12 tokens',
       'K hours',
       180,
-      _hours(v3, 1e12, 1e3),
+      hours(v3, 1e12, 1e3),
       run=v3,
       **same,
     ),
-    Published(
-      'V3, 2,048 H800', 'tokens/s/GPU', 1543, _rate(v3), run=v3, **same
-    ),
+    Published('V3, 2,048 H800', 'tokens/s/GPU', 1543, rate(v3), run=v3, **same),
     Published(
       'V3 context extension',
       'K hours',
       price.V3_HOURS.context_extension / 1e3,
       lambda c: sum(
-        _hours(longer, _EXTENSION_STEPS * longer.step_tokens, 1e3)(c)
+        hours(longer, _EXTENSION_STEPS * longer.step_tokens, 1e3)(c)
         for longer in extensions
       ),
       note='layout assumed',
@@ -376,7 +371,7 @@ def training_rows() -> list[Published]:
         name,
         'tokens/s/GPU',
         value,
-        _rate(run),
+        rate(run),
         note=note,
         in_sight=in_sight,
         run=run,
@@ -388,9 +383,9 @@ def training_rows() -> list[Published]:
         words,
         'M hours',
         value,
-        _hours(llama[name], _LLAMA_TOKENS[name], 1e6),
+        hours(dense[name], LLAMA_TOKENS[name], 1e6),
         note='layout assumed',
-        run=llama[name],
+        run=dense[name],
         remat_known=False,
       )
       for words, value, name in (
@@ -465,85 +460,3 @@ def serving_rows() -> list[Published]:
       note='experts over 128',
     ),
   ]
-
-
-# --- The fit. -----------------------------------------------------------------
-
-
-def fit(start: Constants = step_time.FITTED) -> Constants:
-  """The constants that the three sources give.
-
-  `expert_efficiency` and `passes` solve two equations: the arithmetic of F, I
-  and W together as the published chunks say, and Megatron's rate in bfloat16.
-  Then follow, one after the other, the slowdown of a pair, the stretch of the
-  bubble and the efficiency of dense products.
-  """
-  constants = start
-  v3, megatron = deepseek_v3(), _megatron('bfloat16')
-  published = published_chunks()
-  for _ in range(_ROUNDS):
-    constants = _two_equations(
-      constants,
-      lambda c: _alone(v3, c) / (published.forward + published.backward) - 1,
-      lambda c: _MEGATRON_BF16 / _rate(megatron)(c) - 1,
-    )
-    arithmetic = step_time.chunks(v3, constants).arithmetic
-    slowdown = published.overlapped / arithmetic
-    constants = dataclasses.replace(
-      constants, overlap_slowdown=slowdown, bubble_stretch=1.0
-    )
-    bubble = step_time.predict(v3, constants).bubble
-    constants = dataclasses.replace(
-      constants, bubble_stretch=INSIGHTS_TABLE_4.bubble / bubble
-    )
-    constants = _fit_dense(constants)
-  return constants
-
-
-def _fit_dense(constants: Constants) -> Constants:
-  """A step of Newton's towards the hours of Llama 3.1 405B."""
-  tokens = _LLAMA_TOKENS['llama3_405b']
-  hours = _hours(_llama('llama3_405b', 16, 8, 16384), tokens, 1.0)
-
-  def excess(inverse: float) -> float:
-    changed = dataclasses.replace(constants, dense_efficiency=1 / inverse)
-    return hours(changed) / _LLAMA_405B_HOURS - 1
-
-  inverse = 1 / constants.dense_efficiency
-  inverse -= excess(inverse) / _slope(excess, inverse)
-  return dataclasses.replace(constants, dense_efficiency=1 / inverse)
-
-
-def _alone(run: Run, constants: Constants) -> float:
-  """F and B of a chunk alone, the exchange in sight."""
-  chunk = step_time.chunks(run, constants)
-  return chunk.arithmetic + 2 * chunk.exchange
-
-
-def _slope(function: Callable[[float], float], at: float) -> float:
-  step = 1e-6 * at
-  return (function(at + step) - function(at)) / step
-
-
-def _two_equations(constants: Constants, first, second) -> Constants:
-  """A step of Newton's in 1 / expert_efficiency and passes."""
-  unknown = (1 / constants.expert_efficiency, constants.passes)
-
-  def at(inverse: float, passes: float) -> tuple[float, float]:
-    changed = dataclasses.replace(
-      constants, expert_efficiency=1 / inverse, passes=passes
-    )
-    return first(changed), second(changed)
-
-  here = at(*unknown)
-  steps = [1e-6 * value for value in unknown]
-  right = at(unknown[0] + steps[0], unknown[1])
-  up = at(unknown[0], unknown[1] + steps[1])
-  a, c = ((right[i] - here[i]) / steps[0] for i in range(2))
-  b, d = ((up[i] - here[i]) / steps[1] for i in range(2))
-  determinant = a * d - b * c
-  inverse = unknown[0] - (d * here[0] - b * here[1]) / determinant
-  passes = unknown[1] - (a * here[1] - c * here[0]) / determinant
-  return dataclasses.replace(
-    constants, expert_efficiency=1 / inverse, passes=passes
-  )

@@ -2,7 +2,7 @@
 
 First what data sheets say of devices, then what the model of time
 (step_time.py) and memory assumes beside them, each with its source, "assumed",
-or "fitted" (calibration.py, which finds the same numbers again). What is a
+or "fitted" (fit.py, which finds the same numbers again). What is a
 choice of this program (chunks of logits, the exchange's room) stands where it
 is used, in memory.py and traffic.py, and what a service is asked in serving.py.
 

@@ -20,7 +20,7 @@ Where remat is 'full' the forward pass is done again with its exchange and
 gathers.
 
 Every number that isn't of the architecture stands in hardware.py, with where
-it is from. Fitted ones: calibration.py.
+it is from. Fitted ones: fit.py.
 """
 
 import dataclasses
