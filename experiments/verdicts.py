@@ -34,6 +34,7 @@ class Claim:
   tolerance: float
   note: str = ''
   post_hoc: bool = False  # our way of counting was fitted to the paper's number
+  claimed: bool = True  # False: nobody says that it comes out, we ask what does
 
 
 def printed(
@@ -107,6 +108,8 @@ def measure(claim: Claim) -> Row:
   """Measures and judges one claim."""
   ours = float(claim.measure())
   verdict = judge(float(claim.paper), ours, claim.tolerance, claim.post_hoc)
+  if not claim.claimed:
+    verdict = INCONCLUSIVE
   return Row(
     name=claim.name,
     unit=claim.unit,

@@ -38,7 +38,9 @@ from seekax.planning.parameters import count_parameters
 
 _SMOKE = flags.DEFINE_bool('smoke', False, 'tiny model, result thrown away')
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'medians are over these', 1)
-_TABLE = flags.DEFINE_bool('table', False, 'print the newest rows and end')
+_TABLE = flags.DEFINE_bool(
+  'table', False, 'print the newest rows, predicted anew, and end'
+)
 _FOLDER = pathlib.Path(__file__).resolve().parent
 _RESULTS = _FOLDER / 'results' / 'planner_on_cpu.csv'
 _BENCH = _FOLDER / 'results.json'
@@ -104,7 +106,12 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _TABLE.value:
     with _RESULTS.open(newline='') as file:
-      print(table(list(csv.DictReader(file))[-len(models()) :]))
+      rows = list(csv.DictReader(file))[-len(models()) :]
+    # Measured then, predicted now: the planner's constants may have changed.
+    for row in rows:
+      seconds = predicted_seconds(models()[row['model']], _BATCH, _LENGTH)
+      row['predicted_ms'] = f'{1e3 * seconds:.4g}'
+    print(table(rows))
     return
   smoke = _SMOKE.value
   cases = {'smallest': smallest()} if smoke else models()

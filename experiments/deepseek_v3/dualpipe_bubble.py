@@ -142,7 +142,8 @@ def measured_claims() -> list[verdicts.Claim]:
       f'{table.bubble}',
       lambda: schedules.closed_form_bubble('dualpipe', 16, costs),
       0.15 * table.bubble,
-      'of chunks derived from the phases; 15 %',
+      'claimed by nobody: of chunks derived from the phases',
+      claimed=False,
     ),
     verdicts.Claim(
       'MPFT: bubble, simulated',
@@ -150,7 +151,8 @@ def measured_claims() -> list[verdicts.Claim]:
       f'{table.bubble}',
       simulated,
       0.15 * table.bubble,
-      'even stages and no transfers: what is missing is neither',
+      'claimed by nobody: of even stages and no transfers',
+      claimed=False,
     ),
   ]
 

@@ -11,8 +11,9 @@ Command: python experiments/deepseek_v3/planner_errors.py [--fit]
 Cost: a second of a CPU. --fit prints the constants that the sources give.
 
 Reproduced: a held-out row within 15 %. Refuted: beyond; no constant is bent for
-it. Inconclusive: rows that were fitted, that are the same run as a fitted one,
-or whose number was in sight when the model was written down.
+it. Inconclusive: rows that were fitted, and rows in sight: of the same run as a
+fitted one, or a rule of the model was settled after a first look at them.
+The table also says what memory the planner finds that the row's layout takes.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from matplotlib import axes as axes_lib
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax.planning import calibration, step_time
+from seekax.planning import calibration, fit, step_time
 import verdicts
 
 _SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
@@ -47,7 +48,8 @@ def all_claims() -> list[verdicts.Claim]:
   claims = []
   for row in calibration.training_rows() + calibration.serving_rows():
     paper = f'{row.value:.6g}'
-    kind = 'fitted' if row.fitted else _HELD_OUT
+    kind = 'in sight' if row.in_sight else _HELD_OUT
+    kind = 'fitted' if row.fitted else kind
     claims.append(
       verdicts.Claim(
         row.name,
@@ -63,15 +65,37 @@ def all_claims() -> list[verdicts.Claim]:
 
 
 def error_table(rows: list[verdicts.Row]) -> str:
-  """Predicted, published and error, as Markdown."""
-  lines = ['| row | predicted | published | error | |', '|---|---|---|---|---|']
+  """Predicted, published, error and planned memory, as Markdown."""
+  runs = {row.name: row for row in calibration.training_rows()}
+  lines = [
+    '| row | predicted | published | error | planned GB of a device | |',
+    '|---|---|---|---|---|---|',
+  ]
   for row in rows:
     missed = ', **missed**' if row.verdict == verdicts.REFUTED else ''
+    planned = planned_memory(runs[row.name]) if row.name in runs else '-'
     lines.append(
       f'| {row.name} | {row.ours:.4g} {row.unit} | {row.paper} | '
-      f'{row.deviation:+.1%} | {row.note}{missed} |'
+      f'{row.deviation:+.1%} | {planned} | {row.note}{missed} |'
     )
   return '\n'.join(lines)
+
+
+def planned_memory(row: calibration.Published) -> str:
+  """Of the row's layout, and what else it may compute again if nobody says."""
+
+  def planned(run) -> float:
+    return step_time.training_memory(run).total / 1e9
+
+  words = f'{planned(row.run):.1f} of {row.run.device.memory_bytes / 1e9:g}'
+  if not row.remat_known:
+    others = ', '.join(
+      f'{remat} {planned(run):.1f}'
+      for remat, run in calibration.recomputing(row.run).items()
+      if remat != row.run.layout.remat
+    )
+    words += f' recomputing {row.run.layout.remat} ({others})'
+  return words if calibration.fits(row.run) else f'{words}, **no room**'
 
 
 def explaining_attention() -> float:
@@ -135,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _FIT.value:
-    for name, value in dataclasses.asdict(calibration.fit()).items():
+    for name, value in dataclasses.asdict(fit.fit()).items():
       print(f'{name}: {value:.4f}')
     return
   outdir = pathlib.Path(_OUTDIR.value)

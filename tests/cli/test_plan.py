@@ -122,10 +122,67 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(code, 0)
     head = next(line for line in text.splitlines() if 'llama3_405b' in line)
     self.assertIn('v3_671b, dense', head)
+    # Every column says its layout and precision, and why a price is missing.
+    rows = {line.split('  ')[0]: line for line in text.splitlines()}
+    self.assertEqual(rows['layout'].count("the paper's"), 1)
+    self.assertEqual(rows['layout'].count('the cheapest found'), 3)
+    self.assertEqual(
+      rows['precision'].split()[1:], ['fp8', *['bfloat16'] * 2, 'fp8']
+    )
+    self.assertIn('llama3_405b: no price of output, its weights', text)
     others = json.loads(path.read_text())['compare']
     self.assertEqual(list(others), ['llama3_405b', 'v2', 'v3_671b, dense'])
     self.assertAlmostEqual(
       others['llama3_405b']['parameters_total'], 405.85e9, delta=1e7
+    )
+
+  def test_links_and_units_are_named(self):
+    _, text, _ = seekax(
+      'plan', '--config=v2_lite', '--devices=64', '--layout=fsdp:64'
+    )
+    for words in (
+      'InfiniBand, between nodes',
+      'NVLink, within one',
+      'KB sent by all devices',
+      'fsdp weights, gathered twice per micro-batch',
+      'fsdp gradients, scattered per micro-batch',
+      'fsdp weights and gradients in sight',
+      'hidden behind arithmetic',
+      'kept for CUDA, NCCL and gaps',
+      '(as asked)',
+    ):
+      self.assertIn(words, text)
+
+  def test_what_does_not_fit_in_the_extension_is_said(self):
+    _, text, _ = seekax('plan', '--config=v3_671b')
+    self.assertEqual(text.count('this layout (does not fit)'), 2)
+
+  def test_a_device_without_fp8_is_said_to_have_none(self):
+    code, text, _ = seekax(
+      'plan', '--config=v3_671b', '--hardware=a100', '--devices=4096'
+    )
+    self.assertEqual(code, 0)
+    self.assertIn('4,096 A100 in bfloat16', text)
+    self.assertIn('A100 has no FP8', text)
+
+  def test_tokens_are_the_configs_own_or_said_to_be_assumed(self):
+    _, text, _ = seekax('plan', '--config=v3_671b')
+    self.assertIn('14.8T tokens (assumed: --tokens= was not given)', text)
+    _, text, _ = seekax('plan', '--config=v3_671b', '--tokens=1T')
+    self.assertIn('v3_671b: 1T tokens on', text)
+    _, text, _ = seekax('plan', '--config=v3_extend_32k')
+    self.assertIn('62.91B tokens (the 1,000 steps of this config)', text)
+    self.assertNotIn('pre-training', text)
+
+  def test_a_mesh_of_the_config_is_what_is_priced(self):
+    code, text, _ = seekax(
+      'plan',
+      '--config=v3_671b',
+      '--config.parallel.mesh=pipeline:16,data:-1,expert_node:8,expert:8',
+    )
+    self.assertEqual(code, 0)
+    self.assertIn(
+      'pipeline:16,expert_node:8,expert:8,data:2,remat:full (as asked)', text
     )
 
   def test_page_is_one_file_with_its_pictures(self):
@@ -137,6 +194,8 @@ class PlanTest(parameterized.TestCase):
     page = path.read_text()
     self.assertEqual(page.count('<svg'), 4)
     for words in ('overlapped', 'activations', 'post-training', 'Serving'):
+      self.assertIn(words, page)
+    for words in ('KB over InfiniBand', 'KB over NVLink', 'in fp8', 'bfloat16'):
       self.assertIn(words, page)
     self.assertNotIn('http', page)
     self.assertNotIn('<script', page)
@@ -206,8 +265,75 @@ class PlanTest(parameterized.TestCase):
     (('--config=v3_671b', '--layout=papr'), "did you mean 'paper'?"),
     (
       ('--config=v3_671b', '--layout=paper', '--devices=1000'),
-      'nearest is 1024',
+      '--devices=2048 works',
     ),
+    (('--config=v3_671b', '--devices=2k'), 'write a whole number, as 2048'),
+    (('--config=v3_671b', '--devices=2,048'), 'write a whole number'),
+    (('--config=v3_671b', '--devices=1e3'), 'write a whole number'),
+    (('--config=v3_671b', '--price=$2'), 'write dollars as a number'),
+    (('--config=v3_671b', '--search=maybe'), 'write --search'),
+    (('--config=v3_671b', '--posttraining_hours=-7'), 'is not in 0 to'),
+    (('--config=v3_671b', '--posttraining_hours=1e300'), 'is not in 0 to'),
+    (('--config=v3_671b', '--layout=data:'), 'data:-1 for the rest'),
+    (('--config=v3_671b', '--layout=data:-2'), 'data:-1 for the rest'),
+    (('--config=v3_671b', '--layout=expert:8,expert:16'), 'twice'),
+    (('--config=v3_671b', '--layout=tensor:2,expert:8'), 'fast links join'),
+    (('--config=v3_671b:tiny',), 'a batch of 8 sequences'),
+    (('--config=v3_671b', '--sharding', '--json=x.json'), 'leave --json out'),
+    (('--config=v3_671b', '--schedule', '--json=x.json'), 'leave --json out'),
+    (('--config=v3_671b', '--schedule', '--hardware=h80'), 'leave --hardware'),
+    (('--config=v3_671b', '--schedule', '--devices=-1'), 'leave --devices out'),
+    (('--config=v3_671b', '--search', '--sharding'), 'leave --search out'),
+    (('--config=v3_671b', '--search', '--layout=paper'), 'leave one of them'),
+    (
+      (
+        '--config=v3_671b',
+        '--search',
+        '--config.parallel.mesh=data:32,expert_node:8,expert:8',
+      ),
+      'leave one of them out',
+    ),
+    (
+      ('--config=v3_671b', '--config.parallel.mesh=data:4', '--layout=paper'),
+      'leave one of them out',
+    ),
+    (
+      (
+        '--config=v3_671b',
+        '--config.parallel.mesh=data:32,expert_node:8,expert:8',
+      ),
+      'train.micro_batches=128 is not divisible by data:32',
+    ),
+    (
+      (
+        '--config=v3_671b',
+        '--config.parallel.mesh=data:32,expert_node:8,expert:8',
+        '--config.train.micro_batches=1',
+        '--config.train.ramp_tokens=0',
+        '--config.train.ramp_micro_batches=1',
+        '--config.data.batch_size=16384',
+      ),
+      '--config.parallel.mesh=data:32,expert_node:8,expert:8: it takes',
+    ),
+    (
+      ('--config=v3_671b', '--config.parallel.mesh=data:4'),
+      '--config.parallel.mesh=data:4 takes 4 devices, not --devices=2048',
+    ),
+    (
+      (
+        '--config=v3_671b',
+        '--sharding',
+        '--layout=tensor:2,whole_experts:True',
+      ),
+      'leave whole_experts out',
+    ),
+    (
+      ('--config=v3_671b', '--layout=pipeline:7'),
+      'no multiple; without --layout a plan finds one',
+    ),
+    (('--config=v3_671b', '--compare=v3_671b'), 'is --config already'),
+    (('--config=v3_671b', '--compare=v2,v2'), 'v2 is compared already'),
+    (('--config=v3_671b', '--compare=foo'), '--compare=foo: no such config'),
     (('--config=v3_671b', '--compare=v22'), "did you mean 'v2'?"),
     (('--config=v3_671b', '--json=/not/there/x.json'), 'No such file'),
     (('--config=v3_671b', '--report=/not/there/x.html'), 'No such file'),

@@ -3,22 +3,25 @@
 import pathlib
 import re
 import subprocess
+import types
 
 from absl import flags
 from absl.testing import absltest
 import yaml
 
 from seekax.cli import flags as flags_lib
-from seekax.cli import launcher
+from seekax.cli import launcher, plan_flags
 from seekax.config import check_mesh, mesh_sizes
+from seekax.planning import hardware
+from seekax.planning import plan as plan_lib
 
 _FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'launch'
-_DEVICES = 2048
+_DEVICES, _DEVICE = 2048, 'h100'
 
 
 class LaunchTest(absltest.TestCase):
-  def check(self, words, processes):
-    """The command's config, on all devices."""
+  def check(self, words, processes, fraction):
+    """The command's config, on all devices; what memory is planned for it."""
     values = flags.FlagValues()
     words = [word for word in words if word.startswith('--config')]
     words[0] = words[0].replace('configs/', f'{_FOLDER.parents[1]}/configs/')
@@ -28,6 +31,26 @@ class LaunchTest(absltest.TestCase):
     config, _ = flags_lib.config_of(values)
     check_mesh(config, mesh_sizes(config.parallel.mesh, _DEVICES))
     self.assertEqual(config.data.num_shards % processes, 0)
+    self.assertEqual(config.optim.ema_decay, 0)  # One process has averages.
+    return self.check_memory(config, fraction)
+
+  def check_memory(self, config, fraction):
+    """The planner finds room for it within XLA's part of a GPU."""
+    flag_values = types.SimpleNamespace(
+      layout='', compile=False, sharding=False, devices=_DEVICES
+    )
+    layout, flag = plan_flags.layout_of(flag_values, config)
+    device = hardware.DEVICES[_DEVICE]
+    plan = plan_lib.make(
+      plan_lib.Request(config, device, _DEVICES, 14.8e12, 2.0, layout=layout)
+    )
+    self.assertEqual(flag, f'--config.parallel.mesh={config.parallel.mesh}')
+    self.assertEqual(plan.run.layout.pipeline, 16)
+    self.assertEqual(plan.run.micro_batches, config.train.micro_batches)
+    pool = fraction * device.memory_bytes
+    self.assertLess(plan.memory.total, pool)
+    self.assertGreater(device.memory_bytes - pool, hardware.RESERVED_BYTES)
+    return plan.memory
 
   def test_slurm(self):
     path = _FOLDER / 'slurm.sbatch'
@@ -37,7 +60,11 @@ class LaunchTest(absltest.TestCase):
     tasks = int(re.search(r'--ntasks-per-node=(\d+)', text)[1])
     self.assertEqual(nodes * tasks, _DEVICES)
     command = text[text.index('srun') :].replace('\\\n', ' ')
-    self.check(command.split(), nodes * tasks)
+    fraction = float(re.search(r'MEM_FRACTION=([\d.]+)', text)[1])
+    self.assertIn(f'{_DEVICE.upper()} with Slurm', text)
+    planned = self.check(command.split(), nodes * tasks, fraction)
+    expected = float(re.search(r'expects (\d+) GB', text)[1])
+    self.assertEqual(expected, round(planned.total / 1e9))
 
   def test_kubernetes(self):
     (job,) = yaml.safe_load((_FOLDER / 'jobset.yaml').read_text())['spec'][
@@ -50,7 +77,8 @@ class LaunchTest(absltest.TestCase):
     self.assertEqual(found.count, spec['completions'])
     gpus = container['resources']['limits']['nvidia.com/gpu']
     self.assertEqual(found.count * gpus, _DEVICES)
-    self.check(container['command'], found.count)
+    fraction = float(env['XLA_PYTHON_CLIENT_MEM_FRACTION'])
+    self.check(container['command'], found.count, fraction)
 
 
 if __name__ == '__main__':

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import pathlib
 import sys
@@ -31,6 +32,11 @@ class JudgeTest(parameterized.TestCase):
   )
   def test_rule(self, paper, ours, tolerance, post_hoc, verdict):
     self.assertEqual(verdicts.judge(paper, ours, tolerance, post_hoc), verdict)
+
+  def test_what_nobody_claims_is_neither(self):
+    for ours in (2.0, 3.0):
+      claim = dataclasses.replace(_claim('x', ours), claimed=False)
+      self.assertEqual(verdicts.measure(claim).verdict, verdicts.INCONCLUSIVE)
 
   @parameterized.parameters(('671', 0.5), ('38.94', 0.005), ('272.80', 0.005))
   def test_half_digit(self, paper, half):

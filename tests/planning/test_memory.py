@@ -3,8 +3,8 @@ import dataclasses
 from absl.testing import absltest, parameterized
 
 from seekax import presets
+from seekax.planning import hardware, memory, parameters
 from seekax.planning import layout as layout_lib
-from seekax.planning import memory, parameters
 from seekax.planning.layout import Layout
 
 
@@ -189,6 +189,31 @@ class TrainingTest(parameterized.TestCase):
     ):
       self.assertEqual(memory.live_micro_batches(layout, 32), alive)
 
+  def test_a_shared_sequence_holds_the_others_keys_and_values(self):
+    v3 = presets.v3_671b()
+    short, long = (
+      memory.training_memory(v3, layout, 15360 // parts, 4096 * parts, *how)
+      for layout, parts, how in (
+        (Layout(), 1, ('fp8', 'bfloat16')),
+        (Layout(), 8, ('fp8', 'bfloat16', 8)),
+      )
+    )
+    # Latents of 576 and 128 heads of 320, and as much of their gradients.
+    others = 2 * 7 * 4096 * (576 + 128 * 320) * 2
+    self.assertEqual(long.temporaries - short.temporaries, others)
+    self.assertEqual(long.activations, short.activations)
+
+  def test_whole_experts_are_cut_over_tensor_ranks_once(self):
+    v3 = presets.v3_671b()
+    cut, whole = (
+      memory.stage_parameters(v3, layout, largest=False).experts
+      for layout in (
+        Layout(tensor=2, expert=4),
+        Layout(tensor=2, expert=4, whole_experts=True),
+      )
+    )
+    self.assertEqual(cut, whole)
+
   def test_the_papers_layout_fits_its_devices(self):
     found = memory.training_memory(
       presets.v3_671b(),
@@ -199,6 +224,10 @@ class TrainingTest(parameterized.TestCase):
       'bfloat16',
     )
     self.assertBetween(found.total, 60e9, 80e9)
+    # What is kept for CUDA and NCCL leaves it room.
+    device = hardware.DEVICES['h800']
+    self.assertEqual(memory.room(device), 78e9)
+    self.assertLess(found.total, memory.room(device))
 
 
 if __name__ == '__main__':

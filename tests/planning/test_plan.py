@@ -1,11 +1,12 @@
 import dataclasses
+import re
 
 from absl.testing import absltest, parameterized
 
 from seekax import config as config_lib
 from seekax import presets
 from seekax.config import InputError
-from seekax.planning import flops, hardware, parameters
+from seekax.planning import flops, hardware, memory, parameters, step_time
 from seekax.planning import plan as plan_lib
 from seekax.planning.plan import Request
 
@@ -46,8 +47,11 @@ class V3Test(absltest.TestCase):
       self.json['layout'],
       'pipeline:16,expert_node:8,expert:8,data:2,schedule:dualpipe',
     )
-    named = plan_lib.make(_request(layout='paper'))
-    self.assertEqual(named.as_json(), self.json)
+    self.assertEqual(self.json['layout_from'], plan_lib.PAPER)
+    named = plan_lib.make(_request(layout='paper')).as_json()
+    self.assertEqual(named.pop('layout_from'), plan_lib.ASKED)
+    expected = {k: v for k, v in self.json.items() if k != 'layout_from'}
+    self.assertEqual(named, expected)
 
   def test_exact_figures(self):
     self.assertEqual(self.json['parameters_total'], 671_026_419_200)
@@ -95,6 +99,19 @@ class V3Test(absltest.TestCase):
     found = dict(self.json['memory_bytes'])
     self.assertAlmostEqual(found.pop('total'), sum(found.values()))
 
+  def test_extensions_in_this_layout_find_no_room(self):
+    needed = self.json['extension_memory_bytes']
+    self.assertEqual(list(needed), ['extension_32k', 'extension_128k'])
+    self.assertGreater(needed['extension_32k'], 78e9)
+    self.assertGreater(needed['extension_128k'], needed['extension_32k'])
+
+  def test_what_is_in_sight_and_what_is_hidden_is_all_there_is(self):
+    step = self.plan.step
+    chunk = step_time.chunks(self.plan.run)
+    self.assertAlmostEqual(
+      step.exchange + step.hidden, 2 * 120 * chunk.exchange
+    )
+
   def test_traffic_between_nodes_by_hand(self):
     sent = self.plan.traffic_bytes_per_token()
     # 59 layers of experts with MTP's, both directions; 15 boundaries of stages.
@@ -102,6 +119,38 @@ class V3Test(absltest.TestCase):
     self.assertAlmostEqual(combine / dispatch, 2 / (1 + 4 / 128))
     self.assertLess(combine, 2 * 59 * 4 * 7168 * 2)
     self.assertEqual(sent['pipeline'].network, 2 * 15 * 7168 * 2)
+    # Both stages that a rank holds: gradients in float32, weights in bfloat16.
+    stage = memory.stage_parameters(
+      presets.v3_671b(), self.plan.run.layout, largest=False
+    )
+    once = 2 * (stage.plain * 127 / 128 + stage.experts / 2) * (4 + 2)
+    self.assertAlmostEqual(
+      sent['data'].network * _TOKENS_PER_STEP / 2048, once, delta=1
+    )
+
+  def test_what_the_program_sends_is_more(self):
+    # Per layer and token, in bfloat16: docs/planning.md.
+    sent = self.json['exchange_bytes_per_token_by_program']
+    self.assertAlmostEqual(sent['network'] / 59, 314_300)
+    self.assertAlmostEqual(sent['link'] / 59, 627_375)
+
+  def test_fsdp_is_in_the_traffic_and_in_the_time(self):
+    request = _request(
+      config=_config(presets.v2_lite()),
+      device=hardware.DEVICES['h100'],
+      devices=64,
+      layout='fsdp:64',
+    )
+    plan = plan_lib.make(request)
+    sent = plan.traffic_bytes_per_token()
+    held = parameters.count_parameters(presets.v2_lite()).total
+    count = plan.run.micro_batches
+    per_device = sent['fsdp_weights'].network * _TOKENS_PER_STEP / 64
+    self.assertAlmostEqual(per_device / (2 * count * held * 2 * 63 / 64), 1)
+    ratio = sent['fsdp_gradients'].network / sent['fsdp_weights'].network
+    self.assertAlmostEqual(ratio, 4 / (2 * 2))
+    self.assertGreater(plan.as_json()['seconds']['fsdp'], 0)
+    self.assertNotIn('data', sent)
 
 
 class OtherRunsTest(parameterized.TestCase):
@@ -149,12 +198,17 @@ class OtherRunsTest(parameterized.TestCase):
     (dict(price=-1.0), '--price=-1'),
     (dict(price=float('nan')), '--price=nan'),
     (dict(posttraining_hours=float('inf')), '--posttraining_hours=inf'),
+    (dict(posttraining_hours=-7.0), '--posttraining_hours=-7 is not in 0'),
+    (dict(posttraining_hours=1e300), '--posttraining_hours=1e.300'),
     (dict(device=hardware.DEVICES['cpu']), 'no network of a CPU'),
-    (dict(devices=8), 'holds this run; --devices=128 does'),
-    (dict(devices=2**20), 'holds this run; --devices=32768 does'),
+    (dict(devices=8), 'holds this run: the leanest .* --devices=128 works'),
+    (
+      dict(devices=2**20),
+      'a batch of 15360 sequences can be spread .* --devices=32768 works',
+    ),
     (
       dict(layout='pipeline:4,expert_node:8,expert:8'),
-      r'it takes .* GB, a H800 has 80; the nearest that fits is --layout=',
+      r'it takes .* GB, and of the 80 of a H800 a plan uses 78; the nearest',
     ),
     (
       dict(layout='pipeline:64,expert:8'),
@@ -164,6 +218,61 @@ class OtherRunsTest(parameterized.TestCase):
   def test_what_cannot_be_is_said(self, changes, words):
     with self.assertRaisesRegex(InputError, words):
       plan_lib.make(_request(**changes))
+
+  @parameterized.parameters(
+    (dict(layout='pipeline:5,expert_node:8,expert:8,remat:full'), True),
+    (dict(layout='paper', devices=1000), True),  # 1,024 don't hold it.
+    (dict(layout='paper', devices=1900), True),
+    (dict(layout='pipeline:7'), False),  # No number of devices helps.
+    (dict(devices=7), True),
+    (dict(devices=3001), True),
+  )
+  def test_advised_numbers_of_devices_work(self, changes, has_advice):
+    request = _request(**changes)
+    with self.assertRaises(InputError) as caught:
+      plan_lib.make(request)
+    advice = re.findall(r'--devices=(\d+) works', str(caught.exception))
+    self.assertLen(advice, int(has_advice))
+    for devices in advice:
+      plan_lib.make(dataclasses.replace(request, devices=int(devices)))
+
+  def test_a_batch_that_does_not_divide_is_no_want_of_memory(self):
+    config = _config(presets.tiny(), sequence_length=32, batch_size=8)
+    with self.assertRaisesRegex(InputError, 'a batch of 8 sequences'):
+      plan_lib.make(_request(config=config))
+
+  def test_devices_without_fp8_are_planned_in_bfloat16(self):
+    device = hardware.DEVICES['a100']
+    plan = plan_lib.make(_request(device=device, devices=4096))
+    self.assertTrue(plan.lacks_fp8)
+    self.assertEqual(plan.as_json()['precision'], 'bfloat16')
+    config = plan.request.config
+    train = dataclasses.replace(config.train, precision='bfloat16')
+    plain = plan_lib.make(
+      dataclasses.replace(
+        plan.request, config=dataclasses.replace(config, train=train)
+      )
+    )
+    self.assertEqual(plan.as_json(), plain.as_json())
+    self.assertFalse(plain.lacks_fp8)
+
+  def test_racks_get_no_layout_of_nodes_of_eight(self):
+    device = hardware.DEVICES['gb200']
+    plan = plan_lib.make(_request(device=device, devices=1024))
+    self.assertEqual(plan.layout_from, plan_lib.CHEAPEST)
+    self.assertEqual(plan.run.layout.expert, 64)
+    self.assertEqual(plan.traffic_bytes_per_token()['dispatch'].network, 0)
+
+  def test_a_stage_of_extension_has_its_own_hours(self):
+    config = _config(presets.v3_671b(), sequence_length=32768, batch_size=1920)
+    config = dataclasses.replace(
+      config, train=dataclasses.replace(config.train, extend_context=True)
+    )
+    plan = plan_lib.make(_request(config=config, tokens=62.9e9))
+    rate = plan.step.tokens_per_second_per_device
+    self.assertEqual(plan.hours['extension_32k'], 62.9e9 / rate / 3600)
+    self.assertEqual(plan.hours['total'], plan.hours['extension_32k'])
+    self.assertEmpty(plan.longer)
 
   def test_the_nearest_that_fits_is_taken_as_it_stands(self):
     with self.assertRaises(InputError) as caught:

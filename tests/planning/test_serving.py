@@ -70,7 +70,7 @@ class DecodeTest(parameterized.TestCase):
     service = serving.plan(model, _H800, True, demand)
     self.assertEqual(service.decode_devices, 2)
     per_device = service.cache_bytes_per_request / 2
-    room = 80e9 - service.weight_bytes
+    room = memory.room(_H800) - service.weight_bytes
     self.assertEqual(service.requests, room // per_device)
 
   def test_absorbed_attention_is_arithmetic_not_bytes(self):

@@ -135,6 +135,42 @@ class LawsTest(parameterized.TestCase):
       chunk['none'].forward,
     )
 
+  def test_all_of_a_layer_again_is_its_exchange_again(self):
+    layout = Layout(expert=8, data=16, remat='full')
+    run = _v3(layout=layout, batch_size=128)
+    chunk = step_time.chunks(run)
+    exchange = step_time.predict(run).exchange
+    self.assertAlmostEqual(exchange, 3 * chunk.exchange)
+
+  def test_fsdp_shows_what_a_chunk_does_not_hide(self):
+    device = hardware.DEVICES['h100']
+    model = presets.llama3_8b()
+    short, long = (
+      Run(model, device, Layout(fsdp=64), 64, length)
+      for length in (1024, 131072)
+    )
+    for run, seen in ((short, True), (long, False)):
+      chunk, step = step_time.chunks(run), step_time.predict(run)
+      both = chunk.fsdp_forward + chunk.fsdp_backward
+      # Gathered twice in bfloat16, scattered once in float32.
+      held = parameters.count_parameters(model).total
+      self.assertAlmostEqual(both, 63 / 64 * held * (2 + 2 + 4) / (50e9 * 0.8))
+      self.assertEqual(step.fsdp > 0, seen)
+      self.assertAlmostEqual(step.fsdp + step.hidden, both)
+
+  def test_whole_experts_halve_what_two_tensor_ranks_send(self):
+    layout = Layout(
+      pipeline=8, tensor=2, expert_node=8, expert=4, data=4, schedule='1f1b'
+    )
+    cut, whole = (
+      step_time.chunks(
+        _v3(layout=dataclasses.replace(layout, whole_experts=value))
+      )
+      for value in (False, True)
+    )
+    self.assertLess(whole.exchange, 0.6 * cut.exchange)
+    self.assertLess(whole.gathers, cut.gathers)
+
   def test_longer_sequences_cost_their_attention(self):
     run = _v3()
     longer = dataclasses.replace(

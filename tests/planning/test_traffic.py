@@ -3,8 +3,10 @@ import itertools
 
 from absl.testing import absltest, parameterized
 import numpy as np
+from virtual_devices import run_script
 
 from seekax import presets
+from seekax.parallel import exchange
 from seekax.planning import traffic
 from seekax.planning.layout import Layout
 
@@ -88,10 +90,14 @@ class BytesTest(absltest.TestCase):
     # the tokens cross, and on a node half go to the other device.
     model = _small(8, 1, 1, 1)
     layout = Layout(expert_node=2, expert=2)
-    dispatch, combine = traffic.exchange_per_token(model, layout, fp8=False)
+    dispatch, combine = traffic.exchange_per_token(
+      model, layout, fp8=False, domain=2
+    )
     self.assertEqual(dispatch, traffic.Bytes(0.5 * 64 * 2, 0.5 * 64 * 2))
     self.assertEqual(combine, dispatch)
-    eight, _ = traffic.exchange_per_token(model, layout, fp8=True)
+    near, _ = traffic.exchange_per_token(model, layout, fp8=False, domain=4)
+    self.assertEqual(near, traffic.Bytes(link=64 * 2))
+    eight, _ = traffic.exchange_per_token(model, layout, fp8=True, domain=2)
     self.assertAlmostEqual(eight.network, 0.5 * (64 + 64 / 128 * 4))
 
   def test_never_more_than_m_copies(self):
@@ -109,10 +115,42 @@ class BytesTest(absltest.TestCase):
     self.assertEqual(dispatch.link, 8 * 7 / 8 * 7168 * 2)
 
   def test_sums_over_data_ranks_by_hand(self):
-    layout = Layout(expert=4, data=2)
-    # 80 values that 8 ranks share, 40 that 2 share: scattered and gathered.
+    layout = Layout(expert=4, data=4)
+    # 80 values that 16 ranks share, 40 that 4 share: float32 gradients are
+    # scattered, bfloat16 weights gathered.
     sent = traffic.data_parallel_per_step(80, 40, layout)
-    self.assertEqual(sent.network, 2 * 2 * (80 * 7 / 8 + 40 / 2))
+    self.assertEqual(sent.network, (4 + 2) * (80 * 15 / 16 + 40 * 3 / 4))
+    narrow = traffic.data_parallel_per_step(80, 40, layout, gradient=2.0)
+    self.assertEqual(narrow.network, (2 + 2) * (80 * 15 / 16 + 40 * 3 / 4))
+    within = traffic.data_parallel_per_step(80, 40, layout, domain=16)
+    self.assertEqual(within, traffic.Bytes(link=sent.network))
+
+  def test_fsdp_ranks_send_for_every_micro_batch_by_hand(self):
+    layout = Layout(fsdp=4, data=8, expert=4)
+    forward, backward = traffic.fsdp_per_micro_batch(80, layout)
+    # Weights twice, in bfloat16; gradients once, in float32.
+    self.assertEqual(forward.network, 80 * 3 / 4 * 2)
+    self.assertEqual(backward.network, 80 * 3 / 4 * (2 + 4))
+    # A quarter is left to the data ranks, once per step.
+    once = traffic.data_parallel_per_step(0, 80, layout)
+    self.assertEqual(once.network, 20 * 7 / 8 * (4 + 2))
+
+  def test_context_ranks_within_a_node_use_its_links(self):
+    v3 = presets.v3_671b()
+    near = traffic.context_per_token(v3, 32768, 8192, Layout(context=4))
+    far = traffic.context_per_token(v3, 32768, 2048, Layout(context=16))
+    self.assertEqual((near.network, far.link), (0, 0))
+    shared = traffic.context_per_token(v3, 32768, 4096, Layout(context=4))
+    self.assertEqual(shared.link, 0)  # Data ranks share it too.
+
+  def test_tensor_ranks_send_all_tokens_but_to_whole_experts(self):
+    self.assertEqual(traffic.senders_per_token(Layout(tensor=2)), 2)
+    whole = Layout(tensor=2, expert=4, whole_experts=True)
+    self.assertEqual(traffic.senders_per_token(whole), 1)
+    v3 = presets.v3_671b()
+    dispatch, _ = traffic.exchange_per_token(v3, whole, fp8=False)
+    alone, _ = traffic.exchange_per_token(v3, Layout(expert=8), fp8=False)
+    self.assertEqual(dispatch, alone)
 
   def test_one_device_sends_nothing(self):
     model, alone = presets.v3_671b(), Layout()
@@ -120,19 +158,69 @@ class BytesTest(absltest.TestCase):
       *traffic.exchange_per_token(model, alone, fp8=True),
       traffic.pipeline_per_token(model, alone),
       traffic.tensor_per_token(model, alone),
-      traffic.context_per_token(model, 4096, 4096),
+      traffic.context_per_token(model, 4096, 4096, alone),
       traffic.data_parallel_per_step(1e9, 1e9, alone),
-      traffic.fsdp_per_pass(1e9, alone),
+      *traffic.fsdp_per_micro_batch(1e9, alone),
     ):
       self.assertEqual(sent, traffic.Bytes())
 
   def test_context_ranks_gather_latents_not_heads(self):
     v3 = presets.v3_671b()
-    sent = traffic.context_per_token(v3, 4096, 1024)
-    self.assertEqual(sent.network, 3 * 576 * 2)
+    layout = Layout(context=4)
+    sent = traffic.context_per_token(v3, 4096, 1024, layout)
+    self.assertEqual(sent.link, 3 * 576 * 2)
     mha = dataclasses.replace(v3, attention='mha')
-    heads = traffic.context_per_token(mha, 4096, 1024)
-    self.assertEqual(heads.network, 3 * 128 * (192 + 128) * 2)
+    heads = traffic.context_per_token(mha, 4096, 1024, layout)
+    self.assertEqual(heads.link, 3 * 128 * (192 + 128) * 2)
+
+
+class ProgramTest(parameterized.TestCase):
+  """What this program's exchange sends, and what it would have to."""
+
+  @parameterized.parameters(
+    (8, 8, 4096, 'compute', 2),
+    (8, 8, 4096, 'float8', 2),
+    (1, 8, 512, 'float8', 2),
+    (4, 1, 100, 'compute', 4),
+    (2, 4, 8, 'compute', 4),
+    (4, 2, 3, 'float8', 2),  # No room for as many rows as there are tokens.
+  )
+  def test_formula_equals_the_programs(self, nodes, ranks, tokens, dtype, size):
+    model = dataclasses.replace(presets.v3_671b(), dispatch_dtype=dtype)
+    sizes = {'expert_node': nodes, 'expert': ranks}
+    expected = {
+      level.axis: exchange.bytes_sent(
+        level, model.embed_dim, model.experts_per_token, size
+      )
+      for level in exchange.levels(model, sizes, tokens)
+    }
+    found = traffic.sent_by_program(model, Layout(**sizes), tokens, size)
+    self.assertEqual(found, expected)
+
+  def test_formula_equals_the_bytes_of_the_partitioned_program(self):
+    # Four devices, two levels, two layers of experts and an MTP module's.
+    found = run_script('planning/exchanged_bytes.py', 4)
+    self.assertEqual(found['formula'], found['read'])
+    self.assertEqual(list(found['read']), ['expert_node', 'expert'])
+
+  def test_all_again_is_a_dispatch_and_a_combine_more(self):
+    v3, layout = presets.v3_671b(), Layout(expert=8)
+    once, again = (
+      traffic.sent_by_program(v3, layout, 4096, again=value)['expert']
+      for value in (False, True)
+    )
+    self.assertAlmostEqual(again / once, 7 / 5)
+
+  def test_padding_and_sending_again_cost_what_they_cost(self):
+    v3, layout = presets.v3_671b(), Layout(expert_node=8, expert=8)
+    least = traffic.sent_at_least(v3, layout, 4096, fp8=False)
+    padded = traffic.sent_by_program(v3, layout, 4096)
+    # Slack times five crossings instead of four, and the scalars.
+    self.assertBetween(padded['expert'] / least['expert'], 1.25 * 1.25, 1.57)
+    # And room for M copies, where fewer are needed on average.
+    reach = 4 / traffic.mean_nodes_per_token(v3, 8)
+    factor = padded['expert_node'] / least['expert_node']
+    self.assertBetween(factor, 1.5625 * reach, 1.58 * reach)
 
 
 if __name__ == '__main__':

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
-import re
 import sys
 from typing import Any
 
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.cli import plan_text
+from seekax.cli import plan_flags, plan_text
 from seekax.config import (
   Config,
+  ConfigError,
   from_config_dict,
   InputError,
   ParallelConfig,
@@ -26,7 +26,6 @@ from seekax.planning.layout import Layout
 # Layouts that --search shows; rows of --schedule.
 _SHOWN = 8
 _POINTS = 20
-_POWERS = {'': 1.0, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
   values = flags.FlagValues()
   named = flags_lib.config_name(argv)
   argv, has_config = flags_lib.define_config(values, argv)
-  _define(values)
+  plan_flags.define(values)
   flags_lib.parse(
     values,
     argv,
@@ -45,31 +44,42 @@ def run(argv: Sequence[str]) -> int:
   if not has_config:
     flags_lib.require(values, 'config')
   config, _ = flags_lib.config_of(values)
+  plan_flags.refuse_what_is_ignored(values, config)
   if values.schedule:
     print(_schedule(config))
     return 0
   topology = _topology(values)
+  tokens, tokens_from = plan_flags.tokens_of(values, config)
+  layout, layout_flag = plan_flags.layout_of(values, config)
   request = plan_lib.Request(
     config=config,
     device=hardware.find_device(values.hardware),
     devices=values.devices,
-    tokens=_tokens(values.tokens),
+    tokens=tokens,
     price=values.price,
     posttraining_hours=values.posttraining_hours,
-    layout=values.layout,
+    layout=layout,
+    layout_flag=layout_flag,
+    tokens_from=tokens_from,
   )
+  if (values.sharding or values.compile) and 'whole_experts' in layout:
+    raise InputError(
+      f'--layout={layout}: this program does not spread whole experts over '
+      'tensor ranks, the planner alone does; leave whole_experts out'
+    )
   if values.sharding:
     print(_sharding(config, request))
     return 0
   found = plan_lib.search(request, _SHOWN) if values.search else []
-  if found:
-    best = found[0].layout.describe()
-    request = dataclasses.replace(request, layout=best)
-  plans = {named: plan_lib.make(request)}
+  best = found[0].layout if found else None
+  plans = {named: plan_lib.make(request, best)}
   for name, other in _others(values.compare, named, config).items():
-    plans[name] = plan_lib.make(
-      dataclasses.replace(request, config=other, layout='')
-    )
+    try:
+      plans[name] = plan_lib.make(
+        dataclasses.replace(request, config=other, layout='')
+      )
+    except InputError as error:
+      raise InputError(f'--compare={name}: {error}') from error
   dry_run, figures = '', {}
   if values.compile:
     dry_run, figures = _compiled(
@@ -83,6 +93,11 @@ def run(argv: Sequence[str]) -> int:
   else:
     print(plan_text.table(named, plans[named]))
   if dry_run:
+    if plan_flags.has_mesh(config):
+      print(
+        '\nThe price is of the layout above, the dry run of '
+        f'config.parallel.mesh={config.parallel.mesh}.'
+      )
     print('\n' + dry_run)
   return 0
 
@@ -147,16 +162,36 @@ def _sharding(config: Config, request: plan_lib.Request) -> str:
 
 
 def _others(names: str, named: str, config: Config) -> dict[str, Config]:
-  """The configs of --compare, and a dense one of equal activation."""
-  others = {
-    name: from_config_dict(flags_lib.load_config(name))
-    for name in names.split(',')
-    if name not in ('', named)
-  }
+  """The configs of --compare, and a dense one of equal activation.
+
+  Raises:
+    InputError: one isn't there, is there twice, or is --config itself.
+  """
+  others, seen = {}, {_identity(named): '--config'}
+  for name in filter(None, names.split(',')):
+    try:
+      found = flags_lib.load_config(name)
+    except ConfigError as error:
+      raise InputError(
+        str(error).replace('--config=', '--compare=', 1)
+      ) from error
+    if _identity(name) in seen:
+      raise InputError(
+        f'--compare={names}: {name} is {seen[_identity(name)]} already; name '
+        'another one'
+      )
+    seen[_identity(name)] = 'compared'
+    others[name] = from_config_dict(found)
   if others and config.model.uses_experts:
     dense = plan_lib.dense_of_equal_activation(config)
     others[f'{named}, dense'] = dense
   return others
+
+
+def _identity(name: str) -> tuple[str, str]:
+  """The same of two names of one config."""
+  base, _, variant = name.partition(':')
+  return str(flags_lib.find_config(base) or base), variant
 
 
 def _write(
@@ -211,85 +246,3 @@ def _schedule(config: Config) -> str:
       )
     )
   return plan_text.columns(rows)
-
-
-def _define(values: flags.FlagValues) -> None:
-  define = {'flag_values': values}
-  flags.DEFINE_string(
-    'hardware',
-    'h800',
-    'of the devices: ' + ', '.join(hardware.planned()),
-    **define,
-  )
-  flags.DEFINE_integer('devices', 2048, 'how many', **define)
-  flags.DEFINE_string(
-    'tokens', '14.8T', 'of pre-training, also as 500B or 14.8T', **define
-  )
-  flags.DEFINE_float('price', 2.0, 'dollars per device hour', **define)
-  flags.DEFINE_float(
-    'posttraining_hours',
-    -1.0,
-    "device hours, an input; -1: DeepSeek-V3's 5,000 in proportion to --tokens",
-    **define,
-  )
-  flags.DEFINE_string(
-    'layout',
-    '',
-    "'paper' (16-way pipeline, experts over 8 nodes of 8) or axes and settings "
-    "as 'pipeline:8,tensor:2,expert_node:8,expert:8'; '': the paper's where it "
-    'fits, else the cheapest',
-    **define,
-  )
-  flags.DEFINE_bool(
-    'search', False, 'try every layout, print and plan the cheapest', **define
-  )
-  flags.DEFINE_string(
-    'compare',
-    '',
-    'other configs beside this one, each in its cheapest layout: a,b',
-    **define,
-  )
-  flags.DEFINE_bool(
-    'schedule', False, 'print rates and batch over the tokens', **define
-  )
-  flags.DEFINE_bool(
-    'sharding',
-    False,
-    'print where every parameter lies on config.parallel.mesh, or on the '
-    "layout's mesh, and its bytes per device",
-    **define,
-  )
-  flags.DEFINE_bool(
-    'compile',
-    False,
-    'a dry run: compile the real training step for as many virtual devices, '
-    'and count its arguments and collectives',
-    **define,
-  )
-  flags.DEFINE_string(
-    'topology',
-    '',
-    'with --compile: compile for these GPUs instead, which need not be there, '
-    'hosts x GPUs per host, as h100:256x8, and count temporaries too; takes '
-    'the packages of jax[cuda13]; ' + ', '.join(gpus.GPUS),
-    **define,
-  )
-  flags.DEFINE_string('report', '', 'write a page of HTML', **define)
-  flags.DEFINE_string('json', '', 'write all figures, not rounded', **define)
-
-
-def _tokens(text: str) -> float:
-  """Reads '14.8T'.
-
-  Raises:
-    InputError: it is no number.
-  """
-  match = re.fullmatch(r'([0-9.]+(?:e[+-]?[0-9]+)?)([KMBT]?)', text, re.I)
-  try:
-    if not match:
-      raise ValueError
-    return float(match.group(1)) * _POWERS[match.group(2).upper()]
-  except ValueError as error:
-    raise InputError(
-      f'--tokens={text} is no number of tokens; write 500B or 14.8T'
-    ) from error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from seekax.cli import plan_text
-from seekax.planning import parameters, serving
+from seekax.planning import memory, parameters, serving
 from seekax.planning.plan import Plan
 from seekax.training import plots
 from seekax.training.page import Entry, Page, Section, Table, Tile
@@ -22,7 +22,7 @@ def page(plans: Mapping[str, Plan]) -> Page:
     kind='seekax plan',
     title=name,
     finding=(
-      f'{plan_text.short(request.tokens)} tokens take '
+      f'{plan_text.tokens(request)} take '
       f'{plan_text.short(plan.hours["total"])} {device} hours, '
       f'{plan_text.money(plan.dollars["total"])} at '
       f'{plan_text.money(request.price)} an hour: {plan.days:,.1f} days on '
@@ -71,7 +71,8 @@ def _step(plan: Plan) -> Section:
   sent = plan.traffic_bytes_per_token()
   return Section(
     'Where time and memory go',
-    f'Layout: {plan.run.layout.describe()}.',
+    f'Layout: {plan.run.layout.describe()} ({plan.layout_from}), in '
+    f'{plan.run.precision}. {_of_extensions(plan)}'.strip(),
     figures=[
       plots.stacked_bars('A step, seconds', 'seconds', {'step': phases}),
       plots.stacked_bars('Memory of the fullest device, GB', 'GB', {'': parts}),
@@ -81,19 +82,36 @@ def _step(plan: Plan) -> Section:
         'Traffic per trained token',
         [
           Entry(
-            kind,
+            plan_text.TRAFFIC[kind],
             f'{one.network / 1e3:,.1f}',
-            f'{one.link / 1e3:,.1f} within a node',
+            f'{one.link / 1e3:,.1f}',
           )
           for kind, one in sent.items()
         ],
-        remark='KB, all devices together',
-        head=('', 'between nodes', ''),
+        remark='KB sent by all devices together, one direction of each link',
+        head=(
+          '',
+          f'KB over {plan_text.LINKS[0]}, between nodes',
+          f'KB over {plan_text.LINKS[1]}, within one',
+        ),
       )
     ]
     if sent
     else (),
   )
+
+
+def _of_extensions(plan: Plan) -> str:
+  """Which stages of extension find no room in the plan's layout."""
+  room = memory.room(plan.run.device)
+  lacking = [
+    f'{plan_text.STAGES[stage]} ({needed.total / 1e9:.1f} GB)'
+    for stage, needed in plan.longer.items()
+    if needed.total > room
+  ]
+  if not lacking:
+    return ''
+  return f'Its memory does not do for the {" nor the ".join(lacking)}.'
 
 
 def _cost(plan: Plan) -> Section:
@@ -120,7 +138,7 @@ def _cost(plan: Plan) -> Section:
 def _serving(plan: Plan) -> Section:
   service, price = plan.service, plan.request.price
   if not service:
-    return Section('Serving', 'No unit of these devices holds the weights.')
+    return Section('Serving', f'None: {plan_text.why_not_served(plan)}.')
   rates = {
     f'input, {service.prefill_devices} devices': (
       service.prefill_tokens_per_second
@@ -157,9 +175,16 @@ def _beside(plans: Mapping[str, Plan]) -> Section:
     name: {'pre-training': plan.dollars['pretraining'] / 1e6}
     for name, plan in plans.items()
   }
+  alike: dict[tuple[str, str], list[str]] = {}
+  for name, plan in plans.items():
+    key = plan.layout_from, plan.run.precision
+    alike.setdefault(key, []).append(name)
   return Section(
     'Beside others',
-    'Each in its cheapest layout, the first in the one that was asked for.',
+    ' '.join(
+      f'Layout {layout_from}, in {precision}: {", ".join(names)}.'
+      for (layout_from, precision), names in alike.items()
+    ),
     figures=[
       plots.stacked_bars('Pre-training, millions of dollars', 'M$', stages),
       plots.stacked_bars(

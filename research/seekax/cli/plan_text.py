@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from seekax.planning import parameters, serving
+from seekax.planning import (
+  hardware,
+  memory,
+  parameters,
+  serving,
+  step_traffic,
+)
 from seekax.planning.plan import Plan, Request
 from seekax.planning.search import Found
 
@@ -14,6 +20,24 @@ PHASES = {
   'bubble': 'bubble',
   'optimizer': 'optimizer, data parallel',
 }
+# Of these phases, the bubble left out.
+WAITS = {
+  'exchange': 'exchange of tokens in sight',
+  'tensor': 'tensor and context ranks, never hidden',
+  'fsdp': 'fsdp weights and gradients in sight',
+}
+TRAFFIC = {
+  'dispatch': 'tokens to experts',
+  'combine': 'tokens back',
+  'tensor': 'tensor ranks',
+  'context': 'context ranks',
+  'pipeline': 'pipeline stages',
+  'fsdp_weights': 'fsdp weights, gathered twice per micro-batch',
+  'fsdp_gradients': 'fsdp gradients, scattered per micro-batch',
+  'data': 'gradients and weights, once per step',
+}
+# Between devices that fast links don't join, and between those that they do.
+LINKS = ('InfiniBand', 'NVLink')
 STAGES = {
   'pretraining': 'pre-training',
   'extension_32k': 'extension to 32K',
@@ -72,7 +96,7 @@ def table(name: str, plan: Plan) -> str:
   parts = [
     ('Model', _model(plan)),
     ('Memory of the fullest device, GB', _memory(plan)),
-    ('Traffic per trained token, all devices, KB', _traffic(plan)),
+    ('Traffic per trained token, KB sent by all devices', _traffic(plan)),
     ('A step by phase', _phases(plan)),
     ('Training', _training(plan)),
     ('Serving', _serving(plan)),
@@ -94,7 +118,8 @@ def comparison(plans: Mapping[str, Plan]) -> str:
     'cache, bytes per token': lambda p: (
       f'{p.as_json()["cache_bytes_per_token"]:,.0f}'
     ),
-    'precision': lambda p: p.run.precision,
+    'layout': lambda p: p.layout_from,
+    'precision': _precision,
     'tokens/s per device': lambda p: f'{_rate(p):,.0f}',
     'MFU': lambda p: f'{p.mfu:.1%}',
     'hours, pre-training': lambda p: short(p.hours['pretraining']),
@@ -111,15 +136,40 @@ def comparison(plans: Mapping[str, Plan]) -> str:
     for text, figure in figures.items()
   ]
   layouts = [(name, plan.run.layout.describe()) for name, plan in plans.items()]
+  notes = [
+    f'{name}: no price of output, {why_not_served(plan)}'
+    for name, plan in plans.items()
+    if not plan.service
+  ]
   request = first.request
   return '\n\n'.join(
     [
-      f'{short(request.tokens)} tokens on {request.devices:,} '
+      f'{tokens(request)} on {request.devices:,} '
       f'{first.run.device.name} at {money(request.price)} per hour',
       columns(rows),
       'Layouts\n' + '\n'.join(f'{name}: {text}' for name, text in layouts),
+      *notes,
     ]
   )
+
+
+def why_not_served(plan: Plan) -> str:
+  """Why there is no service, which there isn't."""
+  most = serving.largest_unit(plan.run.model, plan.run.device)
+  return (
+    f'its weights and a request find no room on {most} '
+    f'{plan.run.device.name}, the largest unit that is planned'
+  )
+
+
+def _precision(plan: Plan) -> str:
+  return plan.run.precision + (' (no fp8)' if plan.lacks_fp8 else '')
+
+
+def tokens(request: Request) -> str:
+  """How many, and where they are from if they weren't given."""
+  note = f' ({request.tokens_from})' if request.tokens_from else ''
+  return f'{short(request.tokens)} tokens{note}'
 
 
 def search_table(request: Request, found: Sequence[Found]) -> str:
@@ -160,13 +210,18 @@ def _output_price(plan: Plan) -> float:
 
 
 def _head(name: str, plan: Plan) -> str:
-  request = plan.request
-  return (
-    f'{name}: {short(request.tokens)} tokens on {request.devices:,} '
-    f'{plan.run.device.name} in {plan.run.precision}, '
-    f'{money(request.price)} per device hour\n'
-    f'layout: {plan.run.layout.describe()}'
-  )
+  request, device = plan.request, plan.run.device
+  lines = [
+    f'{name}: {tokens(request)} on {request.devices:,} {device.name} in '
+    f'{plan.run.precision}, {money(request.price)} per device hour',
+    f'layout: {plan.run.layout.describe()} ({plan.layout_from})',
+  ]
+  if plan.lacks_fp8:
+    lines.append(
+      f'{device.name} has no FP8: planned in {plan.run.precision}, memory and '
+      'dispatch too'
+    )
+  return '\n'.join(lines)
 
 
 def _model(plan: Plan) -> list[tuple[str, ...]]:
@@ -189,20 +244,40 @@ def _model(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _memory(plan: Plan) -> list[tuple[str, ...]]:
-  return [
+  device = plan.run.device
+  rows = [
     (text, few(getattr(plan.memory, part) / 1e9))
     for part, text in PARTS.items()
-  ] + [('of the device', few(plan.run.device.memory_bytes / 1e9))]
+  ]
+  rows += [
+    ('kept for CUDA, NCCL and gaps', few(hardware.RESERVED_BYTES / 1e9)),
+    ('of the device', few(device.memory_bytes / 1e9)),
+  ]
+  for stage, needed in plan.longer.items():
+    enough = needed.total <= memory.room(device)
+    rows.append(
+      (
+        f'total in the {STAGES[stage]}, this layout'
+        + ('' if enough else ' (does not fit)'),
+        few(needed.total / 1e9),
+      )
+    )
+  return rows
 
 
 def _traffic(plan: Plan) -> list[tuple[str, ...]]:
   sent = plan.traffic_bytes_per_token()
   if not sent:
     return []
-  rows = [('', 'between nodes', 'within a node')]
+  named = [(TRAFFIC[name], one) for name, one in sent.items()]
+  padded = step_traffic.exchange_of_program(plan.run)
+  if padded.network + padded.link:
+    place = 1 + list(sent).index('combine')
+    named.insert(place, ('  both, as parallel/exchange.py sends them', padded))
+  rows = [('', f'{LINKS[0]}, between nodes', f'{LINKS[1]}, within one')]
   return rows + [
-    (name, f'{one.network / 1e3:,.1f}', f'{one.link / 1e3:,.1f}')
-    for name, one in sent.items()
+    (text, f'{one.network / 1e3:,.1f}', f'{one.link / 1e3:,.1f}')
+    for text, one in named
   ]
 
 
@@ -214,13 +289,13 @@ def _phases(plan: Plan) -> list[tuple[str, ...]]:
     if seconds:
       rows.append((text, few(seconds), f'{seconds / step.seconds:.1%}'))
   rows.append(('total', few(step.seconds), ''))
-  rows.append(
-    (
-      '  of it: exchange of tokens in sight',
-      few(step.exchange),
-      f'{step.exchange / step.seconds:.1%}',
-    )
-  )
+  for part, text in WAITS.items():
+    seconds = getattr(step, part)
+    if seconds:
+      share = f'{seconds / step.seconds:.1%}'
+      rows.append((f'  of it: {text}', few(seconds), share))
+  if step.hidden:
+    rows.append(('  hidden behind arithmetic', few(step.hidden), ''))
   return rows
 
 
@@ -229,6 +304,7 @@ def _training(plan: Plan) -> list[tuple[str, ...]]:
   rows += [
     (text, few(plan.hours[stage]), money(plan.dollars[stage]))
     for stage, text in STAGES.items()
+    if plan.hours[stage]
   ]
   return rows + [
     ('days by the clock', few(plan.days), ''),
@@ -240,7 +316,7 @@ def _training(plan: Plan) -> list[tuple[str, ...]]:
 def _serving(plan: Plan) -> list[tuple[str, ...]]:
   service = plan.service
   if not service:
-    return []
+    return [('none', why_not_served(plan))]
   price = plan.request.price
   return [
     ('', 'prefill', 'decoding'),

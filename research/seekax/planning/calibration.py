@@ -1,23 +1,36 @@
-"""What was published of training speed, and the constants fitted on it.
+"""What was published of training speed and serving, and how it is predicted.
 
 Three sources fit: the phases of V3's step ("Insights into DeepSeek-V3", arXiv
 2505.09343, table 4), Megatron's bfloat16 row, and the hours of Llama 3.1 405B.
-All other rows are held out. `fit` gives step_time.FITTED, to the
-digits that stand there; a test compares them.
+All other rows are held out. fit.py gives hardware.FITTED, to the digits that
+stand there; a test compares them.
+
+A row's layout is its source's, and so is what it computes again for gradients;
+where nothing is said of that, it is the least that fits (`least_recomputed`).
+Memory is predicted too: rows whose layout the planner finds no room for are
+marked, as are those of which the model of time was changed after a first look
+(`in_sight`).
 """
 
 from collections.abc import Callable
 import dataclasses
 
 from seekax import presets
-from seekax.planning import hardware, price, schedules, serving, step_time
+from seekax.planning import (
+  hardware,
+  memory,
+  price,
+  schedules,
+  serving,
+  step_time,
+)
 from seekax.planning.layout import Layout, paper
 from seekax.planning.step_time import Constants, Run
 
 _SECONDS_PER_HOUR = 3600.0
-_MEGATRON_BF16 = 1061  # tokens/s per H100
-_LLAMA_405B_HOURS = 30.84e6
-_ROUNDS = 20  # of Newton's method; a handful would do
+MEGATRON_BF16 = 1061  # tokens/s per H100
+LLAMA_405B_HOURS = 30.84e6
+_EXTENSION_STEPS = 1000  # of each stage (DeepSeek-V3, section 4.3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +95,15 @@ def deepseek_v3() -> Run:
   )
 
 
-def _megatron(precision: str) -> Run:
+def megatron(precision: str) -> Run:
   """Megatron-Bridge's DEEPSEEK_V3_PRETRAIN_CONFIG_H100_V1.
 
   TP 2, PP 8, VP 4, EP 64, 8,192 sequences, MLA's up-projections computed again,
-  the exchange not overlapped. Nothing says that it dispatches in FP8.
+  the exchange not overlapped. Megatron spreads experts over tensor ranks too
+  (expert-tensor-parallel size 1): 64 are 8 nodes of 4 pairs of tensor ranks,
+  and the data ranks beyond are 2. Gradients are added up and travel in bfloat16
+  (grad_reduce_in_fp32 = False in its performance overrides). Nothing says that
+  it dispatches in FP8.
   """
   return Run(
     presets.v3_671b(),
@@ -96,12 +113,15 @@ def _megatron(precision: str) -> Run:
       virtual_stages=4,
       tensor=2,
       expert_node=8,
-      expert=8,
+      expert=4,
+      data=2,
       fp8_dispatch=False,
+      whole_experts=True,
     ),
     batch_size=8192,
     sequence_length=4096,
     precision=precision,
+    gradient_dtype='bfloat16',
   )
 
 
@@ -112,7 +132,9 @@ def _automodel(
 
   PP 4, VP 8, EP 64, of Kimi-K2 PP 8, VP 4, EP 32; one sequence per micro-batch.
   The pipeline runs empty after every 8 sequences of a data rank ("GA").
-  Recomputation isn't stated there: 'paper' is assumed.
+  The recipes (examples/benchmark/configs) compute whole layers again
+  (activation_checkpointing) and keep gathered weights for a step
+  (reshard_after_forward: false), which is `data` here and not `fsdp`.
   """
   pipeline, virtual, nodes = (8, 4, 4) if kimi else (4, 8, 8)
   data = devices // (pipeline * nodes * 8)
@@ -125,7 +147,8 @@ def _automodel(
       virtual_stages=virtual,
       expert_node=nodes,
       expert=8,
-      fsdp=data,
+      data=data,
+      remat='full',
     ),
     batch_size=batch_size,
     sequence_length=4096,
@@ -133,14 +156,15 @@ def _automodel(
   )
 
 
-def _llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
+def llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
   """Llama 3.1 in bfloat16, 8,192 positions, 16M tokens per step.
 
-  405B: TP 8, PP 16 on 16,384 H100 (arXiv 2407.21783, table 4); that its ranks
-  interleave stages is said there, how many is not: 4 is assumed. Layouts of
-  70B and 8B aren't published: all of theirs is assumed.
+  405B: TP 8, PP 16 on 16,384 H100 (arXiv 2407.21783, table 4), nothing computed
+  again (section 3.3.2); that its ranks interleave stages is said there, how
+  many is not: 4 is assumed. Layouts of 70B and 8B aren't published: all of
+  theirs is assumed, and what they compute again is the least that fits.
   """
-  return Run(
+  run = Run(
     presets.PRESETS[name](),
     hardware.DEVICES['h100'],
     Layout(
@@ -148,14 +172,37 @@ def _llama(name: str, pipeline: int, tensor: int, devices: int) -> Run:
       virtual_stages=4 if pipeline > 1 else 1,
       tensor=tensor,
       data=devices // (pipeline * tensor),
+      remat='none',
     ),
     batch_size=2048,
     sequence_length=8192,
   )
+  return run if name == 'llama3_405b' else least_recomputed(run)
+
+
+def recomputing(run: Run) -> dict[str, Run]:
+  """The run with each kind of recomputation, that with least first."""
+  return {
+    remat: dataclasses.replace(
+      run, layout=dataclasses.replace(run.layout, remat=remat)
+    )
+    for remat in ('none', 'paper', 'full')
+  }
+
+
+def fits(run: Run) -> bool:
+  """Whether the planner finds room for the run on its device."""
+  return step_time.training_memory(run).total <= memory.room(run.device)
+
+
+def least_recomputed(run: Run) -> Run:
+  """Of `recomputing`, the first that fits, or else the last."""
+  runs = recomputing(run)
+  return next(filter(fits, runs.values()), runs['full'])
 
 
 # Of the paper for 405B; the model card says 15T+ of all.
-_LLAMA_TOKENS = {
+LLAMA_TOKENS = {
   'llama3_405b': 15.6e12,
   'llama3_70b': 15e12,
   'llama3_8b': 15e12,
@@ -173,6 +220,9 @@ class Published:
     predict: ours, from constants.
     fitted: whether the constants were fitted on it.
     note: what is to be known.
+    in_sight: not fitted, yet no surprise either: `note` says why.
+    run: what is predicted, where it is training.
+    remat_known: whether the source says what is computed again.
   """
 
   name: str
@@ -181,16 +231,16 @@ class Published:
   predict: Callable[[Constants], float]
   fitted: bool = False
   note: str = ''
-  in_sight: bool = False  # not fitted, yet no surprise: `note` says why
+  in_sight: bool = False
+  run: Run | None = None
+  remat_known: bool = True
 
 
-def _rate(run: Run) -> Callable[[Constants], float]:
+def rate(run: Run) -> Callable[[Constants], float]:
   return lambda c: step_time.predict(run, c).tokens_per_second_per_device
 
 
-def _hours(
-  run: Run, tokens: float, unit: float
-) -> Callable[[Constants], float]:
+def hours(run: Run, tokens: float, unit: float) -> Callable[[Constants], float]:
   return lambda c: (
     tokens
     / step_time.predict(run, c).tokens_per_second_per_device
@@ -201,12 +251,6 @@ def _hours(
 
 def _phase(name: str) -> Callable[[Constants], float]:
   return lambda c: getattr(step_time.predict(deepseek_v3(), c), name)
-
-
-def extension_hours(run: Run, positions: int) -> Callable[[Constants], float]:
-  """1,000 steps at more positions (V3, section 4.3), in thousands of hours."""
-  longer = extension(run, positions)
-  return _hours(longer, 1000 * longer.step_tokens, 1e3)
 
 
 def extension(run: Run, positions: int) -> Run:
@@ -230,7 +274,14 @@ def training_rows() -> list[Published]:
   table = INSIGHTS_TABLE_4
   isca = [
     Published(
-      f'V3 step: {words}', 's', value, _phase(name), fitted, note, not fitted
+      f'V3 step: {words}',
+      's',
+      value,
+      _phase(name),
+      fitted,
+      note,
+      not fitted,
+      v3,
     )
     for words, name, value, fitted, note in (
       ('forward chunks (1F)', 'forward', table.forward, True, ''),
@@ -242,85 +293,113 @@ def training_rows() -> list[Published]:
     )
   ]
   same = {'note': 'the run whose phases are fitted', 'in_sight': True}
+  extensions = [extension(v3, length) for length in (32768, 131072)]
+  dense = {
+    name: llama(name, *ranks)
+    for name, ranks in (
+      ('llama3_405b', (16, 8, 16384)),
+      ('llama3_70b', (4, 8, 8192)),
+      ('llama3_8b', (1, 1, 2048)),
+    )
+  }
+  rates = [
+    ('Megatron FP8, 1,024 H100', 1297, megatron('fp8'), '', False),
+    ('Automodel BF16, 256 H100', 1002, _automodel(256, 512, 1), '', False),
+    (
+      'Automodel BF16, 1,024 H100',
+      865,
+      _automodel(1024, 8192, 4),
+      _FIRST_LOOK,
+      True,
+    ),
+    (
+      'Automodel Kimi-K2, 256 H100',
+      924,
+      _automodel(256, 512, 2, kimi=True),
+      _FIRST_LOOK,
+      True,
+    ),
+  ]
   return [
     *isca,
     Published(
       'Megatron BF16, 1,024 H100',
       'tokens/s/GPU',
-      _MEGATRON_BF16,
-      _rate(_megatron('bfloat16')),
-      True,
+      MEGATRON_BF16,
+      rate(megatron('bfloat16')),
+      fitted=True,
+      run=megatron('bfloat16'),
     ),
     Published(
       'Llama 3.1 405B',
       'M hours',
-      _LLAMA_405B_HOURS / 1e6,
-      _hours(
-        _llama('llama3_405b', 16, 8, 16384), _LLAMA_TOKENS['llama3_405b'], 1e6
-      ),
-      True,
+      LLAMA_405B_HOURS / 1e6,
+      hours(dense['llama3_405b'], LLAMA_TOKENS['llama3_405b'], 1e6),
+      fitted=True,
+      run=dense['llama3_405b'],
     ),
     Published(
       'V3 pre-training',
       'K hours',
       price.V3_HOURS.pretraining / 1e3,
-      _hours(v3, price.V3_PRETRAINING_TOKENS, 1e3),
+      hours(v3, price.V3_PRETRAINING_TOKENS, 1e3),
+      run=v3,
       **same,
     ),
     Published(
-      'V3 per 1e12 tokens', 'K hours', 180, _hours(v3, 1e12, 1e3), **same
+      'V3 per 1e12 tokens',
+      'K hours',
+      180,
+      hours(v3, 1e12, 1e3),
+      run=v3,
+      **same,
     ),
-    Published('V3, 2,048 H800', 'tokens/s/GPU', 1543, _rate(v3), **same),
+    Published('V3, 2,048 H800', 'tokens/s/GPU', 1543, rate(v3), run=v3, **same),
     Published(
       'V3 context extension',
       'K hours',
       price.V3_HOURS.context_extension / 1e3,
       lambda c: sum(
-        extension_hours(v3, length)(c) for length in (32768, 131072)
-      ),
-    ),
-    Published(
-      'Megatron FP8, 1,024 H100',
-      'tokens/s/GPU',
-      1297,
-      _rate(_megatron('fp8')),
-    ),
-    Published(
-      'Automodel BF16, 256 H100',
-      'tokens/s/GPU',
-      1002,
-      _rate(_automodel(256, 512, 1)),
-    ),
-    Published(
-      'Automodel BF16, 1,024 H100',
-      'tokens/s/GPU',
-      865,
-      _rate(_automodel(1024, 8192, 4)),
-    ),
-    Published(
-      'Automodel Kimi-K2, 256 H100',
-      'tokens/s/GPU',
-      924,
-      _rate(_automodel(256, 512, 2, kimi=True)),
-    ),
-    Published(
-      'Llama 3.1 70B',
-      'M hours',
-      7.0,
-      _hours(
-        _llama('llama3_70b', 4, 8, 8192), _LLAMA_TOKENS['llama3_70b'], 1e6
+        hours(longer, _EXTENSION_STEPS * longer.step_tokens, 1e3)(c)
+        for longer in extensions
       ),
       note='layout assumed',
+      run=extensions[-1],
     ),
-    Published(
-      'Llama 3.1 8B',
-      'M hours',
-      1.46,
-      _hours(_llama('llama3_8b', 1, 1, 2048), _LLAMA_TOKENS['llama3_8b'], 1e6),
-      note='layout assumed',
+    *(
+      Published(
+        name,
+        'tokens/s/GPU',
+        value,
+        rate(run),
+        note=note,
+        in_sight=in_sight,
+        run=run,
+      )
+      for name, value, run, note, in_sight in rates
+    ),
+    *(
+      Published(
+        words,
+        'M hours',
+        value,
+        hours(dense[name], LLAMA_TOKENS[name], 1e6),
+        note='layout assumed',
+        run=dense[name],
+        remat_known=False,
+      )
+      for words, value, name in (
+        ('Llama 3.1 70B', 7.0, 'llama3_70b'),
+        ('Llama 3.1 8B', 1.46, 'llama3_8b'),
+      )
     ),
   ]
 
+
+# What was changed after a first look at these rows.
+_FIRST_LOOK = 'one optimizer step for all flushes was settled with it in sight'
+# Of the row of the optimizer; see hardware.py on gradients.
+_GRADIENTS = 'gradients in float32, as this program sends them'
 
 # Read off the published profile of a unit at full load, by others:
 # github.com/alibaba/InferSim; its batch, per device, and its context.
@@ -381,89 +460,3 @@ def serving_rows() -> list[Published]:
       note='experts over 128',
     ),
   ]
-
-
-# Why the optimizer's time is no prediction.
-_GRADIENTS = 'sums in bfloat16 were chosen with this number in sight'
-
-
-# --- The fit. -----------------------------------------------------------------
-
-
-def fit(start: Constants = step_time.FITTED) -> Constants:
-  """The constants that the three sources give.
-
-  `expert_efficiency` and `passes` solve two equations: the arithmetic of F, I
-  and W together as the published chunks say, and Megatron's rate in bfloat16.
-  Then follow, one after the other, the slowdown of a pair, the stretch of the
-  bubble and the efficiency of dense products.
-  """
-  constants = start
-  v3, megatron = deepseek_v3(), _megatron('bfloat16')
-  published = published_chunks()
-  for _ in range(_ROUNDS):
-    constants = _two_equations(
-      constants,
-      lambda c: _alone(v3, c) / (published.forward + published.backward) - 1,
-      lambda c: _MEGATRON_BF16 / _rate(megatron)(c) - 1,
-    )
-    arithmetic = step_time.chunks(v3, constants).arithmetic
-    slowdown = published.overlapped / arithmetic
-    constants = dataclasses.replace(
-      constants, overlap_slowdown=slowdown, bubble_stretch=1.0
-    )
-    bubble = step_time.predict(v3, constants).bubble
-    constants = dataclasses.replace(
-      constants, bubble_stretch=INSIGHTS_TABLE_4.bubble / bubble
-    )
-    constants = _fit_dense(constants)
-  return constants
-
-
-def _fit_dense(constants: Constants) -> Constants:
-  """A step of Newton's towards the hours of Llama 3.1 405B."""
-  tokens = _LLAMA_TOKENS['llama3_405b']
-  hours = _hours(_llama('llama3_405b', 16, 8, 16384), tokens, 1.0)
-
-  def excess(inverse: float) -> float:
-    changed = dataclasses.replace(constants, dense_efficiency=1 / inverse)
-    return hours(changed) / _LLAMA_405B_HOURS - 1
-
-  inverse = 1 / constants.dense_efficiency
-  inverse -= excess(inverse) / _slope(excess, inverse)
-  return dataclasses.replace(constants, dense_efficiency=1 / inverse)
-
-
-def _alone(run: Run, constants: Constants) -> float:
-  """F and B of a chunk alone, the exchange in sight."""
-  chunk = step_time.chunks(run, constants)
-  return chunk.arithmetic + 2 * chunk.exchange
-
-
-def _slope(function: Callable[[float], float], at: float) -> float:
-  step = 1e-6 * at
-  return (function(at + step) - function(at)) / step
-
-
-def _two_equations(constants: Constants, first, second) -> Constants:
-  """A step of Newton's in 1 / expert_efficiency and passes."""
-  unknown = (1 / constants.expert_efficiency, constants.passes)
-
-  def at(inverse: float, passes: float) -> tuple[float, float]:
-    changed = dataclasses.replace(
-      constants, expert_efficiency=1 / inverse, passes=passes
-    )
-    return first(changed), second(changed)
-
-  here = at(*unknown)
-  steps = [1e-6 * value for value in unknown]
-  right = at(unknown[0] + steps[0], unknown[1])
-  up = at(unknown[0], unknown[1] + steps[1])
-  a, c = ((right[i] - here[i]) / steps[0] for i in range(2))
-  b, d = ((up[i] - here[i]) / steps[1] for i in range(2))
-  determinant = a * d - b * c
-  inverse = unknown[0] - (d * here[0] - b * here[1]) / determinant
-  passes = unknown[1] - (a * here[1] - c * here[0]) / determinant
-  return dataclasses.replace(
-    constants, expert_efficiency=1 / inverse, passes=passes
-  )

@@ -1,4 +1,10 @@
-"""Accelerators: what a data sheet says about them.
+"""Accelerators, and what a program reaches of them: every constant of a plan.
+
+First what data sheets say of devices, then what the model of time
+(step_time.py) and memory assumes beside them, each with its source, "assumed",
+or "fitted" (fit.py, which finds the same numbers again). What is a
+choice of this program (chunks of logits, the exchange's room) stands where it
+is used, in memory.py and traffic.py, and what a service is asked in serving.py.
 
 Figures are the vendor's, for the SXM form where there are several, in decimal
 units. Peaks are those of dense bfloat16 products with float32 accumulation; the
@@ -7,8 +13,7 @@ for matrices that are half zeros. A device that isn't here gets no MFU, rather
 than one from a guessed peak.
 
 Links count one direction: a device that sends 450 GB/s over NVLink also
-receives as much, and data sheets print the sum, 900. What a program reaches of
-a peak is no matter of the data sheet: see step_time.py.
+receives as much, and data sheets print the sum, 900.
 """
 
 import dataclasses
@@ -195,3 +200,69 @@ def find_device(name: str) -> Device:
     + (did_you_mean(name.lower(), known) or '')
     + f'; known: {", ".join(known)}'
   )
+
+
+# --- What a program reaches. --------------------------------------------------
+
+# Bytes of a device that no plan may use: the CUDA context, NCCL's buffers, what
+# the allocator can't hand out. Assumed; not measured here.
+RESERVED_BYTES = 2e9
+
+# Elementwise passes of F, I and W, relative to F. Assumed: in I both the values
+# and their gradients are read.
+PASSES = {'forward': 1.0, 'backward_input': 2.0, 'backward_weight': 1.0}
+# Products of attention's backward pass over those of its forward pass: five
+# where forward has two (FlashAttention-2, arXiv 2307.08691, algorithm 2).
+ATTENTION_BACKWARD = 2.5
+# Rate of float32 products (TF32) over bfloat16's: A100 to B200 data sheets.
+TF32_SHARE = 0.5
+# Bytes of values: bfloat16; FP8 with a float32 scale per tile of 128
+# (DeepSeek-V3, section 3.3.2).
+FLOAT32, BFLOAT16 = 4.0, 2.0
+FP8 = 1.0 + 4.0 / 128
+# Gradients are added up and scattered between data ranks in float32, as this
+# program does; where a published run says otherwise, calibration.py does. Of
+# DeepSeek-V3 it is known that they are kept so (section 3.3.3), not how they
+# travel; Llama 3.1 405B did both in float32 (arXiv 2407.21783, section 3.3.2).
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+  """What the model of time assumes.
+
+  Attributes:
+    network_efficiency: of the network's peak. Published: the exchange of V3
+      gets above 40 of 50 GB/s (arXiv 2505.09343).
+    link_efficiency: of the links' peak. Published: 160 of 200 GB/s
+      (DeepSeek-V3, section 3.2.2).
+    memory_efficiency: of the memory's peak. Assumed; FlashMLA publishes 3,000
+      of 3,350 GB/s on an H800.
+    attention_efficiency: of the bfloat16 peak, forward and backward. Assumed;
+      FlashAttention-3's best forward pass on an H100 is published as 0.75.
+    expert_efficiency: of a precision's peak, in the products of models with
+      experts. Fitted on the phases of V3's step (arXiv 2505.09343, table 4)
+      and Megatron's bfloat16 row, together with `passes`; it is what halves
+      with the precision, more than a kernel reaches, and no measure of kernels.
+    passes: over all intermediate bytes of a layer per F. Fitted; it holds
+      everything that is not a product: norms, permutations, quantization,
+      launches.
+    dense_efficiency: as `expert_efficiency`, in dense models. Fitted on the
+      hours of Llama 3.1 405B, so that it also holds the time a run stood still.
+    overlap_slowdown: of a pair over its arithmetic alone. Fitted on the phases.
+    bubble_stretch: bubble over its closed form. Fitted on the phases; it holds
+      uneven stages and transfers.
+  """
+
+  network_efficiency: float = 0.8
+  link_efficiency: float = 0.8
+  memory_efficiency: float = 0.8
+  attention_efficiency: float = 0.5
+  expert_efficiency: float = 0.8842
+  passes: float = 5.150
+  dense_efficiency: float = 0.7993
+  overlap_slowdown: float = 1.0582
+  bubble_stretch: float = 1.8693
+
+
+# Printed by experiments/deepseek_v3/planner_errors.py --fit.
+FITTED = Constants()

@@ -4,6 +4,11 @@ The axes are those of the mesh. Experts lie on data ranks: the batch is cut
 over data, fsdp, expert_node and expert alike, and the routed experts over the
 last two. ZeRO-1 is always on: a data rank keeps the optimizer's state of its
 share of the parameters; fsdp cuts the parameters themselves too.
+
+Devices are numbered along the last axes first, as parallel/mesh.py does:
+pipeline, data, fsdp, expert_node, expert, context, tensor. So the ranks of an
+axis are as far apart as all axes after it take devices, and stay on fast links
+(NVLink) only if all of these together do: `within` says so.
 """
 
 import dataclasses
@@ -13,8 +18,9 @@ from seekax.config import did_you_mean, InputError, ModelConfig, REMAT_POLICIES
 from seekax.planning import schedules
 from seekax.planning.hardware import Device
 
-_AXES = ('pipeline', 'tensor', 'context', 'expert_node', 'expert')
-_AXES += ('fsdp', 'data')
+# From the outermost to the innermost.
+AXES = ('pipeline', 'data', 'fsdp', 'expert_node', 'expert')
+AXES += ('context', 'tensor')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Layout:
     overlap: how the exchange of tokens hides behind arithmetic without a dual
       schedule: False: it doesn't.
     fp8_dispatch: under FP8, tokens go to their experts in FP8.
+    whole_experts: tensor ranks hold different experts and send their own share
+      of the tokens (Megatron's expert-tensor-parallel size 1). Otherwise, as
+      this program does, they hold a part of every expert's width and each of
+      them sends all tokens.
   """
 
   pipeline: int = 1
@@ -52,25 +62,42 @@ class Layout:
   remat: str = 'paper'
   overlap: bool = False
   fp8_dispatch: bool = True
+  whole_experts: bool = False
 
   @property
   def devices(self) -> int:
-    return math.prod(getattr(self, axis) for axis in _AXES)
+    return math.prod(getattr(self, axis) for axis in AXES)
 
   @property
   def experts_over(self) -> int:
-    """Devices over which the routed experts of a layer are cut."""
-    return self.expert_node * self.expert
+    """Devices over which the routed experts of a layer are spread."""
+    return self.expert_node * self.experts_per_node
+
+  @property
+  def experts_per_node(self) -> int:
+    """Of these, the devices of one node."""
+    return self.expert * (self.tensor if self.whole_experts else 1)
+
+  @property
+  def experts_share(self) -> float:
+    """Of a layer's routed experts, what a device holds."""
+    widths = 1 if self.whole_experts else self.tensor
+    return 1 / self.experts_over / widths
 
   @property
   def data_ranks(self) -> int:
     """Parts in which the batch is cut."""
-    return self.data * self.fsdp * self.experts_over
+    return self.data * self.fsdp * self.expert_node * self.expert
 
   @property
   def hides_exchange(self) -> bool:
     """Whether tokens travel while another micro-batch is computed."""
     return self.overlap or self.schedule in ('dualpipe', 'dualpipev')
+
+  def within(self, axis: str, domain: int) -> bool:
+    """Whether an axis's ranks lie within `domain` devices on fast links."""
+    inner = AXES[AXES.index(axis) :]
+    return math.prod(getattr(self, name) for name in inner) <= domain
 
   def micro_batches(self, batch_size: int) -> int:
     """Micro-batches per step and data rank."""
@@ -89,20 +116,27 @@ class Layout:
     )
 
 
+class NoMultiple(InputError):
+  """Devices that are no multiple of `unit`, those that a layout's axes take."""
+
+  def __init__(self, message: str, unit: int):
+    super().__init__(message)
+    self.unit = unit
+
+
 def paper(devices: int) -> Layout:
   """DeepSeek-V3's: 16-way pipeline, experts 64-way over 8 nodes, ZeRO-1.
 
   DeepSeek-V3, section 3.2; the data ranks beyond 64 are `devices` / 1,024.
 
   Raises:
-    InputError: `devices` is no multiple of 1,024.
+    NoMultiple: `devices` is no multiple of 1,024.
   """
   if devices < 1 or devices % 1024:
-    near = max(round(devices / 1024), 1) * 1024
-    raise InputError(
+    raise NoMultiple(
       f"--devices={devices}: the paper's layout needs a multiple of 1024 "
-      f'(16 stages x 64 expert ranks), the nearest is {near}; or leave '
-      '--layout out'
+      '(16 stages x 64 expert ranks)',
+      1024,
     )
   return Layout(
     pipeline=16,
@@ -123,6 +157,7 @@ def parse(text: str, devices: int) -> Layout:
 
   Raises:
     InputError: a name or value can't be, or the product isn't `devices`.
+    NoMultiple: the axes don't divide `devices`.
   """
   if text == 'paper':
     return paper(devices)
@@ -138,21 +173,25 @@ def parse(text: str, devices: int) -> Layout:
           or f'; known: paper, or {", ".join(known)} as name:value'
         )
       )
+    if name in given:
+      raise InputError(
+        f'--layout={text}: {name} stands there twice; write it once'
+      )
     given[name] = _read(text, name, value, known[name].default)
   if given.get('data', -1) == -1:
     rest = Layout(**{**given, 'data': 1}).devices
     if devices % rest:
-      raise InputError(
+      raise NoMultiple(
         f'--layout={text}: its axes take {rest} devices, of which '
-        f'--devices={devices} is no multiple; the nearest is '
-        f'{max(round(devices / rest), 1) * rest}'
+        f'--devices={devices} is no multiple',
+        rest,
       )
     given['data'] = devices // rest
   layout = Layout(**given)
   if layout.devices != devices:
     raise InputError(
       f'--layout={text} takes {layout.devices} devices, not '
-      f'--devices={devices}; write data:-1 for the rest'
+      f'--devices={devices}; leave data out for the rest'
     )
   return layout
 
@@ -172,7 +211,11 @@ def _read(text: str, name: str, value: str, default):
     )
   if value.isdecimal() and int(value) or (name, value) == ('data', '-1'):
     return int(value)
-  raise InputError(f'--layout={text}: {name}:{value} is no number above 0')
+  rest = ', or data:-1 for the rest of the devices' if name == 'data' else ''
+  raise InputError(
+    f'--layout={text}: {name}:{value} is no number above 0; write {name}:2'
+    + rest
+  )
 
 
 def problem(
@@ -193,7 +236,8 @@ def problem(
   if model.uses_experts and model.num_experts % layout.experts_over:
     return (
       f'{model.num_experts} experts are not divisible by expert_node x expert '
-      f'= {layout.experts_over}'
+      + ('x tensor ' if layout.whole_experts else '')
+      + f'= {layout.experts_over}'
     )
   if stages > layers:
     return f'{stages} stages are more than the {layers} layers'
@@ -202,12 +246,19 @@ def problem(
       f'{model.num_heads} heads ({model.kv_heads} of keys) are not divisible '
       f'by tensor = {layout.tensor}'
     )
+  hidden = {}
+  if model.num_plain_layers:
+    hidden['mlp_dim'] = model.mlp_dim
+  if model.uses_experts and not layout.whole_experts:
+    hidden['expert_dim'] = model.expert_dim
+  for name, width in hidden.items():
+    if width % layout.tensor:
+      return f'{name} = {width} is not divisible by tensor = {layout.tensor}'
   for axis in ('tensor', 'expert'):
-    if getattr(layout, axis) > device.domain_size:
-      return (
-        f'{axis} = {getattr(layout, axis)} is more than the '
-        f'{device.domain_size} {device.name} that fast links join'
-      )
+    if getattr(layout, axis) > 1 and not layout.within(
+      axis, device.domain_size
+    ):
+      return _too_far(layout, axis, device)
   if sequence_length % layout.context:
     return (
       f'{sequence_length} positions are not divisible by context = '
@@ -228,4 +279,15 @@ def problem(
     return ''
   return schedules.check(
     layout.schedule, layout.pipeline, layout.micro_batches(batch_size)
+  )
+
+
+def _too_far(layout: Layout, axis: str, device: Device) -> str:
+  """That an axis is wider than what fast links join, with all inside of it."""
+  inner = [n for n in AXES[AXES.index(axis) :] if getattr(layout, n) > 1]
+  taken = math.prod(getattr(layout, name) for name in inner)
+  return (
+    f'{" x ".join(inner)} = {taken} is more than the {device.domain_size} '
+    f'{device.name} that fast links join'
+    + ('; cut experts over expert_node too' if axis == 'expert' else '')
   )

@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from seekax.config import ModelConfig
-from seekax.planning import parameters, schedules
+from seekax.planning import hardware, parameters, schedules
+from seekax.planning.hardware import BFLOAT16, FLOAT32, FP8
 from seekax.planning.layout import Layout
 
 
@@ -48,16 +49,13 @@ def cache_bytes_per_token(
 
 # --- Training. ----------------------------------------------------------------
 
-# Bytes of a value.
-_FLOAT32, _BFLOAT16 = 4.0, 2.0
-# Under FP8: codes with a float32 scale per tile; 12 bits for what the linear
-# map after attention keeps (DeepSeek-V3, section 3.3.3).
-_FP8, _E5M6 = 1.0 + 4.0 / 128, 1.5
+# 12 bits for what the linear map after attention keeps under FP8 (DeepSeek-V3,
+# section 3.3.3).
+_E5M6 = 1.5
 _MOMENTS = 2
-# Rows of logits that cross-entropy holds at once, in float32.
+# Rows of logits that cross-entropy holds at once at most, in float32: the
+# largest chunk of ops/cross_entropy.py.
 _LOGIT_ROWS = 1024
-# Rows that a round of the expert exchange holds, over those of even loads.
-_EXCHANGE_SLACK = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +70,13 @@ class TrainingMemory:
 
   @property
   def total(self) -> float:
-    return sum(getattr(self, field.name) for field in dataclasses.fields(self))
+    return (
+      self.parameters
+      + self.optimizer
+      + self.gradients
+      + self.activations
+      + self.temporaries
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +126,7 @@ def stage_parameters(
     routed = expert_layers * model.num_experts * counts.routed_expert
     routed /= layout.pipeline
   plain += tables / layout.pipeline
-  return StageParameters(
-    plain / layout.tensor, routed / layout.tensor / layout.experts_over
-  )
+  return StageParameters(plain / layout.tensor, routed * layout.experts_share)
 
 
 def activation_bytes_per_token(
@@ -146,8 +148,8 @@ def activation_bytes_per_token(
   """
   width = model.embed_dim
   if remat == 'full':
-    return width * _BFLOAT16
-  stored = _FP8 if fp8 else _BFLOAT16
+    return width * BFLOAT16
+  stored = FP8 if fp8 else BFLOAT16
   if routed:
     copies = model.experts_per_token + model.num_shared_experts
     hidden = copies * model.expert_dim
@@ -155,22 +157,22 @@ def activation_bytes_per_token(
     copies, hidden = 1, model.mlp_dim
   # Residual stream before attention and before the FFN; the attention's output;
   # inputs of the FFN's products, gate and up.
-  kept = 2 * width * _BFLOAT16
-  kept += model.num_heads * model.value_head_dim * (_E5M6 if fp8 else _BFLOAT16)
+  kept = 2 * width * BFLOAT16
+  kept += model.num_heads * model.value_head_dim * (_E5M6 if fp8 else BFLOAT16)
   kept += (copies * width + 2 * hidden) * stored
   heads = model.num_heads * model.qk_head_dim
   heads += model.kv_heads * (model.qk_head_dim + model.value_head_dim)
   if model.attention == 'mla':
     latents = model.query_latent_dim + model.kv_latent_dim + model.rope_head_dim
-    kept += latents * _BFLOAT16
+    kept += latents * BFLOAT16
     if remat == 'none':
-      kept += heads * _BFLOAT16
+      kept += heads * BFLOAT16
   else:
-    kept += heads * _BFLOAT16
+    kept += heads * BFLOAT16
   if remat == 'none':
-    kept += 2 * width * _BFLOAT16 + hidden * stored
+    kept += 2 * width * BFLOAT16 + hidden * stored
     if routed:  # Each expert's output, which the gates multiply.
-      kept += copies * width * _BFLOAT16
+      kept += copies * width * BFLOAT16
   return kept
 
 
@@ -197,12 +199,13 @@ def training_memory(
   sequence_length: int,
   precision: str,
   moment_dtype: str,
+  split_sequences: int = 1,
+  gradient: float = FLOAT32,
 ) -> TrainingMemory:
   """Bytes of a training step on the device that holds most.
 
   Compute weights are bfloat16 copies (float32 under train.precision=float32)
-  of float32 masters, which lie with the two moments where ZeRO puts them;
-  gradients are added up in float32.
+  of float32 masters, which lie with the two moments where ZeRO puts them.
 
   Args:
     model: the architecture.
@@ -211,46 +214,73 @@ def training_memory(
     sequence_length: positions.
     precision: as train.precision.
     moment_dtype: as optim.moment_dtype.
+    split_sequences: data ranks that share a sequence beside the context ranks.
+    gradient: bytes of a gradient as it is added up.
 
   Returns:
-    Bytes. Temporaries are a chunk of logits, the buffers of one exchange and
-    what the gradients of one layer hold; they are the roughest part.
+    Bytes. Temporaries are a chunk of logits, the buffers of one exchange, what
+    the gradients of one layer hold and, where ranks share a sequence, one
+    layer's keys and values of the others' positions; they are the roughest
+    part.
   """
   fp8 = precision == 'fp8'
   stage = stage_parameters(model, layout, largest=True)
   # DualPipe holds two stages, of which one is also another rank's.
   held = schedules.stages_per_rank(layout.schedule)
-  value = _FLOAT32 if precision == 'float32' else _BFLOAT16
-  moment = _FLOAT32 if moment_dtype == 'float32' else _BFLOAT16
-  per_parameter = _FLOAT32 + _MOMENTS * moment
+  value = FLOAT32 if precision == 'float32' else BFLOAT16
+  moment = FLOAT32 if moment_dtype == 'float32' else BFLOAT16
+  per_parameter = FLOAT32 + _MOMENTS * moment
   own = stage.plain / layout.data_ranks
   own += stage.experts / (layout.data * layout.fsdp)
-  tokens = layout.micro_batch * sequence_length / layout.context
+  positions = sequence_length / layout.context / split_sequences
+  tokens = layout.micro_batch * positions
   layers = model.num_layers + model.mtp_depth
   deepest = math.ceil(layers / layout.pipeline)
   per_layer = max(
     activation_bytes_per_token(model, layout.remat, fp8, routed)
     for routed in {bool(model.num_expert_layers), not model.num_plain_layers}
   )
-  alive = live_micro_batches(layout, batch_size)
+  alive = live_micro_batches(layout, batch_size * split_sequences)
   everything = max(
     activation_bytes_per_token(model, 'none', False, routed)
     for routed in {bool(model.num_expert_layers), not model.num_plain_layers}
   )
   exchange = 0.0
   if model.uses_experts and layout.experts_over > 1:
-    rows = _EXCHANGE_SLACK * tokens * model.experts_per_token
-    exchange = 2 * rows * model.embed_dim * _BFLOAT16
-  logits = min(tokens, _LOGIT_ROWS) * model.vocab_size * _FLOAT32
+    rows = model.exchange_slack * tokens * model.experts_per_token
+    exchange = 2 * rows * model.embed_dim * BFLOAT16
+    if layout.whole_experts:
+      exchange /= layout.tensor
+  others = layout.micro_batch * (sequence_length - positions)
+  logits = min(tokens, _LOGIT_ROWS) * model.vocab_size * FLOAT32
   return TrainingMemory(
     parameters=held * stage.total * value / layout.fsdp,
     optimizer=own * per_parameter,
-    gradients=held * stage.total * _FLOAT32 / layout.fsdp,
+    gradients=held * stage.total * gradient / layout.fsdp,
     activations=alive * deepest * tokens * per_layer / layout.tensor,
     temporaries=2 * tokens * everything / layout.tensor
     + exchange
+    + 2 * others * _gathered_bytes(model, layout)
     + logits / layout.tensor,
   )
+
+
+def _gathered_bytes(model: ModelConfig, layout: Layout) -> float:
+  """Of another rank's position in one layer: what comes, keys and values.
+
+  MLA's latents come and are expanded to all heads of a rank. A kernel that
+  expands them block by block would hold less; none is counted on.
+  """
+  heads = model.kv_heads * (model.qk_head_dim + model.value_head_dim)
+  came = 0
+  if model.attention == 'mla':
+    came = model.kv_latent_dim + model.rope_head_dim
+  return (came + heads / layout.tensor) * BFLOAT16
+
+
+def room(device: hardware.Device) -> float:
+  """Bytes of a device that a plan may use."""
+  return device.memory_bytes - hardware.RESERVED_BYTES
 
 
 def live_micro_batches(layout: Layout, batch_size: int) -> float:

@@ -6,6 +6,7 @@ training. Other projects leave one or the other out.
 """
 
 import dataclasses
+import functools
 
 from seekax.config import ModelConfig
 
@@ -115,6 +116,7 @@ class ParameterCounts:
     return 2 * width * width + 3 * width
 
 
+@functools.lru_cache(maxsize=64)
 def count_parameters(model: ModelConfig) -> ParameterCounts:
   """Counts from shapes alone.
 

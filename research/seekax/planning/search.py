@@ -1,4 +1,14 @@
-"""The cheapest layout that fits: every divisor of every axis is tried."""
+"""The cheapest layout that fits, of those that are tried.
+
+Tried are, on all devices: pipeline, tensor, context and expert ranks that
+divide what they cut (at most 64 stages, 8 tensor ranks, and context ranks for
+sequences beyond 16,384 positions), experts cut over nodes and within one in
+every way that fast links allow, the rest as data or as fsdp ranks, all of it
+one or the other; 1F1B with 1, 2 or 4 stages per rank, ZB1P and, for models with
+experts, DualPipe; micro-batches of 1, 2 or 4 sequences; every remat. Not tried:
+data and fsdp ranks at once, `overlap` and `whole_experts`, which this program
+doesn't do, nor dispatch in bfloat16 under FP8.
+"""
 
 from collections.abc import Iterator
 import dataclasses
@@ -42,15 +52,13 @@ def cheapest(run: Run, devices: int, most: int = 0) -> list[Found]:
     recomputation. Nothing where nothing fits.
   """
   best: dict[tuple[int, ...], Found] = {}
-  for layout in _layouts(run, devices):
-    if layout_lib.problem(
-      layout, run.model, run.device, run.batch_size, run.sequence_length
-    ):
+  for tried in _runs(run, devices):
+    if _problem(tried):
       continue
-    needed = required_bytes(dataclasses.replace(run, layout=layout))
-    if needed > run.device.memory_bytes:
+    one, needed = _least_recomputed(tried)
+    if one is None:
       continue
-    seconds = step_time.predict(dataclasses.replace(run, layout=layout)).seconds
+    layout, seconds = one.layout, step_time.predict(one).seconds
     mesh = (
       layout.pipeline,
       layout.tensor,
@@ -81,16 +89,57 @@ def nearest(run: Run, devices: int) -> Layout | None:
   ).layout
 
 
+def any_fits(run: Run, devices: int) -> bool:
+  """Whether `cheapest` would find something."""
+  return any(
+    not _problem(one) and _least_recomputed(one)[0] is not None
+    for one in _runs(run, devices)
+  )
+
+
+def leanest(run: Run, devices: int) -> float:
+  """Bytes of the layout that takes least; infinite where none can be."""
+  return min(
+    (
+      required_bytes(_recomputing(one, _REMATS[-1]))
+      for one in _runs(run, devices)
+      if not _problem(one)
+    ),
+    default=math.inf,
+  )
+
+
+def _recomputing(run: Run, remat: str) -> Run:
+  layout = dataclasses.replace(run.layout, remat=remat)
+  return dataclasses.replace(run, layout=layout)
+
+
+def _least_recomputed(run: Run) -> tuple[Run | None, float]:
+  """The first of _REMATS that fits, and its bytes; the rest take more time."""
+  room = memory.room(run.device)
+  for remat in _REMATS:
+    one = _recomputing(run, remat)
+    needed = required_bytes(one)
+    if needed <= room:
+      return one, needed
+  return None, 0.0
+
+
+def _runs(run: Run, devices: int) -> Iterator[Run]:
+  return (
+    dataclasses.replace(run, layout=layout) for layout in _layouts(run, devices)
+  )
+
+
+def _problem(run: Run) -> str:
+  return layout_lib.problem(
+    run.layout, run.model, run.device, run.batch_size, run.sequence_length
+  )
+
+
 def required_bytes(run: Run) -> float:
   """Bytes on the device that holds most."""
-  return memory.training_memory(
-    run.model,
-    run.layout,
-    run.batch_size,
-    run.sequence_length,
-    run.precision,
-    run.moment_dtype,
-  ).total
+  return step_time.training_memory(run).total
 
 
 def divisors(number: int) -> list[int]:
@@ -116,35 +165,36 @@ def _layouts(run: Run, devices: int) -> Iterator[Layout]:
     rest, odd = divmod(devices, pipeline * tensor * context * over)
     if odd or rest == 0:
       continue
-    expert = math.gcd(over, domain)
-    for fsdp in {1, rest}:
-      base = Layout(
-        pipeline=pipeline,
-        tensor=tensor,
-        context=context,
-        expert_node=over // expert,
-        expert=expert,
-        fsdp=fsdp,
-        data=rest // fsdp,
-      )
-      yield from _variants(base, model)
+    inside = domain // (tensor * context)
+    for expert in divisors(over):
+      # Nodes are what fast links don't join: no nodes within them.
+      if expert > max(inside, 1) or expert < over <= inside:
+        continue
+      for fsdp in {1, rest}:
+        base = Layout(
+          pipeline=pipeline,
+          tensor=tensor,
+          context=context,
+          expert_node=over // expert,
+          expert=expert,
+          fsdp=fsdp,
+          data=rest // fsdp,
+        )
+        yield from _variants(base, model)
 
 
 def _variants(base: Layout, model: ModelConfig) -> Iterator[Layout]:
-  """Schedules, micro-batches and recomputation of a mesh."""
+  """Schedules and micro-batches of a mesh."""
   orders = [('1f1b', 1)]
   if base.pipeline > 1:
     orders = [('1f1b', count) for count in _VIRTUAL_STAGES]
     orders += [('zb1p', 1)]
     if model.uses_experts and base.pipeline % 2 == 0:
       orders += [('dualpipe', 1)]
-  for (schedule, virtual), micro, remat in itertools.product(
-    orders, _MICRO_BATCHES, _REMATS
-  ):
+  for (schedule, virtual), micro in itertools.product(orders, _MICRO_BATCHES):
     yield dataclasses.replace(
       base,
       schedule=schedule,
       virtual_stages=virtual,
       micro_batch=micro,
-      remat=remat,
     )

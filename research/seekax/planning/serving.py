@@ -22,6 +22,7 @@ _PREFILL_TOKENS = 16384
 # Smaller models are served whole, on as few devices as leave half of their
 # memory to requests, or at least a tenth.
 _WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE = 0.5, 0.9
+_MOST_WHOLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ def plan(
   per_request = demand.context * memory.cache_bytes_per_token(model)
   if not model.uses_experts:
     per_request /= decode_devices
-  room = int((device.memory_bytes - weights) // per_request)
+  room = max(int((memory.room(device) - weights) // per_request), 0)
   # Requests are added until memory or a user's patience ends.
   low, high = 0, room
   while low < high:
@@ -168,9 +169,25 @@ def plan(
   )
 
 
+def largest_unit(model: ModelConfig, device: Device) -> int:
+  """Devices of the largest unit that is planned."""
+  alone = min(_MOST_WHOLE, device.domain_size)
+  if model.uses_experts and device.network_bandwidth:
+    return _many(device)[1]
+  return alone
+
+
+def _many(device: Device) -> tuple[int, int]:
+  """Devices over which experts are spread: DeepSeek's, or within fast links."""
+  if device.domain_size >= _PAPER_PREFILL:
+    return _PAPER_PREFILL, 2 * _PAPER_PREFILL
+  return _PAPER_PREFILL, _PAPER_DECODE
+
+
 def _units(model: ModelConfig, device: Device, fp8: bool) -> tuple[int, int]:
   """Devices of a prefill and of a decoding unit; (0, 0) where none will do."""
-  small = [n for n in (1, 2, 4, 8) if n <= device.domain_size]
+  most = min(_MOST_WHOLE, device.domain_size)
+  small = [n for n in (1, 2, 4, 8) if n <= most]
   if model.uses_experts:
     small = [n for n in small if model.num_experts % n == 0]
   for share in (_WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE):
@@ -179,9 +196,7 @@ def _units(model: ModelConfig, device: Device, fp8: bool) -> tuple[int, int]:
       if weights <= share * device.memory_bytes:
         return devices, devices
     if model.uses_experts and device.network_bandwidth:
-      many = _PAPER_PREFILL, _PAPER_DECODE
-      if device.domain_size >= _PAPER_PREFILL:  # Within fast links.
-        many = _PAPER_PREFILL, 2 * _PAPER_PREFILL
+      many = _many(device)
       if _weight_bytes(model, many[1], fp8) <= share * device.memory_bytes:
         return many
   return 0, 0

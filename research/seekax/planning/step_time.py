@@ -8,72 +8,36 @@ weights (W). A chunk takes
   + attention FLOP / (bfloat16 peak x its efficiency)
   + passes x intermediate bytes / memory,
 
-W also reads and writes the float32 gradients. The exchange of tokens with
+W also reads and writes the summed gradients. The exchange of tokens with
 experts takes the longer of network and links. In 1F1B and ZB1P it is added to F
 and I; in DualPipe's overlapped pairs the longer of arithmetic and exchange
 counts, and only the pairs do overlap. The pipeline's bubble is the closed form
 of schedules.py times a stretch. Then come the sums over data ranks and the
-optimizer. Tensor-parallel gathers are added, never hidden; pipeline sends hide
-unless they take longer than the chunk.
+optimizer. Gathers of tensor and context ranks are added, never hidden; fsdp's
+gathers and scatters run beside the chunk that they belong to and show as far as
+they take longer; pipeline sends hide unless they take longer than the chunk.
+Where remat is 'full' the forward pass is done again with its exchange and
+gathers.
 
-`Constants` holds every number that isn't of a data sheet or of the
-architecture, and says where it is from. Fitted ones: calibration.py.
+Every number that isn't of the architecture stands in hardware.py, with where
+it is from. Fitted ones: fit.py.
 """
 
 import dataclasses
 
 from seekax.config import ModelConfig
 from seekax.planning import flops, memory, parameters, schedules, traffic
-from seekax.planning.hardware import Device
+from seekax.planning.hardware import (
+  ATTENTION_BACKWARD,
+  BFLOAT16,
+  Constants,
+  Device,
+  FITTED,
+  FLOAT32,
+  PASSES,
+  TF32_SHARE,
+)
 from seekax.planning.layout import Layout
-
-_FLOAT32 = 4.0
-# Elementwise passes of F, I and W, relative to F; in I both sides are read.
-_PASSES = {'forward': 1.0, 'backward_input': 2.0, 'backward_weight': 1.0}
-# Attention's backward does five products where forward does two.
-_ATTENTION_BACKWARD = 2.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Constants:
-  """What the model of time assumes.
-
-  Attributes:
-    network_efficiency: of the network's peak. Published: the exchange of V3
-      gets above 40 of 50 GB/s (arXiv 2505.09343).
-    link_efficiency: of the links' peak. Published: 160 of 200 GB/s
-      (DeepSeek-V3, section 3.2.2).
-    memory_efficiency: of the memory's peak. Assumed; FlashMLA publishes 3,000
-      of 3,350 GB/s on an H800.
-    attention_efficiency: of the bfloat16 peak, forward and backward. Assumed;
-      FlashAttention-3's best forward pass on an H100 is published as 0.75.
-    expert_efficiency: of a precision's peak, in the products of models with
-      experts. Fitted on the phases of V3's step (arXiv 2505.09343, table 4)
-      and Megatron's bfloat16 row, together with `passes`; it is what halves
-      with the precision, more than a kernel reaches, and no measure of kernels.
-    passes: over all intermediate bytes of a layer per F. Fitted; it holds
-      everything that is not a product: norms, permutations, quantization,
-      launches.
-    dense_efficiency: as `expert_efficiency`, in dense models. Fitted on the
-      hours of Llama 3.1 405B, so that it also holds the time a run stood still.
-    overlap_slowdown: of a pair over its arithmetic alone. Fitted on the phases.
-    bubble_stretch: bubble over its closed form. Fitted on the phases; it holds
-      uneven stages and transfers.
-  """
-
-  network_efficiency: float = 0.8
-  link_efficiency: float = 0.8
-  memory_efficiency: float = 0.8
-  attention_efficiency: float = 0.5
-  expert_efficiency: float = 0.9154
-  passes: float = 5.240
-  dense_efficiency: float = 0.7739
-  overlap_slowdown: float = 1.0582
-  bubble_stretch: float = 1.8650
-
-
-# Printed by experiments/deepseek_v3/planner_errors.py --fit.
-FITTED = Constants()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +52,7 @@ class Run:
     sequence_length: positions.
     precision: as train.precision.
     moment_dtype: as optim.moment_dtype.
+    gradient_dtype: in which gradients are added up and travel.
     split_sequences: data ranks that share a sequence for want of memory, beside
       the layout's context ranks; each then holds that much less of it.
     flushes: how often per step the pipeline runs empty.
@@ -100,12 +65,18 @@ class Run:
   sequence_length: int
   precision: str = 'bfloat16'
   moment_dtype: str = 'float32'
+  gradient_dtype: str = 'float32'
   split_sequences: int = 1
   flushes: int = 1
 
   @property
   def fp8(self) -> bool:
     return self.precision == 'fp8'
+
+  @property
+  def gradient(self) -> float:
+    """Bytes of a gradient."""
+    return BFLOAT16 if self.gradient_dtype == 'bfloat16' else FLOAT32
 
   @property
   def positions(self) -> float:
@@ -139,8 +110,10 @@ class StepTime:
     bubble: of the pipeline.
     optimizer: sums over data ranks, the update, gathered parameters.
     exchange: of tokens with experts, as far as it isn't hidden; part of the
-      above.
-    tensor: of gathers between tensor ranks; part of the above.
+      above, the bubble left out, like the next two.
+    tensor: of gathers between tensor and context ranks.
+    fsdp: of fsdp's gathers and scatters, as far as they aren't hidden.
+    hidden: of exchanges and of fsdp that arithmetic hides; part of nothing.
     tokens: of the step.
     devices: that made it.
   """
@@ -153,6 +126,8 @@ class StepTime:
   optimizer: float
   exchange: float
   tensor: float
+  fsdp: float
+  hidden: float
   tokens: int
   devices: int
 
@@ -180,8 +155,22 @@ def peak(device: Device, precision: str) -> float:
   if precision == 'fp8' and device.fp8_flops:
     return device.fp8_flops
   if precision == 'float32' and device.network_bandwidth:
-    return device.peak_flops / 2
+    return device.peak_flops * TF32_SHARE
   return device.peak_flops
+
+
+def training_memory(run: Run) -> memory.TrainingMemory:
+  """Bytes of a run's step on the device that holds most."""
+  return memory.training_memory(
+    run.model,
+    run.layout,
+    run.batch_size,
+    run.sequence_length,
+    run.precision,
+    run.moment_dtype,
+    run.split_sequences,
+    run.gradient,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,12 +180,23 @@ class Chunks:
   forward: float
   backward_input: float
   backward_weight: float
-  exchange: float  # of tokens with experts, in F; again in I
-  gathers: float  # of tensor and context ranks, in F; again in I
+  exchange: float  # of tokens with experts, in F
+  gathers: float  # of tensor and context ranks, in F
+  repeats: int  # how often I does both: as gradients, and as what is done again
+  fsdp_forward: float  # of weights gathered
+  fsdp_backward: float  # of weights gathered again and gradients scattered
 
   @property
   def arithmetic(self) -> float:
     return self.forward + self.backward_input + self.backward_weight
+
+  @property
+  def fsdp_in_sight(self) -> tuple[float, float]:
+    """What F, and I with W, are too short to hide."""
+    return (
+      max(self.fsdp_forward - self.forward, 0.0),
+      max(self.fsdp_backward - self.backward_input - self.backward_weight, 0.0),
+    )
 
 
 def chunks(run: Run, constants: Constants = FITTED) -> Chunks:
@@ -239,25 +239,34 @@ def chunks(run: Run, constants: Constants = FITTED) -> Chunks:
   pass_seconds = constants.passes * share * everything / bandwidth
   again = _computed_again(model, layout.remat)
   forward = (
-    product_seconds + attention_seconds + pass_seconds * _PASSES['forward']
+    product_seconds + attention_seconds + pass_seconds * PASSES['forward']
   )
   backward_input = (
     product_seconds * (1 + again)
-    + attention_seconds * _ATTENTION_BACKWARD
-    + pass_seconds * _PASSES['backward_input']
+    + attention_seconds * ATTENTION_BACKWARD
+    + pass_seconds * PASSES['backward_input']
     + (attention_seconds + pass_seconds if layout.remat == 'full' else 0.0)
   )
   backward_weight = (
     product_seconds
-    + pass_seconds * _PASSES['backward_weight']
-    + 2 * _FLOAT32 * stage / bandwidth
+    + pass_seconds * PASSES['backward_weight']
+    + 2 * run.gradient * stage / bandwidth
   )
+  shared = [
+    send_seconds(sent, device, constants)
+    for sent in traffic.fsdp_per_micro_batch(
+      stage, layout, device.domain_size, run.gradient
+    )
+  ]
   return Chunks(
     forward=forward,
     backward_input=backward_input,
     backward_weight=backward_weight,
     exchange=_exchange_seconds(run, constants),
-    gathers=_gather_seconds(run, constants, forward),
+    gathers=_gather_seconds(run, constants),
+    repeats=2 if layout.remat == 'full' else 1,
+    fsdp_forward=shared[0],
+    fsdp_backward=shared[1],
   )
 
 
@@ -292,35 +301,32 @@ def _exchange_seconds(run: Run, constants: Constants) -> float:
   if not model.uses_experts or layout.experts_over == 1:
     return 0.0
   fp8 = run.fp8 and layout.fp8_dispatch
-  dispatch, combine = traffic.exchange_per_token(model, layout, fp8)
+  dispatch, combine = traffic.exchange_per_token(
+    model, layout, fp8, run.device.domain_size
+  )
   layers = model.num_expert_layers + model.mtp_depth
-  # Tensor ranks send their share of the tokens.
-  share = run.chunk_tokens * layers / layout.pipeline / layout.tensor
+  share = run.chunk_tokens * layers / layout.pipeline
+  share *= traffic.senders_per_token(layout) / layout.tensor
   return send_seconds((dispatch + combine) * share, run.device, constants)
 
 
-def _gather_seconds(run: Run, constants: Constants, arithmetic: float) -> float:
-  model, layout = run.model, run.layout
+def _gather_seconds(run: Run, constants: Constants) -> float:
+  """Gathers between tensor and context ranks, of F."""
+  model, layout, device = run.model, run.layout, run.device
   layers = (model.num_layers + model.mtp_depth) / layout.pipeline
   seconds = 0.0
   if layout.tensor > 1:
     sent = traffic.tensor_per_token(model, layout)
     seconds += send_seconds(
-      sent * (run.chunk_tokens * layers), run.device, constants
+      sent * (run.chunk_tokens * layers), device, constants
     )
   if run.positions < run.sequence_length:
-    sent = traffic.context_per_token(model, run.sequence_length, run.positions)
+    sent = traffic.context_per_token(
+      model, run.sequence_length, run.positions, layout, device.domain_size
+    )
     seconds += send_seconds(
-      sent * (run.chunk_tokens * layers), run.device, constants
+      sent * (run.chunk_tokens * layers), device, constants
     )
-  if layout.fsdp > 1:
-    stage = memory.stage_parameters(model, layout, largest=False).total
-    gather = send_seconds(
-      traffic.fsdp_per_pass(stage, layout), run.device, constants
-    )
-    # Gathers run ahead of the layers that need them.
-    # Gathers run ahead of the layers that need them.
-    seconds += max(gather - arithmetic, 0.0)
   return seconds
 
 
@@ -330,13 +336,17 @@ def optimizer_seconds(run: Run, constants: Constants = FITTED) -> float:
   stage = memory.stage_parameters(run.model, layout, largest=False)
   held = schedules.stages_per_rank(layout.schedule)
   sent = traffic.data_parallel_per_step(
-    held * stage.plain, held * stage.experts, layout
+    held * stage.plain,
+    held * stage.experts,
+    layout,
+    run.device.domain_size,
+    run.gradient,
   )
   own = stage.plain / layout.data_ranks
   own += stage.experts / (layout.data * layout.fsdp)
-  moment = 2.0 if run.moment_dtype == 'bfloat16' else 4.0
+  moment = BFLOAT16 if run.moment_dtype == 'bfloat16' else FLOAT32
   # Read and write the master and both moments, read the gradient.
-  update = own * (2 * _FLOAT32 + 4 * moment + _FLOAT32)
+  update = own * (2 * FLOAT32 + 4 * moment + run.gradient)
   bandwidth = run.device.memory_bandwidth * constants.memory_efficiency
   return send_seconds(sent, run.device, constants) + update / bandwidth
 
@@ -351,37 +361,44 @@ def predict(run: Run, constants: Constants = FITTED) -> StepTime:
   layout = run.layout
   chunk = chunks(run, constants)
   send = send_seconds(
-    traffic.pipeline_per_token(run.model, layout)
+    traffic.pipeline_per_token(run.model, layout, run.device.domain_size)
     * (run.chunk_tokens / layout.tensor),
     run.device,
     constants,
   )
+  passes = 1 + chunk.repeats  # That exchange and gather, over F and I.
+  fsdp_forward, fsdp_backward = chunk.fsdp_in_sight
+  fsdp = fsdp_forward + fsdp_backward
   arithmetic_pair = chunk.arithmetic * constants.overlap_slowdown
-  pair = max(arithmetic_pair, 2 * chunk.exchange, 2 * send) + 2 * chunk.gathers
+  overlapped = max(arithmetic_pair, passes * chunk.exchange, 2 * send)
   moved = chunk.exchange + chunk.gathers
   costs = schedules.Costs(
-    forward=max(chunk.forward + moved, send),
-    backward_input=max(chunk.backward_input + moved, send),
+    forward=max(chunk.forward + moved + fsdp_forward, send),
+    backward_input=max(
+      chunk.backward_input + chunk.repeats * moved + fsdp_backward, send
+    ),
     backward_weight=chunk.backward_weight,
-    pair=pair,
+    pair=overlapped + passes * chunk.gathers + fsdp,
   )
   count = run.micro_batches
+  in_pair = max(overlapped - arithmetic_pair, 0.0)
   if layout.schedule == 'dualpipe' and layout.pipeline > 1:
     counts = schedules.dual_counts(layout.pipeline, count)
     once = schedules.closed_form_bubble('dualpipe', layout.pipeline, costs)
-    exposed = (counts['F'] + counts['B'] + counts['I']) * chunk.exchange
-    exposed += counts['FB'] * max(pair - 2 * chunk.gathers - arithmetic_pair, 0)
+    exposed = counts['F'] + (counts['B'] + counts['I']) * chunk.repeats
+    exposed = exposed * chunk.exchange + counts['FB'] * in_pair
   elif layout.overlap:  # Forward and backward of two micro-batches in 1F1B.
     counts = {'F': 0.0, 'B': 0.0, 'I': 0.0, 'W': 0.0, 'FB': float(count)}
-    once = (layout.pipeline - 1) * pair / layout.virtual_stages
-    exposed = count * max(pair - 2 * chunk.gathers - arithmetic_pair, 0)
+    once = (layout.pipeline - 1) * costs.pair / layout.virtual_stages
+    exposed = count * in_pair
   else:
     apart = layout.schedule == 'zb1p' and layout.pipeline > 1
     counts = {'F': count, 'B': 0 if apart else count, 'FB': 0.0}
     counts |= dict.fromkeys(('I', 'W'), count if apart else 0)
     once = schedules.closed_form_bubble(layout.schedule, layout.pipeline, costs)
     once /= layout.virtual_stages
-    exposed = 2 * count * chunk.exchange
+    exposed = passes * count * chunk.exchange
+  sent = count * (chunk.fsdp_forward + chunk.fsdp_backward - fsdp)
   return StepTime(
     forward=counts['F'] * costs.forward,
     backward=counts['B'] * costs.backward + counts['I'] * costs.backward_input,
@@ -392,7 +409,9 @@ def predict(run: Run, constants: Constants = FITTED) -> StepTime:
     else 0.0,
     optimizer=optimizer_seconds(run, constants),
     exchange=exposed,
-    tensor=2 * count * chunk.gathers,
+    tensor=passes * count * chunk.gathers,
+    fsdp=count * fsdp,
+    hidden=max(passes * count * chunk.exchange - exposed, 0.0) + sent,
     tokens=run.step_tokens,
     devices=layout.devices,
   )

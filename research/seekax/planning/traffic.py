@@ -1,18 +1,23 @@
 """Bytes that cross links: experts, data, pipeline, tensor and context ranks.
 
-`network` counts what leaves a node (InfiniBand, RoCE), `link` what stays in it
-(NVLink), both per device and in one direction.
+`network` counts what leaves the devices that fast links join (InfiniBand,
+RoCE), `link` what stays among them (NVLink), both per device and in one
+direction. Which of the two an axis takes, layout.py says from the order of
+axes and the size of the device's domain.
+
+All but the last part counts what has to travel: no padding, and nothing sent
+again. `sent_by_program` counts what this program's exchange sends.
 """
 
 import dataclasses
 import math
 
-from seekax.config import ModelConfig
+from seekax.config import FP8_TILE, ModelConfig
+from seekax.planning.hardware import BFLOAT16, FLOAT32, FP8
 from seekax.planning.layout import Layout
 
-# Bytes of a value: bfloat16; FP8 with a float32 scale per tile of 128.
-BFLOAT16 = 2.0
-FP8 = 1.0 + 4.0 / 128
+# Devices that fast links join, where nothing else is said.
+_NODE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,13 @@ class Bytes:
 
   def __mul__(self, factor: float) -> 'Bytes':
     return Bytes(self.network * factor, self.link * factor)
+
+
+def over(axis: str, layout: Layout, sent: float, domain: int = _NODE) -> Bytes:
+  """Bytes that ranks of an axis send, on the kind of link that joins them."""
+  if layout.within(axis, domain):
+    return Bytes(link=sent)
+  return Bytes(network=sent)
 
 
 def most_nodes_per_token(model: ModelConfig, nodes: int) -> int:
@@ -60,7 +72,7 @@ def mean_nodes_per_token(model: ModelConfig, nodes: int) -> float:
 
 
 def exchange_per_token(
-  model: ModelConfig, layout: Layout, fp8: bool
+  model: ModelConfig, layout: Layout, fp8: bool, domain: int = _NODE
 ) -> tuple[Bytes, Bytes]:
   """Dispatch and combine of one token in one layer, forward.
 
@@ -72,15 +84,29 @@ def exchange_per_token(
     model: with experts.
     layout: where they lie.
     fp8: whether dispatch is in FP8; combine is in bfloat16.
+    domain: devices that fast links join.
 
   Returns:
-    (dispatch, combine), per token of the sending device.
+    (dispatch, combine), per token that a device sends: all that it computes,
+    or with `whole_experts` its share among tensor ranks.
   """
-  nodes, per_node = layout.expert_node, layout.expert
-  copies = mean_nodes_per_token(model, nodes) * (nodes - 1) / nodes
-  handed = model.experts_per_token * (per_node - 1) / per_node
-  crossing = Bytes(copies * model.embed_dim, handed * model.embed_dim)
+  copies, handed = _crossings(model, layout)
+  crossing = over(
+    'expert_node', layout, copies * model.embed_dim, domain
+  ) + Bytes(link=handed * model.embed_dim)
   return crossing * (FP8 if fp8 else BFLOAT16), crossing * BFLOAT16
+
+
+def _crossings(model: ModelConfig, layout: Layout) -> tuple[float, float]:
+  """Times that a token goes to another node, and to another device of one."""
+  nodes, per_node = layout.expert_node, layout.experts_per_node
+  copies = mean_nodes_per_token(model, nodes) * (nodes - 1) / nodes
+  return copies, model.experts_per_token * (per_node - 1) / per_node
+
+
+def senders_per_token(layout: Layout) -> int:
+  """Tensor ranks that send the same token to its experts."""
+  return 1 if layout.whole_experts else layout.tensor
 
 
 def most_network_bytes_per_token(
@@ -91,26 +117,34 @@ def most_network_bytes_per_token(
   return nodes * model.embed_dim * bytes_per_value
 
 
-def pipeline_per_token(model: ModelConfig, layout: Layout) -> Bytes:
-  """Forward sends of one token past one stage; over the network."""
+def pipeline_per_token(
+  model: ModelConfig, layout: Layout, domain: int = _NODE
+) -> Bytes:
+  """Forward sends of one token past one stage."""
   if layout.pipeline == 1:
     return Bytes()
-  return Bytes(network=layout.virtual_stages * model.embed_dim * BFLOAT16)
+  sent = layout.virtual_stages * model.embed_dim * BFLOAT16
+  return over('pipeline', layout, sent, domain)
 
 
 def tensor_per_token(model: ModelConfig, layout: Layout) -> Bytes:
   """Forward gathers and scatters of one token in one layer, over the links.
 
-  A gather before and a scatter after attention, and again round a dense FFN
-  (sequence parallel, arXiv 2205.05198); experts are counted in the exchange.
+  A gather before and a scatter after attention, and again round the FFN
+  (sequence parallel, arXiv 2205.05198; a sum of both is as much). Whole experts
+  need none: their tokens are counted in the exchange.
   """
   share = (layout.tensor - 1) / layout.tensor
-  pairs = 1 if model.uses_experts else 2
+  pairs = 1 if model.uses_experts and layout.whole_experts else 2
   return Bytes(link=2 * pairs * share * model.embed_dim * BFLOAT16)
 
 
 def context_per_token(
-  model: ModelConfig, sequence_length: int, positions_here: int
+  model: ModelConfig,
+  sequence_length: int,
+  positions_here: float,
+  layout: Layout,
+  domain: int = _NODE,
 ) -> Bytes:
   """Forward gather of all other positions' latents (or keys and values).
 
@@ -118,6 +152,9 @@ def context_per_token(
     model: the architecture.
     sequence_length: positions of a sequence.
     positions_here: those on this device.
+    layout: if these are fewer than its context ranks leave to a device, data
+      ranks share the sequence, over the network.
+    domain: devices that fast links join.
 
   Returns:
     Bytes received in one layer, per position on this device.
@@ -127,38 +164,146 @@ def context_per_token(
   else:
     width = model.kv_heads * (model.qk_head_dim + model.value_head_dim)
   others = (sequence_length - positions_here) / positions_here
-  return Bytes(network=others * width * BFLOAT16)
+  sent = others * width * BFLOAT16
+  if positions_here * layout.context < sequence_length:
+    return Bytes(network=sent)
+  return over('context', layout, sent, domain)
 
 
 def data_parallel_per_step(
-  plain_parameters: float, expert_parameters: float, layout: Layout
+  plain_parameters: float,
+  expert_parameters: float,
+  layout: Layout,
+  domain: int = _NODE,
+  gradient: float = FLOAT32,
 ) -> Bytes:
-  """Reduced gradients and gathered parameters of a step, in bfloat16.
+  """What ranks that hold the same parameters send once per step.
+
+  Gradients are scattered in float32, and weights gathered in bfloat16, over all
+  ranks of the batch but fsdp's, which do it for every micro-batch
+  (`fsdp_per_micro_batch`) and of whose parts the rest is made here.
 
   Args:
-    plain_parameters: on this device, that all data ranks share.
-    expert_parameters: on this device, that only data and fsdp ranks share.
+    plain_parameters: of this device's stages, that all data ranks share.
+    expert_parameters: of this device's stages, that data and fsdp ranks share.
     layout: the ranks.
+    domain: devices that fast links join.
+    gradient: bytes of a gradient on its way.
 
   Returns:
     Bytes sent per device: (n - 1) / n of each, both ways.
   """
 
   def crossing(parameters: float, ranks: int) -> float:
-    return 2 * parameters * BFLOAT16 * (ranks - 1) / ranks
+    part = parameters / layout.fsdp
+    return part * (gradient + BFLOAT16) * (ranks - 1) / ranks
 
-  return Bytes(
-    network=crossing(plain_parameters, layout.data_ranks)
-    + crossing(expert_parameters, layout.data * layout.fsdp)
-  )
+  shared = layout.data_ranks // layout.fsdp * layout.context
+  sent = crossing(plain_parameters, shared)
+  sent += crossing(expert_parameters, layout.data * layout.context)
+  return over('data', layout, sent, domain)
 
 
-def fsdp_per_pass(parameters: float, layout: Layout) -> Bytes:
-  """One gather of the parameters that fsdp ranks share, in bfloat16.
+def fsdp_per_micro_batch(
+  parameters: float,
+  layout: Layout,
+  domain: int = _NODE,
+  gradient: float = FLOAT32,
+) -> tuple[Bytes, Bytes]:
+  """What fsdp ranks send for a micro-batch, forward and backward.
+
+  Weights are gathered in bfloat16 where they are used, in both passes, and
+  gradients scattered in float32 where they are made.
 
   Args:
     parameters: of this device's stage, once gathered.
     layout: the ranks.
+    domain: devices that fast links join.
+    gradient: bytes of a gradient on its way.
+
+  Returns:
+    (forward, backward), sent per device.
   """
-  share = (layout.fsdp - 1) / layout.fsdp
-  return Bytes(network=parameters * BFLOAT16 * share)
+  share = parameters * (layout.fsdp - 1) / layout.fsdp
+  return (
+    over('fsdp', layout, share * BFLOAT16, domain),
+    over('fsdp', layout, share * (BFLOAT16 + gradient), domain),
+  )
+
+
+# --- What this program's exchange sends (parallel/exchange.py). ---------------
+
+_ROW_MULTIPLE = 8
+# Times that a token's row passes: forward to the experts and back; backward to
+# them once more (nothing of it is kept), beside its output's gradient, and the
+# gradient of the token back.
+_TO_EXPERTS, _OTHER_ROWS = 2, 3
+# So do, in float32 and int32, gates (there, there again, and back as gradients)
+# and ids (there, and there again).
+_SCALARS = 5
+
+
+def sent_by_program(
+  model: ModelConfig,
+  layout: Layout,
+  tokens: int,
+  itemsize: float = BFLOAT16,
+  again: bool = False,
+) -> dict[str, float]:
+  """Bytes that a device sends in a layer of experts, forward and backward.
+
+  Rows of room for balanced loads, `model.exchange_slack` times as many and a
+  multiple of 8, are sent whether tokens fill them or not; one round each way.
+
+  Args:
+    model: its router's limits, and how the exchange is done.
+    layout: where experts lie.
+    tokens: that a device computes at once.
+    itemsize: bytes of a value of the compute dtype.
+    again: whether the forward pass is done twice, as remat=full does.
+
+  Returns:
+    By axis, outer first; an axis of one rank isn't there.
+  """
+  width, choices = model.embed_dim, model.experts_per_token
+  row = width * itemsize
+  there = row
+  if model.dispatch_dtype == 'float8':
+    there = width + FLOAT32 * math.ceil(width / FP8_TILE)
+
+  def room(balanced: float, most: int) -> int:
+    rows = math.ceil(balanced * model.exchange_slack / _ROW_MULTIPLE)
+    return min(rows * _ROW_MULTIPLE, most)
+
+  def sent(ranks: int, rows: int, scalars: int) -> float:
+    passed = (_TO_EXPERTS + again) * there + (_OTHER_ROWS + again) * row
+    passed += (_SCALARS + 2 * again) * FLOAT32 * scalars
+    return (ranks - 1) * rows * passed
+
+  found, held = {}, tokens
+  if layout.expert_node > 1:
+    nodes = layout.expert_node
+    copies = min(nodes, model.num_kept_groups, choices)
+    rows = room(tokens * copies / nodes, tokens)
+    found['expert_node'] = sent(nodes, rows, choices)
+    held = nodes * rows
+  if layout.expert > 1:
+    rows = room(tokens * choices / layout.expert, held * choices)
+    found['expert'] = sent(layout.expert, rows, 1)
+  return found
+
+
+def sent_at_least(
+  model: ModelConfig, layout: Layout, tokens: int, fp8: bool
+) -> dict[str, float]:
+  """The same without padding and with nothing sent again.
+
+  Dispatch and combine of `exchange_per_token`, once forward and once backward.
+  """
+  passed = (
+    2 * tokens * model.embed_dim * ((FP8 if fp8 else BFLOAT16) + BFLOAT16)
+  )
+  crossings = zip(
+    ('expert_node', 'expert'), _crossings(model, layout), strict=True
+  )
+  return {axis: passed * count for axis, count in crossings if count}

@@ -1,0 +1,192 @@
+"""The flags of `seekax plan`: what they are, and what goes together."""
+
+import re
+from typing import Any
+
+from absl import flags
+
+from seekax.config import (
+  BATCH_AXES,
+  check_mesh,
+  Config,
+  InputError,
+  mesh_sizes,
+  ParallelConfig,
+)
+from seekax.dryrun import gpus
+from seekax.planning import hardware
+
+_POWERS = {'': 1.0, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
+# What prints no price, and the flags that it looks at.
+_NO_PRICE = {'schedule': (), 'sharding': ('devices', 'hardware', 'layout')}
+
+
+class _Told(flags.ArgumentParser):
+  """A parser that, where another one fails, says what to write."""
+
+  def __init__(self, parser: flags.ArgumentParser, advice: str):
+    self._parser, self._advice = parser, advice
+    self.syntactic_help = parser.syntactic_help
+
+  def parse(self, argument: Any) -> Any:
+    try:
+      return self._parser.parse(argument)
+    except (TypeError, ValueError):
+      raise ValueError(self._advice) from None
+
+  def flag_type(self) -> str:
+    return self._parser.flag_type()
+
+
+_STRINGS = {
+  'hardware': ('h800', 'of the devices: ' + ', '.join(hardware.planned())),
+  'tokens': (
+    '14.8T',
+    'of pre-training, also as 500B; a config of context extension has its own',
+  ),
+  'layout': (
+    '',
+    "'paper' (16-way pipeline, experts over 8 nodes of 8) or axes and settings "
+    "as 'pipeline:8,tensor:2,expert_node:8,expert:4'; '': that of "
+    "config.parallel.mesh, else the paper's where it fits on nodes of 8, else "
+    'the cheapest that --search finds',
+  ),
+  'compare': (
+    '',
+    "other configs beside this one: a,b; each in the paper's layout where that "
+    'fits on nodes of 8, else in the cheapest found',
+  ),
+  'topology': (
+    '',
+    'with --compile: compile for these GPUs instead, which need not be there, '
+    'hosts x GPUs per host, as h100:256x8, and count temporaries too; takes '
+    'the packages of jax[cuda13]; ' + ', '.join(gpus.GPUS),
+  ),
+  'report': ('', 'write a page of HTML'),
+  'json': ('', 'write all figures, not rounded'),
+}
+_BOOLEANS = {
+  'search': (
+    'try meshes of all divisors, schedules, micro-batches of 1, 2 and 4 and '
+    'every remat (planning/search.py says which), print the cheapest that fit '
+    'and plan the first'
+  ),
+  'schedule': 'print rates and batch over the tokens',
+  'sharding': (
+    'print where every parameter lies on config.parallel.mesh, or on the '
+    "layout's mesh, and its bytes per device"
+  ),
+  'compile': (
+    'a dry run: compile the real training step for as many virtual devices, '
+    'and count its arguments and collectives'
+  ),
+}
+_DEFINED = ('devices', 'price', 'posttraining_hours', *_STRINGS, *_BOOLEANS)
+
+
+def define(values: flags.FlagValues) -> None:
+  define = {'flag_values': values}
+  advice = {
+    'devices': 'write a whole number, as 2048',
+    'price': 'write dollars as a number, as 2 or 2.5',
+    'posttraining_hours': 'write hours as a number, as 5000',
+  }
+  flags.DEFINE_integer('devices', 2048, 'how many', **define)
+  flags.DEFINE_float('price', 2.0, 'dollars per device hour', **define)
+  flags.DEFINE_float(
+    'posttraining_hours',
+    -1.0,
+    "device hours, an input; -1: DeepSeek-V3's 5,000 in proportion to --tokens",
+    **define,
+  )
+  for name, (default, text) in _STRINGS.items():
+    flags.DEFINE_string(name, default, text, **define)
+  for name, text in _BOOLEANS.items():
+    flags.DEFINE_bool(name, False, text, **define)
+    advice[name] = f'write --{name}, or leave it out'
+  for name, words in advice.items():
+    values[name].parser = _Told(values[name].parser, words)
+
+
+def refuse_what_is_ignored(values: flags.FlagValues, config: Config) -> None:
+  """Raises InputError for flags that another one leaves without effect."""
+  given = {flag for flag in _DEFINED if values[flag].present}
+  for mode, used in _NO_PRICE.items():
+    unused = given.difference((mode, *used))
+    if values[mode].value and unused:
+      raise InputError(
+        f'--{mode} prints no price and looks at '
+        + (' and '.join(f'--{flag}' for flag in ('config', *used)))
+        + f' alone; leave --{min(unused)} out'
+      )
+  if values.search and values.layout:
+    raise InputError(
+      f'--search looks for a layout, --layout={values.layout} is one; leave '
+      'one of them out'
+    )
+  if has_mesh(config) and not values.compile:
+    for flag in ('layout', 'search'):
+      if values[flag].value:
+        raise InputError(
+          f'--{flag} and --config.parallel.mesh={config.parallel.mesh} both '
+          'say how the run lies on its devices; leave one of them out'
+        )
+
+
+def has_mesh(config: Config) -> bool:
+  """Whether the config names a mesh of its own."""
+  return config.parallel.mesh != ParallelConfig.mesh
+
+
+def layout_of(values: flags.FlagValues, config: Config) -> tuple[str, str]:
+  """The layout that is asked for, and the flag that says so.
+
+  A mesh of the config is planned as the program runs it: its micro-batches,
+  1F1B, and in a pipeline all of a stage computed again. With --compile and
+  --sharding the mesh is used as it is, and the price is of --layout.
+
+  Raises:
+    ConfigError: the mesh can't be used for this run.
+  """
+  if not has_mesh(config) or values.compile or values.sharding:
+    return values.layout, ''
+  mesh = config.parallel.mesh
+  sizes = mesh_sizes(mesh, values.devices)
+  check_mesh(config, sizes)
+  parts = config.train.micro_batches
+  for axis in BATCH_AXES:
+    parts *= sizes[axis]
+  fields = {axis: size for axis, size in sizes.items() if size > 1}
+  fields['data'] = sizes['data']
+  fields['micro_batch'] = config.data.batch_size // parts
+  fields['remat'] = 'full' if sizes['pipeline'] > 1 else config.model.remat
+  text = ','.join(f'{name}:{value}' for name, value in fields.items())
+  return text, f'--config.parallel.mesh={mesh}'
+
+
+def tokens_of(values: flags.FlagValues, config: Config) -> tuple[float, str]:
+  """The tokens of a plan, and where they are from if they weren't given."""
+  if values['tokens'].present:
+    return _tokens(values.tokens), ''
+  if config.train.extend_context:
+    steps, data = config.train.steps, config.data
+    tokens = steps * data.batch_size * data.sequence_length
+    return float(tokens), f'the {steps:,} steps of this config'
+  return _tokens(values.tokens), 'assumed: --tokens= was not given'
+
+
+def _tokens(text: str) -> float:
+  """Reads '14.8T'.
+
+  Raises:
+    InputError: it is no number.
+  """
+  match = re.fullmatch(r'([0-9.]+(?:e[+-]?[0-9]+)?)([KMBT]?)', text, re.I)
+  try:
+    if not match:
+      raise ValueError
+    return float(match.group(1)) * _POWERS[match.group(2).upper()]
+  except ValueError as error:
+    raise InputError(
+      f'--tokens={text} is no number of tokens; write 500B or 14.8T'
+    ) from error
