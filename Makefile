@@ -23,10 +23,10 @@ demo: $(STAMP)
 	@echo; echo "Open $(DEMO)/report.html in a browser."
 
 test: $(STAMP)
-	$(RUN)/python -m pytest -q -n 2 --dist loadscope -m 'not slow'
+	$(RUN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
 test-all: $(STAMP)
-	$(RUN)/python -m pytest -q -n 2 --dist loadscope
+	$(RUN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -17,6 +17,17 @@ import pytest
 # where it gets no more, as a worker did that had run most of the tests.
 _MOST_MAPPINGS = 20_000
 
+# Files and folders of the longest classes.
+_LONG = (
+  'test_experiments_smoke.py',
+  'parallel',
+  'test_configs.py',
+  'faults',
+  'test_colabs.py',
+  'dryrun',
+  'cli',
+)
+
 # Before JAX is imported anywhere, here and in the processes that tests start.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # What a test compiles runs a few times: a third of the time with these. With
@@ -53,6 +64,17 @@ def pytest_configure():
   import jax
 
   jax.config.update('jax_enable_compilation_cache', False)
+
+
+def pytest_collection_modifyitems(items):
+  """What takes minutes first, or one worker would be left with it at the end."""
+  root = pathlib.Path(__file__).parent
+
+  def place(item) -> int:
+    first = item.path.relative_to(root).parts[0]
+    return _LONG.index(first) if first in _LONG else len(_LONG)
+
+  items.sort(key=place)
 
 
 @pytest.fixture(scope='module', autouse=True)
