@@ -47,6 +47,8 @@ class DescribedTest(parameterized.TestCase):
     (('a:1', 2, 2), {}, 'give all three'),
     (('a', 2, 1), {}, 'no host:port'),
     (('a:x', 2, 1), {}, 'no host:port'),
+    ((':1', 2, 1), {}, 'no host:port'),
+    (('a:99999', 2, 1), {}, 'a port from 1 to 65535'),
     (('', 0, -1), {'SEEKAX_NUM_PROCESSES': 'two'}, 'not a number'),
   )
   def test_half_of_it_is_refused(self, given, environment, message):

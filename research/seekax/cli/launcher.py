@@ -62,9 +62,11 @@ def described(
         f'--process_id={index if index >= 0 else "?"}: give all three, '
         'host:port of process 0, how many there are, and which this is, from 0'
       )
-    if ':' not in coordinator or not coordinator.rsplit(':', 1)[1].isdecimal():
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
       raise InputError(
-        f'--coordinator={coordinator} is no host:port of process 0'
+        f'--coordinator={coordinator} is no host:port of process 0, with a '
+        'port from 1 to 65535'
       )
     return Processes(coordinator, count, index) if count > 1 else None
   for variable in LAUNCHERS.values():
@@ -95,5 +97,9 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer('num_processes', 0, 'of the run', **define)
   flags.DEFINE_integer('process_id', -1, 'of this process, from 0', **define)
   flags.DEFINE_integer(
-    'start_timeout', 300, 'seconds to wait for the other processes', **define
+    'start_timeout',
+    300,
+    'seconds to wait for the other processes',
+    lower_bound=1,
+    **define,
   )
