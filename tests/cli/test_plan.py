@@ -317,7 +317,7 @@ class PlanTest(parameterized.TestCase):
     ),
     (
       ('--config=v3_671b', '--config.parallel.mesh=data:4'),
-      '--config.parallel.mesh=data:4 takes 4 devices, not --devices=2048',
+      "parallel.mesh='data:4' has 4 devices, there are 2048",
     ),
     (
       (
