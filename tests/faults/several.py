@@ -8,18 +8,25 @@ import socket
 import time
 
 from harness import Bench, check, Fault, Running, steps_of
+import jax
+import numpy as np
 
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
+from seekax.storage.open import find, open_checkpoint
 
 _MESH = 'data:2,expert:2'
+_EMA = '--config.optim.ema_decay=0.9'
 _STEPS = 40
 # One that is left must notice within this, and end.
 _NOTICED_SECONDS = 90
 
 
 def _start(
-  bench: Bench, workdir: pathlib.Path, processes: int
+  bench: Bench,
+  workdir: pathlib.Path,
+  processes: int,
+  *more: str,
 ) -> list[Running]:
   """A run on four devices, of so many processes."""
   with socket.socket() as free:
@@ -31,9 +38,11 @@ def _start(
     workdir,
     f'--config.train.steps={_STEPS}',
     f'--config.parallel.mesh={_MESH}',
+    _EMA,
     '--config.data.num_shards=4',
     f'--num_processes={processes}',
     f'--coordinator=127.0.0.1:{port}',
+    *more,
   )
   return [
     bench.start(
@@ -54,7 +63,13 @@ def _wait_for_checkpoint(workdir: pathlib.Path, running: Running) -> None:
 
 def terminate_one(bench: Bench) -> str:
   workdir = bench.folder('one-of-two')
-  first, second = _start(bench, workdir, 2)
+  first, second = _start(
+    bench,
+    workdir,
+    2,
+    '--config.parallel.mesh=pipeline:2,expert:2',
+    '--config.model.num_layers=4',
+  )
   _wait_for_checkpoint(workdir, first)
   second.send(signal.SIGTERM)
   codes = [first.end(), second.end()]
@@ -94,11 +109,25 @@ def kill_one_and_go_on_as_four(bench: Bench) -> str:
     for a, b in zip(_losses(workdir), _losses(whole), strict=True)
   )
   check(worst < 1e-2, f'losses differ by {worst:.1e}')
+  distance = _distance(workdir, whole)
+  check(distance < 1e-2, f'averaged weights differ by {distance:.1e}')
   return (
     f'the other ends with {code} after {noticed:.0f} s; four processes go on '
     f'from step {saved}: data as in one process, losses within '
-    f'{worst:.0e}'
+    f'{worst:.0e}, averaged weights within {distance:.0e}'
   )
+
+
+def _distance(workdir: pathlib.Path, other: pathlib.Path) -> float:
+  """Of the averaged weights of two runs, over their norm."""
+  ours, right = (
+    jax.tree.leaves(open_checkpoint(find(run, averaged=True)).params)
+    for run in (workdir, other)
+  )
+  apart = sum(
+    float(np.square(a - b).sum()) for a, b in zip(ours, right, strict=True)
+  )
+  return (apart / sum(float(np.square(b).sum()) for b in right)) ** 0.5
 
 
 def _losses(workdir: pathlib.Path) -> list[float]:

@@ -38,11 +38,10 @@ class AverageTest(absltest.TestCase):
 
   def test_it_goes_on_where_it_was(self):
     optim = OptimConfig(ema_decay=0.99)
-    whole = Average(optim, {'params': {}, 'router_bias': {}})
-    whole.tree = {
-      'params': {'w': np.zeros((2, 3), np.float32)},
-      'router_bias': {'layers': np.zeros((1, 2), np.float32)},
-    }
+    first = _state(0)
+    whole = Average(
+      optim, {'params': first.params, 'router_bias': first.router_bias}
+    )
     for value in (1, 2, 3):
       whole.update(_state(value))
     again = Average(optim, whole.tree, whole.updates)

@@ -108,6 +108,7 @@ def _on_mesh(
   # Before the mesh is set: nothing can be computed on GPUs that aren't there.
   shardings = placement.state_shardings(config, mesh)
   state = _placed(abstract_state(config), shardings)
+  counted = sharding.state_bytes(config, mesh.size)
   rates = _abstract_rates(config, mesh)
   batch = _abstract_batch(config, mesh)
   parts = config.train.micro_batches
@@ -117,7 +118,6 @@ def _on_mesh(
       step, found = _compiled(
         pipelined_step.lower(config, state, [batch] * parts, rates), sizes
       )
-      counted = sharding.state_bytes(config, mesh.size)
       counted += _local_bytes(([batch] * parts, rates))
       return _dry_run(started, config, step, step, counted, found, [])
     program, _ = _compiled(nothing.lower(config), sizes)
@@ -140,7 +140,6 @@ def _on_mesh(
   read = [rates.learning_rate]
   if state.router_bias:
     read.append(rates.bias_update_rate)
-  counted = sharding.state_bytes(config, mesh.size)
   counted += sum(
     one.gradient_bytes for one in sharding.placements(config, mesh.size)
   )

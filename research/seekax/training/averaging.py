@@ -17,17 +17,31 @@ class Average:
   """The mean of the weights seen, those of n steps ago weighing decay^n.
 
   Attributes:
-    tree: {'params', 'router_bias'}, float32 NumPy arrays; before the first
-      update the weights that the run begins with.
     updates: how many there were.
   """
 
   def __init__(self, optim: OptimConfig, tree: Any, updates: int = 0):
-    """Begins with weights, or goes on from an average that was saved."""
-    self.tree = jax.tree.map(lambda x: np.array(x, np.float32), tree)
+    """Begins with weights, or goes on from an average that was saved.
+
+    Args:
+      optim: the decay.
+      tree: {'params', 'router_bias'}.
+      updates: how many the average has seen.
+    """
+    self._means = jax.tree.map(_mean_of, tree)
     self.updates = updates
     self._every = optim.ema_every
     self._decay = optim.ema_decay**optim.ema_every
+
+  @property
+  def tree(self) -> Any:
+    """{'params', 'router_bias'}, float32; before the first update the weights
+    that the run begins with.
+
+    NumPy arrays, or where several processes have a part each, arrays on their
+    devices.
+    """
+    return jax.tree.map(lambda mean: mean.array(), self._means)
 
   def is_due(self, step: int) -> bool:
     """Whether the state after so many steps is to be taken in."""
@@ -41,8 +55,49 @@ class Average:
     """
     self.updates += 1
     share = (1 - self._decay) / (1 - self._decay**self.updates)
-    now = weights_of(state)
     for mean, value in zip(
-      jax.tree.leaves(self.tree), jax.tree.leaves(now), strict=True
+      jax.tree.leaves(self._means),
+      jax.tree.leaves(weights_of(state)),
+      strict=True,
     ):
-      mean += np.float32(share) * (np.asarray(value) - mean)
+      mean.add(np.float32(share), value)
+
+
+def _mean_of(x: Any) -> '_Whole | _Spread':
+  return _Whole(x) if getattr(x, 'is_fully_addressable', True) else _Spread(x)
+
+
+class _Whole:
+  """An array that this process has whole."""
+
+  def __init__(self, x: Any):
+    self._mean = np.array(x, np.float32)
+
+  def add(self, share: np.float32, x: Any) -> None:
+    self._mean += share * (np.asarray(x) - self._mean)
+
+  def array(self) -> np.ndarray:
+    return self._mean
+
+
+class _Spread:
+  """The parts of an array that lie on this process's devices."""
+
+  def __init__(self, x: jax.Array):
+    self._sharding, self._shape = x.sharding, x.shape
+    self._parts = {
+      shard.device: np.array(shard.data, np.float32)
+      for shard in x.addressable_shards
+    }
+
+  def add(self, share: np.float32, x: jax.Array) -> None:
+    for shard in x.addressable_shards:
+      mean = self._parts[shard.device]
+      mean += share * (np.asarray(shard.data) - mean)
+
+  def array(self) -> jax.Array:
+    return jax.make_array_from_single_device_arrays(
+      self._shape,
+      self._sharding,
+      [jax.device_put(part, device) for device, part in self._parts.items()],
+    )

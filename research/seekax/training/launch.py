@@ -63,11 +63,6 @@ def start(
     NonFiniteError: see loop.train.
   """
   mesh = mesh_lib.mesh_of(config)
-  if config.optim.ema_decay and jax.process_count() > 1:
-    raise ConfigError(
-      f'optim.ema_decay={config.optim.ema_decay}: averaged weights are kept in '
-      'the memory of one process; leave them out in a run of several'
-    )
   console = rich.console.Console(
     stderr=True, highlight=False, quiet=not processes.is_first()
   )
