@@ -33,6 +33,16 @@ class SpecTest(parameterized.TestCase):
       P(('expert_node', 'expert'), ('fsdp', 'pipeline', 'data'), 'tensor'),
     )
 
+  def test_gradients_are_added_up_where_they_are_found(self):
+    names, shape = ('experts', 'embed', 'mlp'), (8, 16, 4)
+    self.assertEqual(
+      rules.spec(names, 'gradient', _ALL, shape),
+      rules.spec(names, 'weight', _ALL),
+    )
+    # A latent's weight is whole, its gradient scattered over `fsdp`.
+    self.assertEqual(rules.spec(('latent',), 'weight', _ALL), P(None))
+    self.assertEqual(rules.spec(('latent',), 'gradient', _ALL, (8,)), P('fsdp'))
+
   def test_a_master_takes_what_divides_it(self):
     sizes = {'data': 3, 'fsdp': 4}
     self.assertEqual(rules.spec(('embed',), 'master', sizes, (8,)), P('fsdp'))

@@ -68,11 +68,9 @@ def apart(
 
   if not ranks:
     return alone
-  sizes = mesh.current_sizes()
-  # With axes of one device, for whose sake kernels would not be called else.
-  manual = {*ranks, *jax.sharding.get_abstract_mesh().axis_names} - {
-    axis for axis in sizes if axis not in ranks
-  }
+  shared = set(mesh.current_sizes()).difference(ranks)
+  # Axes of one device too, or the compiler would still have arrays to split.
+  manual = set(jax.sharding.get_abstract_mesh().axis_names) - shared
   return jax.shard_map(
     alone,
     in_specs=jax.tree.map(_own_spec, inputs),
