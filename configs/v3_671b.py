@@ -23,6 +23,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.context_length = 4096
   config.model.init_std = 0.006  # 4.2
   config.model.remat = 'paper'  # 3.2.3: norms, up-projections, SwiGLU again.
+  config.model.unroll_layers = 0  # Ours: layers alike are compiled once.
   data = config.data
   data.sequence_length = 4096  # 4.2: "maximum sequence length ... 4K"
   data.batch_size = 15360  # 4.2: 3,072 to 15,360 sequences ...
