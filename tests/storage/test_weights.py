@@ -248,7 +248,7 @@ class IndexTest(FolderCase):
   @parameterized.parameters(0, -1, 'x' * 10_000, [1], 10**400)
   def test_a_total_that_lies_is_said_and_harmless(self, total):
     published.write_index(self.folder, self.listed(), {'total_size': total})
-    with self.assertLogs(level='INFO') as logs:
+    with self.assertLogs('absl', level='INFO') as logs:
       open_lib.find(self.folder).check()
     self.assertIn('total_size', ' '.join(logs.output))
     self.assertLess(len(' '.join(logs.output)), 1000)
