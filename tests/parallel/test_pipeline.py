@@ -12,9 +12,11 @@ from seekax.parallel import pipeline
 
 # Three expert layers over two stages: one that isn't there.
 _FEW = dict(num_layers=4, unroll_layers=0)
-QUICK = {'expert': dict(mesh='expert:2,pipeline:2', **_FEW)}
-FOUR_STAGES = {
-  'four': dict(mesh='pipeline:4', num_layers=5, unroll_layers=0),
+# Five over four and over two, beside the same run of one device.
+_FIVE = dict(num_layers=6, unroll_layers=0)
+QUICK = {
+  'four_stages': dict(mesh='pipeline:4', **_FIVE),
+  'with_experts': dict(mesh='expert:2,pipeline:2', **_FIVE),
 }
 ON_FOUR = {
   'data': dict(mesh='data:2,pipeline:2', **_FEW),
@@ -93,13 +95,8 @@ class ModelCase(absltest.TestCase):
 
 # Classes, since they are what is dealt out to processes.
 class QuickTest(ModelCase):
-  def test_with_experts(self):
+  def test_four_stages_and_two_with_experts(self):
     self.check(QUICK, 4)
-
-
-class FourStagesTest(ModelCase):
-  def test_four_stages(self):
-    self.check(FOUR_STAGES, 4)
 
 
 @pytest.mark.slow

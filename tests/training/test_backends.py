@@ -6,6 +6,7 @@ from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from seekax import config as config_lib
 from seekax import presets
@@ -71,6 +72,7 @@ def losses(backend: str, start: TrainState) -> np.ndarray:
 
 
 class BackendsTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_backends_train_alike(self):
     start = init_state(run_config('dense'))
     runs = {backend: losses(backend, start) for backend in BACKENDS}
