@@ -11,8 +11,8 @@ minutes on two cores.
 Recorded on two cores of an Intel Xeon server (jax 0.10.2, Python 3.11):
 1.7724 bits per byte on all 38 held-out documents, where gzip -9 needs 2.2150
 and xz -9e 2.1472; 6,117 tokens/s, 251 s of training, 14.6 s of compilation,
-1.48 GiB at the peak; largest max violation in the last batch 0.44. The likeliest
-token of the MTP module is the main model's in 64.1 % of places.
+1.48 GiB at the peak; largest max violation in the last batch 0.44. The
+likeliest token of the MTP module is the main model's in 64.1 % of places.
 
 How the shape was chosen, with an earlier version of the code: a sweep on the
 same cores, each run on the same order of documents, judged by bits per byte on
