@@ -125,7 +125,7 @@ def _on_mesh(
     weights, of_gather = None, []
     if ranks.rank_axes():
       say('compiling the gather of weights')
-      program, of_gather = _compiled(gather.lower(config, state.params), sizes)
+      program, of_gather = _compiled(gather.lower(state.params, config), sizes)
       weights = _placed(program.out_info, program.output_shardings)
     say(f'compiling the passes of a micro-batch for {mesh.size} devices')
     passes, found = _compiled(

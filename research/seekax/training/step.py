@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from seekax.config import Config
 from seekax.data.pipeline import Batch
+from seekax.model.parameters import abstract_weights
 from seekax.ops import compiling
 from seekax.parallel import ranks, rules
 from seekax.parallel.mesh import current_sizes
@@ -33,7 +34,7 @@ from seekax.training.losses import (
 from seekax.training.optimizer import make_optimizer, mean_and_clip
 from seekax.training.pipelined import pipelined_gradients
 from seekax.training.schedules import Rates
-from seekax.training.state import abstract_state, TrainState
+from seekax.training.state import TrainState
 
 
 @struct.dataclass
@@ -199,14 +200,9 @@ def _update(
 
 def _nothing(config: Config) -> Accumulated:
   """Sums before the first micro-batch."""
-  params = abstract_state(config).params
+  params = abstract_weights(config.model)['params']
   names = placement.names_of(params, config.model)
   return Accumulated(ranks.zeros(params, names), zero_sums(config.model))
-
-
-def _gather(config: Config, params: Any) -> Any:
-  """The weights of all micro-batches of a step."""
-  return compute_weights(params, config)
 
 
 def _whole_step(
@@ -228,7 +224,8 @@ def _pipelined_step(
 
 
 nothing = compiling.jit(_nothing, static_argnums=(0,))
-gather = compiling.jit(_gather, static_argnums=(0,))
+# The weights of all micro-batches of a step.
+gather = compiling.jit(compute_weights, static_argnums=(1,))
 accumulate = compiling.jit(
   _accumulate, static_argnums=(0,), donate_argnums=(4,)
 )
@@ -260,7 +257,7 @@ def compile_ahead(
     return
   weights = None
   if ranks.rank_axes():
-    weights = _outputs(compiling.compile_ahead(gather, config, state.params))
+    weights = _outputs(compiling.compile_ahead(gather, state.params, config))
   arguments = config, state, batch[0], rates
   so_far = _outputs(compiling.compile_ahead(nothing, config))
   compiling.compile_ahead(accumulate, *arguments, so_far, weights)
@@ -303,7 +300,7 @@ def train_step(
   accumulated, weights = nothing(config), None
   if ranks.rank_axes():
     # Once for all micro-batches, which need not wait for each other then.
-    weights = gather(config, state.params)
+    weights = gather(state.params, config)
   for part in batch:
     accumulated = accumulate(config, state, part, rates, accumulated, weights)
   del weights
