@@ -1,7 +1,8 @@
-"""A pipeline of four stages that are no transformer; run as a process.
+"""A pipeline of stages that are no transformer; run as a process.
 
-Prints for several numbers of micro-batches how far gradients and sums are from
-those of the same functions called in turn, and what their programs need.
+Prints for several numbers of stages and micro-batches how far gradients and
+sums are from those of the same functions called in turn, and what their
+programs need.
 """
 
 import json
@@ -14,7 +15,8 @@ import numpy as np
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import pipeline
 
-STAGES, ROWS, WIDTH = 4, 8, 16
+ROWS, WIDTH = 8, 16
+CASES = ((2, 5), (3, 1), (3, 7), (4, 1), (4, 2), (4, 4), (4, 16))
 
 
 def enter(outer, batch):
@@ -36,7 +38,7 @@ def leave(outer, x, batch):
 MODEL = pipeline.Model(enter, stage, leave)
 
 
-def draw(count: int):
+def draw(stages: int, count: int):
   """Outer, staged, constants, micro-batches."""
   rng = np.random.default_rng(count)
 
@@ -44,8 +46,8 @@ def draw(count: int):
     return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
   outer = {'table': normal(32, WIDTH)}
-  staged = {'w': 0.3 * normal(STAGES, WIDTH, WIDTH)}
-  constants = jnp.arange(1.0, STAGES + 1)
+  staged = {'w': 0.3 * normal(stages, WIDTH, WIDTH)}
+  constants = jnp.arange(1.0, stages + 1)
   batches = {
     'ids': jnp.asarray(rng.integers(0, 32, (count, ROWS))),
     'shift': normal(count, ROWS),
@@ -55,11 +57,12 @@ def draw(count: int):
 
 def in_turn(outer, staged, constants, batches):
   """The objective and the sums, one micro-batch and stage after the other."""
-  total, passed, left = 0.0, [0] * STAGES, []
+  stages = constants.shape[0]
+  total, passed, left = 0.0, [0] * stages, []
   for m in range(batches['shift'].shape[0]):
     batch = jax.tree.map(lambda x, m=m: x[m], batches)
     x = enter(outer, batch)
-    for s in range(STAGES):
+    for s in range(stages):
       own = jax.tree.map(lambda w, s=s: w[s], staged)
       x, objective, count = stage(own, constants[s], x, batch)
       total += objective
@@ -70,15 +73,16 @@ def in_turn(outer, staged, constants, batches):
   return total, (jnp.stack(passed), jax.tree.map(lambda *x: sum(x), *left))
 
 
-def run_case(count: int):
-  arguments = draw(count)
+def run_case(stages: int, count: int):
+  arguments = draw(stages, count)
+  devices = jax.devices()[:stages]
 
   def staged_gradients(*arguments):
     result = pipeline.gradients(MODEL, *arguments)
     return (result.outer, result.staged), (result.passed, result.left)
 
   with (
-    jax.set_mesh(mesh_lib.make_mesh(f'pipeline:{STAGES}')),
+    jax.set_mesh(mesh_lib.make_mesh(f'pipeline:{stages}', devices)),
     jax.default_matmul_precision('highest'),
   ):
     compiled = jax.jit(staged_gradients).lower(*arguments).compile()
@@ -87,17 +91,19 @@ def run_case(count: int):
   distances = jax.tree.map(
     lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), found, right
   )
+  text = compiled.as_text()
   permutes = re.findall(
-    r'collective-permute(?:-start)?\(.*?source_target_pairs=(\{\{.*?\}\})',
-    compiled.as_text(),
+    r'collective-permute(?:-start)?\(.*?source_target_pairs=(\{\{.*?\}\})', text
   )
+  kept = re.findall(rf'f32\[1,(\d+),{ROWS},{WIDTH}\]', text)
   return {
     'distance': max(jax.tree.leaves(distances)),
     'same_counts': bool(np.array_equal(found[1][0], right[1][0])),
     'temporaries': compiled.memory_analysis().temp_size_in_bytes,
     'permutes': sorted(set(permutes)),
+    'kept': max(map(int, kept)),
   }
 
 
 if __name__ == '__main__':
-  print(json.dumps({count: run_case(count) for count in (1, 2, 4, 16)}))
+  print(json.dumps({str(case): run_case(*case) for case in CASES}))

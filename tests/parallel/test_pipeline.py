@@ -46,19 +46,27 @@ class ScheduleTest(absltest.TestCase):
     cls.found = run_script('parallel/pipeline_cases.py', 4)
 
   def test_gradients_and_sums_are_those_of_calls_in_turn(self):
-    self.assertLen(self.found, 4)
-    for count, found in self.found.items():
-      self.assertLess(found['distance'], 1e-6, count)
-      self.assertTrue(found['same_counts'], count)
+    self.assertLen(self.found, 7)
+    for case, found in self.found.items():
+      self.assertLess(found['distance'], 1e-6, case)
+      self.assertTrue(found['same_counts'], case)
 
   def test_memory_does_not_grow_with_micro_batches(self):
-    few, many = self.found['4'], self.found['16']
+    few, many = self.found['(4, 4)'], self.found['(4, 16)']
     self.assertEqual(few['temporaries'], many['temporaries'])
 
-  def test_stages_talk_to_their_neighbours(self):
+  def test_as_many_stage_inputs_are_kept_as_there_are_stages(self):
+    for stages, count in ((2, 5), (3, 7), (4, 16)):
+      self.assertEqual(self.found[str((stages, count))]['kept'], stages)
+
+  def test_stages_talk_to_neighbours_and_leave_inputs_with_their_mirror(self):
     self.assertEqual(
-      self.found['4']['permutes'],
-      ['{{0,1},{1,2},{2,3}}', '{{1,0},{2,1},{3,2}}'],
+      self.found['(4, 4)']['permutes'],
+      [
+        '{{0,1},{1,2},{2,3}}',
+        '{{0,3},{1,2},{2,1},{3,0}}',
+        '{{1,0},{2,1},{3,2}}',
+      ],
     )
 
 

@@ -14,16 +14,19 @@ micro-batch. At tick t stage s of S
 
 so that the last stage makes both of the same one, with its loss between them.
 A stage keeps of a micro-batch its input alone, and computes the rest again for
-the backward pass. Alive at once are 2 (S - 1 - s) + 1 inputs, S on average over
-stages, whatever the number of micro-batches; every rank has the room of the
-first stage, 2 S - 1. (Where stages are not in lockstep, as in PipeDream's 1F1B,
-a gradient comes back after half as many ticks, and S - s inputs are kept.)
+the backward pass. It needs it 2 (S - 1 - s) ticks later, so that the first one
+has 2 S - 1 inputs alive and the last has one. (Where stages are not in
+lockstep, as in PipeDream's 1F1B, a gradient comes back after half as many
+ticks.) No rank keeps more than S, whatever the number of micro-batches: as in
+BPipe (Kim et al., ICML 2023), stage s of the first half leaves each input with
+stage S - 1 - s, which has room to spare, and takes it back S - 1 ticks before
+its use.
 
 The first S - 1 ticks have no backward pass and the last S - 1 no forward pass,
 so that the bubble is that of 1F1B (arXiv 2104.04473): S - 1 passes of each kind
 beside those of M micro-batches.
 
-Letters: S stages, M micro-batches, R rows of room for stage inputs.
+Letters: S stages, M micro-batches.
 """
 
 from collections.abc import Callable
@@ -125,7 +128,7 @@ def gradients(
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['y', 'dx', 'inputs', 'outer', 'staged', 'left', 'passed'],
+  data_fields=['y', 'dx', 'kept', 'outer', 'staged', 'left', 'passed'],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +138,8 @@ class _Carry:
   Attributes:
     y: outputs of the stages, [S, ...].
     dx: gradients of their inputs, [S, ...].
-    inputs: of the stages that are to be used again, [S, R, ...].
+    kept: inputs of the stages that are to be used again, [S, S, ...]: a rank
+      has S slots, some of them for another stage's.
     outer: so far, as the rest, which is that of `Result`.
     staged: so far.
     left: so far.
@@ -144,7 +148,7 @@ class _Carry:
 
   y: jax.Array
   dx: jax.Array
-  inputs: jax.Array
+  kept: jax.Array
   outer: Any
   staged: Any
   left: Any
@@ -192,7 +196,7 @@ class _Ticks:
     return _Carry(
       y=zeros(x, stages),
       dx=zeros(x, stages),
-      inputs=zeros(x, stages, 2 * stages - 1),
+      kept=zeros(x, stages, stages),
       outer=outer,
       staged=gradients,
       left=zeros(left),
@@ -219,6 +223,8 @@ class _Ticks:
 
   def backward(self, carry: _Carry, t: jax.Array) -> _Carry:
     """Every stage backward."""
+    # What lies with another stage still comes back.
+    carry = self._put_away(carry, t, jnp.zeros_like(carry.y))
     d_outer = jax.tree.map(jnp.zeros_like, self._outer)
     d_last = jnp.zeros(carry.y.shape[1:], carry.y.dtype)
     return self._all_backward(carry, t, d_outer, d_last)
@@ -226,28 +232,51 @@ class _Ticks:
   def _all_forward(self, carry, t):
     """(carry, the last stage's output)."""
 
-    def own(staged, constants, rank, before, room, entered, micro_batches, t):
+    def own(staged, constants, rank, before, entered, micro_batches, t):
       x = jnp.where(rank == 0, entered, self._shifted(before, 1))
       index = t - rank
       micro_batch = _micro_batch(micro_batches, index)
       y, _, passed = self._model.stage(staged, constants, x, micro_batch)
-      # One that isn't there overwrites what is no longer needed.
-      room = jax.lax.dynamic_update_index_in_dim(
-        room, x, index % room.shape[0], 0
-      )
       there = (index >= 0) & (index < self._count)
       passed = jax.tree.map(lambda v: jnp.where(there, v, 0), passed)
-      return y, room, passed
+      return x, y, passed
 
     entered = self._model.enter(
       self._outer, _micro_batch(self._micro_batches, t)
     )
-    y, inputs, passed = self._on_stages(
-      own, (carry.y, carry.inputs), (entered, self._micro_batches, t)
+    x, y, passed = self._on_stages(
+      own, (carry.y,), (entered, self._micro_batches, t)
     )
+    carry = self._put_away(carry, t, x)
     passed = _added(carry.passed, passed)
-    carry = dataclasses.replace(carry, y=y, inputs=inputs, passed=passed)
+    carry = dataclasses.replace(carry, y=y, passed=passed)
     return carry, _of_stage(self._stages - 1, y)
+
+  def _put_away(self, carry, t, x):
+    """The carry that keeps this tick's inputs x [S, ...] of the stages too.
+
+    Slot (t + 1) % `_own_slots` of a stage then holds the input of its backward
+    pass of this tick: the one that it put there longest ago.
+    """
+    stages = self._stages
+    pairs = [(s, stages - 1 - s) for s in range(stages) if 2 * s != stages - 1]
+
+    def own(staged, constants, rank, kept, x, t):
+      del staged, constants
+      leaves, slots = 2 * rank < stages - 1, self._own_slots(rank)
+      # An input lies with another stage for as many ticks as that has slots.
+      slot = slots + t % jnp.maximum(stages - slots, 1)
+      out = jnp.where(leaves, x, _at(kept, slot))
+      got = jax.lax.ppermute(out, AXIS, pairs)
+      kept = _set(kept, t % slots, jnp.where(leaves, got, x))
+      return _set(kept, slot, jnp.where(slots < stages, got, _at(kept, slot)))
+
+    kept = self._on_stages(own, (carry.kept, x), (t,))
+    return dataclasses.replace(carry, kept=kept)
+
+  def _own_slots(self, rank):
+    """Slots of a rank for its own inputs; the rest are for another stage's."""
+    return jnp.minimum(self._stages, 2 * (self._stages - 1 - rank) + 1)
 
   def _all_backward(self, carry, t, d_outer, d_last):
     """The carry with the gradients of a micro-batch per stage.
@@ -262,13 +291,11 @@ class _Ticks:
     # Ticks until a micro-batch comes back to the first stage.
     trip = 2 * stages - 2
 
-    def own(staged, constants, rank, after, room, d_last, micro_batches, t):
+    def own(staged, constants, rank, after, kept, d_last, micro_batches, t):
       dy = jnp.where(rank == stages - 1, d_last, self._shifted(after, -1))
       index = t - (trip - rank)
       micro_batch = _micro_batch(micro_batches, index)
-      x = jax.lax.dynamic_index_in_dim(
-        room, index % room.shape[0], 0, keepdims=False
-      )
+      x = _at(kept, (t + 1) % self._own_slots(rank))
       _, vjp = jax.vjp(
         lambda staged, x: model.stage(staged, constants, x, micro_batch)[:2],
         staged,
@@ -280,7 +307,7 @@ class _Ticks:
       )
 
     d_staged, dx = self._on_stages(
-      own, (carry.dx, carry.inputs), (d_last, self._micro_batches, t)
+      own, (carry.dx, carry.kept), (d_last, self._micro_batches, t)
     )
     micro_batch = _micro_batch(self._micro_batches, t - trip)
     _, vjp = jax.vjp(lambda outer: model.enter(outer, micro_batch), self._outer)
@@ -338,11 +365,16 @@ def _of_stage(stage: int, x_S: jax.Array) -> jax.Array:
 def _micro_batch(micro_batches, index):
   """One of them; any for an index that is out of range."""
   return jax.tree.map(
-    lambda x: jax.lax.dynamic_index_in_dim(
-      x, jnp.clip(index, 0, x.shape[0] - 1), 0, keepdims=False
-    ),
-    micro_batches,
+    lambda x: _at(x, jnp.clip(index, 0, x.shape[0] - 1)), micro_batches
   )
+
+
+def _at(x, index):
+  return jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
+
+
+def _set(x, index, value):
+  return jax.lax.dynamic_update_index_in_dim(x, value, index, 0)
 
 
 def _float32(tree):
