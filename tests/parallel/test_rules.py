@@ -7,8 +7,7 @@ import numpy as np
 
 from reference import cases
 from seekax.config import MESH_AXES
-from seekax.model.axes import weight_axes
-from seekax.model.parameters import abstract_weights
+from seekax.model.parameters import abstract_weights, weight_axes
 from seekax.parallel import mesh, rules
 
 _ALL = dict.fromkeys(MESH_AXES, 2)

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import Config, mesh_sizes
-from seekax.model.axes import weight_axes
-from seekax.model.parameters import abstract_weights, cast_params
+from seekax.model.parameters import abstract_weights, cast_params, weight_axes
 from seekax.model.stack import pipelined_stack
 from seekax.ops import precision
 from seekax.parallel import rules

@@ -1,5 +1,6 @@
-"""The tree of parameters: initial values, shapes, compute dtypes."""
+"""The tree of parameters: initial values, shapes, axes, compute dtypes."""
 
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from seekax.config import ModelConfig
 from seekax.model.transformer import bias_shapes, Transformer
 from seekax.ops.precision import HIGH, Policy
+from seekax.parallel import mesh
+from seekax.parallel.rules import Names
 
 # Parameters that compute in float32 whatever the compute dtype is.
 FLOAT32 = ('router', 'scale')
@@ -16,12 +19,7 @@ FLOAT32 = ('router', 'scale')
 
 def init_params(config: ModelConfig, seed: int) -> Any:
   """Initial float32 parameters of the model and its MTP modules."""
-  # Two positions suffice: no parameter's shape depends on the length.
-  tokens_BL = jnp.zeros((1, 2), jnp.int32)
-  variables = Transformer(config).init(
-    jax.random.key(seed), tokens_BL, method='initialise'
-  )
-  return nn.meta.unbox(variables)['params']
+  return nn.meta.unbox(_init(config, seed))
 
 
 def init_router_bias(config: ModelConfig) -> dict[str, jax.Array]:
@@ -34,12 +32,19 @@ def init_router_bias(config: ModelConfig) -> dict[str, jax.Array]:
 
 def abstract_weights(config: ModelConfig) -> dict[str, Any]:
   """Shapes of {'params', 'router_bias'}; nothing is computed."""
-  return jax.eval_shape(
-    lambda: {
-      'params': init_params(config, 0),
-      'router_bias': init_router_bias(config),
-    }
+  bias = jax.eval_shape(lambda: init_router_bias(config))
+  return {'params': nn.meta.unbox(_boxed_shapes(config)), 'router_bias': bias}
+
+
+def weight_axes(config: ModelConfig) -> dict[str, Any]:
+  """{'params', 'router_bias'} with a `Names` in place of every array."""
+  params = jax.tree.map(
+    lambda box: Names(tuple(box.names)),
+    _boxed_shapes(config),
+    is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
   )
+  bias = {key: Names((None, 'choices')) for key in bias_shapes(config)}
+  return {'params': params, 'router_bias': bias}
 
 
 def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
@@ -57,3 +62,22 @@ def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
     return x if names & float32 else x.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _init(config: ModelConfig, seed: int) -> Any:
+  """Float32 parameters, boxed with the names of their axes."""
+  # Two positions suffice: no parameter's shape depends on the length.
+  tokens_BL = jnp.zeros((1, 2), jnp.int32)
+  return Transformer(config).init(
+    jax.random.key(seed), tokens_BL, method='initialise'
+  )['params']
+
+
+@functools.cache
+def _boxed_shapes(config: ModelConfig) -> Any:
+  """Shapes of `_init`, whole ones wherever on a mesh they are asked for.
+
+  Tracing the model takes longer than all that is done with its shapes.
+  """
+  with mesh.none():
+    return jax.eval_shape(lambda: _init(config, 0))

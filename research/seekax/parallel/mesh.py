@@ -1,12 +1,13 @@
 """Device meshes, from their description in the config."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import contextvars
 import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 import numpy as np
 
 from seekax.config import check_mesh, Config, ConfigError, mesh_sizes
@@ -78,6 +79,17 @@ def shared_sizes() -> dict[str, int]:
   """Those over which arrays are split here: not of ranks that work apart."""
   apart = APART.get()
   return {a: size for a, size in current_sizes().items() if a not in apart}
+
+
+@contextlib.contextmanager
+def none() -> Iterator[None]:
+  """What is traced in it is traced for one device, whatever mesh is set."""
+  token = APART.set(frozenset())
+  try:
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+      yield
+  finally:
+    APART.reset(token)
 
 
 def describe(mesh: Mesh) -> str:

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import Config, ModelConfig
-from seekax.model.axes import weight_axes
+from seekax.model.parameters import weight_axes
 from seekax.model.stack import pipelined_stack
 from seekax.parallel import pipeline, rules
 from seekax.parallel.mesh import current_sizes

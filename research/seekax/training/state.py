@@ -12,7 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import Config
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.model.parameters import (
+  abstract_weights,
+  init_params,
+  init_router_bias,
+)
 from seekax.training.guard import Guard, init_guard
 from seekax.training.optimizer import make_optimizer
 
@@ -39,13 +43,10 @@ class TrainState:
 @functools.partial(jax.jit, static_argnums=(0,))
 def init_state(config: Config) -> TrainState:
   """The state at step 0; compiled, since op by op it takes far longer."""
-  params = init_params(config.model, config.train.seed)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    router_bias=init_router_bias(config.model),
-    opt_state=make_optimizer(config.optim).init(params),
-    guard=init_guard(config.train),
+  return start_from(
+    config,
+    init_params(config.model, config.train.seed),
+    init_router_bias(config.model),
   )
 
 
@@ -75,7 +76,10 @@ def start_from(
 
 def abstract_state(config: Config) -> TrainState:
   """Shapes and dtypes of a run's state; nothing is computed."""
-  return jax.eval_shape(lambda: init_state(config))
+  return jax.eval_shape(
+    lambda weights: start_from(config, **weights),
+    abstract_weights(config.model),
+  )
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:
