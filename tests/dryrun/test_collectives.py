@@ -39,6 +39,38 @@ ENTRY %main (w: f32[8]) -> f32[] {
 """
 
 
+_BRANCHES = """HloModule jit_g, num_partitions=8
+
+%idle (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8]{0} parameter(0)
+}
+
+%few (p: f32[8]) -> f32[8] {
+  ROOT %all-to-all.1 = f32[8]{0} all-to-all(%p), channel_id=1, replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
+}
+
+%many (p: f32[8]) -> f32[8] {
+  %all-to-all.2 = f32[8]{0} all-to-all(%p), channel_id=2, replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}
+  ROOT %call.1 = f32[8]{0} call(%all-to-all.2), to_apply=%few
+}
+
+%tick (p: f32[8]) -> f32[8] {
+  %conditional.1 = f32[8]{0} conditional(%i, %p, %p, %p), branch_computations={%few, %many, %idle}
+  %conditional.2 = f32[8]{0} conditional(%b, %p, %p), true_computation=%few, false_computation=%idle
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %constant.1 = s32[] constant(10)
+  %get-tuple-element.1 = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%get-tuple-element.1, %constant.1), direction=LT
+}
+
+ENTRY %main (w: f32[8]) -> f32[8] {
+  %while.1 = f32[8] while(%t), condition=%condition, body=%tick
+}
+"""
+
+
 class ReadTest(parameterized.TestCase):
   def test_kinds_axes_counts_and_bytes(self):
     found = {
@@ -53,6 +85,11 @@ class ReadTest(parameterized.TestCase):
     }
     # A loop that stops by its data isn't counted, nor what stays on a device.
     self.assertEqual(found, expected)
+
+  def test_of_branches_the_one_that_sends_most_as_often_as_one_is_taken(self):
+    (row,) = collectives.read(_BRANCHES, _SIZES, taken=0.5)
+    # Two of the first conditional and one of the second, 5 times of 10.
+    self.assertEqual((row.count, row.bytes), (15, 15 * 16))
 
   @parameterized.parameters(
     ("replica_groups=mesh['a'=4,'b'=2] {'a'}", [0, 2, 4, 6]),

@@ -23,19 +23,36 @@ def enter(outer, batch):
   return outer['table'][batch['ids']]
 
 
-def stage(weights, constants, x, batch):
+def beside(outer, batch):
+  return [outer['table'][batch['ids'][::-1]]]
+
+
+def middle(weights, constants, x, beside, batch):
+  """Beside the output a sum that isn't trained on and one that is."""
   y = jnp.tanh(x @ weights['w']) * constants + batch['shift'][:, None]
-  # A sum, of what isn't trained on, and a term of the objective.
-  return y, 0.1 * jnp.square(y).sum(), (y > 0).sum(dtype=jnp.int32)
+  sums = (y > 0).sum(dtype=jnp.int32)
+  return y, (y, jnp.zeros_like(beside[0])), 0.1 * jnp.square(y).sum(), sums
 
 
-def leave(outer, x, batch):
-  logits = x @ outer['table'].T
+def first(weights, constants, x, beside, batch):
+  return middle(weights, constants, jnp.sin(x @ weights['w']), beside, batch)
+
+
+def last(weights, constants, x, beside, batch):
+  y, _, objective, sums = middle(weights, constants, x, beside, batch)
+  return y, (y, jnp.cos(beside[0] @ weights['w']) * y), objective, sums + 1
+
+
+def leave(outer, out, batch):
+  y, more = out
+  logits = (y + more) @ outer['table'].T
   wrong = jnp.square(logits).sum() + (logits * batch['shift'][:, None]).sum()
   return wrong, {'rows': jnp.int32(ROWS), 'wrong': wrong}
 
 
-MODEL = pipeline.Model(enter, stage, leave)
+def model(stages: int) -> pipeline.Model:
+  kinds = [first, *[middle] * (stages - 2), last]
+  return pipeline.Model(enter, beside, kinds, leave)
 
 
 def draw(stages: int, count: int):
@@ -62,12 +79,14 @@ def in_turn(outer, staged, constants, batches):
   for m in range(batches['shift'].shape[0]):
     batch = jax.tree.map(lambda x, m=m: x[m], batches)
     x = enter(outer, batch)
-    for s in range(stages):
+    for s, stage in enumerate(model(stages).stages):
       own = jax.tree.map(lambda w, s=s: w[s], staged)
-      x, objective, count = stage(own, constants[s], x, batch)
+      x, out, objective, count = stage(
+        own, constants[s], x, beside(outer, batch), batch
+      )
       total += objective
       passed[s] += count
-    objective, sums = leave(outer, x, batch)
+    objective, sums = leave(outer, out, batch)
     total += objective
     left.append(sums)
   return total, (jnp.stack(passed), jax.tree.map(lambda *x: sum(x), *left))
@@ -78,7 +97,7 @@ def run_case(stages: int, count: int):
   devices = jax.devices()[:stages]
 
   def staged_gradients(*arguments):
-    result = pipeline.gradients(MODEL, *arguments)
+    result = pipeline.gradients(model(stages), *arguments)
     return (result.outer, result.staged), (result.passed, result.left)
 
   with (

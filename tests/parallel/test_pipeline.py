@@ -2,7 +2,7 @@
 
 import json
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from virtual_devices import run_script
 
 from seekax.parallel import pipeline
 
-# Three expert layers over two stages: one that isn't there.
+# Three expert layers over two stages, of which the first has a dense one too
+# and the last MTP.
 _FEW = dict(num_layers=4, unroll_layers=0)
 # Five over four and over two, beside the same run of one device.
 _FIVE = dict(num_layers=6, unroll_layers=0)
@@ -70,13 +71,30 @@ class ScheduleTest(absltest.TestCase):
     )
 
 
-class PaddingTest(absltest.TestCase):
-  def test_layers_that_are_not_there_are_0_and_come_last(self):
-    x = jnp.arange(1.0, 11).reshape(5, 2)
-    staged = pipeline.padded(x, 3)
-    self.assertEqual(staged.shape, (3, 2, 2))
-    np.testing.assert_array_equal(staged[2, 1], [0, 0])
-    np.testing.assert_array_equal(pipeline.unpadded(staged, 5), x)
+class LayersTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # V3: three dense layers on the first stage, MTP and final norm on the last.
+    (58, 16, 3, 1, (1, *14 * (4,), 1)),
+    (61, 16, 0, 0, (*15 * (4,), 1)),
+    (5, 4, 1, 1, (1, 2, 2, 0)),
+    (3, 2, 1, 1, (2, 1)),
+    (2, 2, 3, 0, (0, 2)),
+    (1, 4, 0, 0, (1, 0, 0, 0)),
+  )
+  def test_stages_have_about_the_same_to_do(
+    self, layers, stages, first, last, expected
+  ):
+    found = pipeline.counts(layers, stages, first, last)
+    self.assertEqual(found, expected)
+    self.assertEqual(sum(found), layers)
+
+  def test_layers_are_dealt_out_and_collected(self):
+    x, counts = jnp.arange(1.0, 13).reshape(6, 2), (1, 3, 0, 2)
+    staged = pipeline.dealt(x, counts)
+    self.assertEqual(staged.shape, (4, 3, 2))
+    np.testing.assert_array_equal(staged[0, 1:], np.zeros((2, 2)))
+    np.testing.assert_array_equal(staged[3, :2], x[4:])
+    np.testing.assert_array_equal(pipeline.collected(staged, counts), x)
 
 
 class ModelCase(absltest.TestCase):

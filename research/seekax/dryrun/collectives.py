@@ -6,6 +6,7 @@ data types are the program's: XLA on a CPU would make float32 of bfloat16.
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import math
 import re
 
@@ -21,10 +22,11 @@ KINDS = (
 _WIDTHS = {'pred': 1, 'bf16': 2}
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
 _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
-_CALLED = re.compile(
-  r'(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)'
+_CALLED = re.compile(r'(?:body|to_apply|calls)=%?([\w.-]+)')
+_BRANCHES = re.compile(
+  r'branch_computations=\{([^}]*)\}'
+  r'|true_computation=(\S+) false_computation=([^\s,]+)'
 )
-_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _WHILE = re.compile(r'condition=%?([\w.-]+), body=%?([\w.-]+)')
 _OPERATION = re.compile(
   rf'= (.*?) ({"|".join(KINDS)})(?:-start)?\(([^)]*)\)(.*)'
@@ -50,33 +52,69 @@ class Collective:
   bytes: float
 
 
-def read(text: str, sizes: dict[str, int]) -> list[Collective]:
+def read(
+  text: str, sizes: dict[str, int], taken: float = 1.0
+) -> list[Collective]:
   """Sums up a program's collectives, the largest first.
 
   Args:
     text: an HLO module.
     sizes: of the mesh's axes, in the order in which devices are numbered.
+    taken: how often, of all times, a device takes a branch of a conditional.
+      Which one isn't in the text: the one that sends most is counted.
 
   Raises:
     ValueError: a collective's devices can't be read.
   """
   bodies = _computations(text)
-  found: dict[tuple[str, str], list[float]] = {}
-  for name, times in _executions(bodies).items():
-    for line in bodies[name]:
-      match = _OPERATION.search(line)
-      if match is None or not times:
-        continue
-      result, kind, _, rest = match.groups()
-      group = _group(rest)
-      axis = _axis(group, sizes)
-      if len(group) == 1:
-        continue
-      total = found.setdefault((kind, axis), [0, 0.0])
-      total[0] += times
-      total[1] += times * _sent(kind, _bytes(result), len(group))
-  rows = [Collective(*key, int(n), sent) for key, (n, sent) in found.items()]
+
+  @functools.cache
+  def total(name: str) -> _Total:
+    found: _Total = {}
+    for line in bodies.get(name, []):
+      _add(found, _of_line(line, sizes), 1)
+      for called, times in _calls(line, bodies):
+        _add(found, total(called), times)
+      branches = _BRANCHES.search(line)
+      if branches:
+        names = ','.join(filter(None, branches.groups())).split(',')
+        each = [total(name.strip().lstrip('%')) for name in names if name]
+        _add(found, max(each, key=_all_bytes), taken)
+    return found
+
+  rows = [
+    Collective(*key, round(count), sent)
+    for key, (count, sent) in total('').items()
+    if count
+  ]
   return sorted(rows, key=lambda row: -row.bytes)
+
+
+# By kind and axes: operations and bytes.
+_Total = dict[tuple[str, str], tuple[float, float]]
+
+
+def _add(found: _Total, more: _Total, times: float) -> None:
+  for key, (count, sent) in more.items():
+    counts, bytes_sent = found.get(key, (0.0, 0.0))
+    found[key] = counts + times * count, bytes_sent + times * sent
+
+
+def _all_bytes(found: _Total) -> float:
+  return sum(sent for _, sent in found.values())
+
+
+def _of_line(line: str, sizes: dict[str, int]) -> _Total:
+  """The collective of a line, if it is one."""
+  match = _OPERATION.search(line)
+  if match is None:
+    return {}
+  result, kind, _, rest = match.groups()
+  group = _group(rest)
+  if len(group) == 1:
+    return {}
+  sent = _sent(kind, _bytes(result), len(group))
+  return {(kind, _axis(group, sizes)): (1.0, sent)}
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -94,32 +132,14 @@ def _computations(text: str) -> dict[str, list[str]]:
   return bodies
 
 
-def _executions(bodies: dict[str, list[str]]) -> dict[str, int]:
-  """How often each computation runs."""
-  times = dict.fromkeys(bodies, 0)
-
-  def run(name: str, count: int) -> None:
-    times[name] += count
-    for line in bodies[name]:
-      for called, own in _calls(line, bodies):
-        if called in bodies:
-          run(called, count * own)
-
-  run('', 1)
-  return times
-
-
 def _calls(line: str, bodies) -> Iterator[tuple[str, int]]:
+  """What a line runs besides branches, and how often."""
   loop = _WHILE.search(line)
   if loop:
     yield loop[2], _trip_count(bodies.get(loop[1], []))
     return
   for called in _CALLED.findall(line):
     yield called, 1
-  branches = _BRANCHES.search(line)
-  if branches:
-    # One of them runs: the one that the worst case takes isn't known.
-    yield branches[1].split(',')[0].strip().lstrip('%'), 1
 
 
 def _trip_count(condition: list[str]) -> int:

@@ -24,7 +24,7 @@ from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.dryrun import collectives, gpus, sharding
 from seekax.ops import backends
-from seekax.parallel import ranks, rules
+from seekax.parallel import pipeline, ranks, rules
 from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
 from seekax.training.schedules import Schedule
@@ -115,8 +115,11 @@ def _on_mesh(
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     if sizes['pipeline'] > 1:
       say(f'compiling a step in a pipeline for {mesh.size} devices')
+      # All conditionals are of ticks in which a stage may have nothing to do.
       step, found = _compiled(
-        pipelined_step.lower(config, state, [batch] * parts, rates), sizes
+        pipelined_step.lower(config, state, [batch] * parts, rates),
+        sizes,
+        taken=parts / pipeline.num_ticks(parts, sizes['pipeline']),
       )
       counted += _local_bytes(([batch] * parts, rates))
       return _dry_run(started, config, step, step, counted, found, [])
@@ -209,7 +212,7 @@ def _abstract_rates(config: Config, mesh: jax.sharding.Mesh) -> Any:
   return _placed(rates, jax.tree.map(lambda _: whole, rates))
 
 
-def _compiled(lowered: Any, sizes: dict[str, int]):
+def _compiled(lowered: Any, sizes: dict[str, int], taken: float = 1.0):
   """(the program, its collectives as they are after partitioning)."""
   with tempfile.TemporaryDirectory(prefix='seekax-hlo-') as folder:
     compiled = lowered.compile(
@@ -219,7 +222,7 @@ def _compiled(lowered: Any, sizes: dict[str, int]):
       }
     )
     (dumped,) = pathlib.Path(folder).glob('*after_spmd-partitioning*')
-    return compiled, collectives.read(dumped.read_text(), sizes)
+    return compiled, collectives.read(dumped.read_text(), sizes, taken)
 
 
 def _added(parts) -> list[collectives.Collective]:

@@ -13,7 +13,7 @@ from seekax.model.parameters import abstract_weights, cast_params, weight_axes
 from seekax.model.stack import pipelined_stack
 from seekax.ops import precision
 from seekax.parallel import rules
-from seekax.training import placement
+from seekax.training import pipelined
 from seekax.training.state import abstract_state
 
 
@@ -63,13 +63,13 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
   params = abstract_weights(config.model)['params']
   used_axes = axes
   if staged:
-    others = {key: value for key, value in params.items() if key != staged}
     used_axes = {
-      **placement.names_of_shared(others, config.model, sizes),
+      **axes,
       staged: jax.tree.map(
         lambda own: rules.axes('stages', *own.names[1:]), axes[staged]
       ),
     }
+    counts = pipelined.layer_counts(config.model, sizes['pipeline'])
   for (path, leaf), as_used, names, used in zip(
     jax.tree_util.tree_leaves_with_path(params),
     jax.tree.leaves(jax.eval_shape(cast, params)),
@@ -79,10 +79,8 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
   ):
     size = leaf.size
     if path[0].key == staged:
-      # Stages are filled up, with layers that aren't there.
-      layers = leaf.shape[0]
-      each = -(-layers // sizes['pipeline'])
-      size = size // layers * each * sizes['pipeline']
+      # Every stage has as much room as the one with most layers.
+      size = size // leaf.shape[0] * max(counts) * len(counts)
     weight = rules.axes_of(rules.spec(used.names, 'weight', sizes))
     gradient = rules.axes_of(rules.spec(used.names, 'gradient', sizes))
     master = rules.axes_of(rules.spec(names.names, 'master', sizes, leaf.shape))

@@ -37,6 +37,19 @@ class Load:
   exchanges: jax.Array
 
 
+def no_load(config: ModelConfig, routers: int) -> Load:
+  """That of so many routers, stacked, which saw no token."""
+  count, number = (
+    jnp.zeros(routers, dtype) for dtype in (jnp.int32, jnp.float32)
+  )
+  return Load(
+    count_E=jnp.zeros((routers, config.num_experts), jnp.int32),
+    balance=number,
+    rounds=count,
+    exchanges=count,
+  )
+
+
 class Experts(nn.Module):
   """Routed experts plus the shared expert, which no gate scales."""
 

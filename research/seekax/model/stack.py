@@ -60,7 +60,7 @@ def stacked(
 
 
 def pipelined_stack(config: ModelConfig) -> str:
-  """The stack that a pipeline is made of; others run before its first stage."""
+  """The stack that is dealt out to a pipeline's stages."""
   return 'expert_layers' if config.uses_experts else 'dense_layers'
 
 
@@ -110,45 +110,39 @@ def run(
   return x, outputs
 
 
-def run_some(
-  layers: Block,
+def run_unbound(
+  block: Block,
   params: dict[str, Any],
   bias_NE: jax.Array | None,
-  there_N: jax.Array,
   x: jax.Array,
   shared: Sequence[Any],
 ) -> tuple[jax.Array, Any]:
-  """A stage of a pipeline: a slice of a stack, with layers that aren't there.
+  """`run` of '__call__' on a slice of a stack's parameters.
 
   Args:
-    layers: one, unbound.
-    params: stacked [N, ...].
+    block: one layer, unbound.
+    params: stacked [N, ...], N above 0.
     bias_NE: of the routers, or None without.
-    there_N: False for one that only fills up the slice; it changes nothing and
-      counts nothing.
     x: input of the first layer.
     shared: positions and segments.
 
   Returns:
     (output of the last layer, the loads stacked [N, ...] or None).
   """
-  config = layers.config
+  config = block.config
 
-  def layer(own, x, bias_E, there, shared):
-    y, (load, _) = layers.apply({'params': own}, x, bias_E, *shared)
-    load = jax.tree.map(lambda count: jnp.where(there, count, 0), load)
-    return jnp.where(there, y, x), load
+  def layer(own, x, bias_E, shared):
+    x, (load, _) = block.apply({'params': own}, x, bias_E, *shared)
+    return x, load
 
-  length = there_N.shape[0]
+  length = num_layers(params)
   if length <= config.unroll_layers:
     if config.remat != 'none':
       layer = recomputed_in_turn(layer, POLICIES[config.remat])
     loads = []
     biases = [None] * length if bias_NE is None else bias_NE
-    for own, bias_E, there in zip(
-      unstack(params, length), biases, there_N, strict=True
-    ):
-      x, load = layer(own, x, bias_E, there, shared)
+    for own, bias_E in zip(unstack(params, length), biases, strict=True):
+      x, load = layer(own, x, bias_E, shared)
       loads.append(load)
     return x, join(loads)
   if config.remat != 'none':
@@ -157,10 +151,10 @@ def run_some(
     )
 
   def step(x, inputs):
-    own, bias_E, there = inputs
-    return layer(own, x, bias_E, there, shared)
+    own, bias_E = inputs
+    return layer(own, x, bias_E, shared)
 
-  return jax.lax.scan(step, x, (params, bias_NE, there_N))
+  return jax.lax.scan(step, x, (params, bias_NE))
 
 
 def num_layers(params: dict[str, Any]) -> int:

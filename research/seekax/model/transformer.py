@@ -86,7 +86,10 @@ class Transformer(nn.Module):
     cache, load = {}, None
     shared = positions_BL, segments_BL
     if self.config.num_plain_layers:
-      x_BLD, cache['dense'] = self.run_dense(x_BLD, *shared)
+      x_BLD, outputs = stack.run(
+        self.dense_layers, '__call__', x_BLD, (None,), shared
+      )
+      cache['dense'] = _apart(outputs)[1]
     if self.config.num_expert_layers:
       bias_NE = self._bias(router_bias, LAYERS)
       x_BLD, outputs = stack.run(
@@ -99,26 +102,6 @@ class Transformer(nn.Module):
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
     """The input of the first layer."""
     return constrain(self._embed(tokens_BL), 'batch', 'length', 'embed')
-
-  def run_dense(
-    self,
-    x_BLD: jax.Array,
-    positions_BL: jax.Array,
-    segments_BL: jax.Array | None,
-  ) -> tuple[jax.Array, Any]:
-    """The dense layers: (x, their cache entries)."""
-    x_BLD, outputs = stack.run(
-      self.dense_layers,
-      '__call__',
-      x_BLD,
-      (None,),
-      (positions_BL, segments_BL),
-    )
-    return x_BLD, _apart(outputs)[1]
-
-  def normed(self, x_BLD: jax.Array) -> jax.Array:
-    """The hidden states of the last layer's output."""
-    return self.final_norm(x_BLD)
 
   def decode(
     self,

@@ -299,8 +299,8 @@ class _Trip:
   """The rounds of one exchange. Rows that arrive are P = R * C.
 
   Attributes:
-    rounds: int32, the same on every device of the mesh, so that all of them
-      meet in the same collectives.
+    rounds: int32, the same on every device of the mesh or of a stage of its
+      pipeline, so that all of them meet in the same collectives.
   """
 
   def __init__(self, level: Level, experts_TA, weights):
@@ -309,7 +309,9 @@ class _Trip:
     self._tokens, self._choices = experts_TA.shape
     self._items = find_items(level, experts_TA, self._own)
     self._per_token = self._items.rank_I.shape[0] // self._tokens
-    most = jax.lax.pmax(self._items.sizes_R.max(), tuple(current_sizes()))
+    # Other stages of a pipeline are at something else.
+    meeting = tuple(axis for axis in current_sizes() if axis != 'pipeline')
+    most = jax.lax.pmax(self._items.sizes_R.max(), meeting)
     self.rounds = jnp.maximum(-(-most // level.rows), 1)
 
   def over_rounds(self, go: Callable[[jax.Array], Any]) -> Any:

@@ -1,10 +1,10 @@
 """Pipeline parallelism: 1F1B in lockstep, knowing no model.
 
-A model is three functions: `enter` makes the input of the first stage,
-`stage` is a slice of equal layers, `leave` makes of the last stage's output a
-loss. Stages lie over the mesh axis `pipeline`, one each; whatever enters and
-leaves is computed by all of its ranks together, who may share it out among
-themselves (as they do with a vocabulary).
+Every stage is a function, and stages may differ: the first can have layers that
+others lack, the last what is made of several of its outputs. They lie over the
+mesh axis `pipeline`, one each, and a rank runs its own and nothing else. What
+enters the first and what leaves the last is computed by all ranks together, who
+may share it out among themselves (as they do with a vocabulary).
 
 A tick is one forward pass of every stage and one backward pass, each of another
 micro-batch. At tick t stage s of S
@@ -22,14 +22,15 @@ BPipe (Kim et al., ICML 2023), stage s of the first half leaves each input with
 stage S - 1 - s, which has room to spare, and takes it back S - 1 ticks before
 its use.
 
-The first S - 1 ticks have no backward pass and the last S - 1 no forward pass,
-so that the bubble is that of 1F1B (arXiv 2104.04473): S - 1 passes of each kind
-beside those of M micro-batches.
+A rank that has no micro-batch does nothing: in the first S - 1 ticks nothing
+goes backward, in the last S - 1 nothing forward, so that the bubble is that of
+1F1B (arXiv 2104.04473): S - 1 passes of each kind beside those of M
+micro-batches.
 
 Letters: S stages, M micro-batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -37,6 +38,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+import numpy as np
 
 AXIS = 'pipeline'
 
@@ -47,13 +49,19 @@ class Model:
 
   Attributes:
     enter: (outer parameters, micro-batch) to the first stage's input x.
-    stage: (a stage's parameters, its constants, x, micro-batch) to (x, a
-      float32 scalar that is added to the objective, sums).
-    leave: (outer parameters, x, micro-batch) to (float32 scalar, sums).
+    beside: (outer parameters, micro-batch) to what else the last stage reads, a
+      tree.
+    stages: (a stage's parameters, its constants, x, beside, micro-batch) to
+      (x, a tree that leaves, a float32 scalar that is added to the objective,
+      sums). One for each stage; equal stages are the same function, and what
+      all of them return has the same shapes.
+    leave: (outer parameters, what leaves the last stage, micro-batch) to
+      (float32 scalar, sums).
   """
 
   enter: Callable[..., jax.Array]
-  stage: Callable[..., tuple[jax.Array, jax.Array, Any]]
+  beside: Callable[..., Any]
+  stages: Sequence[Callable[..., tuple[jax.Array, Any, jax.Array, Any]]]
   leave: Callable[..., tuple[jax.Array, Any]]
 
 
@@ -74,16 +82,48 @@ class Result:
   passed: Any
 
 
-def padded(x: jax.Array, stages: int) -> jax.Array:
-  """[N, ...] to [S, ceil(N / S), ...]; what is added at the end is 0."""
-  each = -(-x.shape[0] // stages)
-  padding = [(0, stages * each - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-  return jnp.pad(x, padding).reshape(stages, each, *x.shape[1:])
+def counts(layers: int, stages: int, first: int, last: int) -> tuple[int, ...]:
+  """How many of a model's layers each stage has, the largest as few as can be.
+
+  Args:
+    layers: of the model.
+    stages: two or more.
+    first: what the first stage has besides, in layers.
+    last: what the last one has.
+  """
+  most = -(-layers // stages)
+  while _room(most, stages, first, last).sum() < layers:
+    most += 1
+  room = _room(most, stages, first, last)
+  return tuple(np.diff(np.minimum(room.cumsum(), layers), prepend=0).tolist())
 
 
-def unpadded(x: jax.Array, length: int) -> jax.Array:
-  """The inverse of `padded`."""
-  return x.reshape(-1, *x.shape[2:])[:length]
+def _room(most: int, stages: int, first: int, last: int) -> np.ndarray:
+  room = np.full(stages, most)
+  room[0], room[-1] = max(most - first, 0), max(most - last, 0)
+  return room
+
+
+def dealt(x: jax.Array, counts: Sequence[int]) -> jax.Array:
+  """[N, ...] to [S, max(counts), ...]: to each stage its own, then zeros."""
+  ends = np.cumsum(counts)
+  rest = [(0, 0)] * (x.ndim - 1)
+  return jnp.stack(
+    [
+      jnp.pad(x[end - count : end], [(0, max(counts) - count), *rest])
+      for count, end in zip(counts, ends, strict=True)
+    ]
+  )
+
+
+def collected(x: jax.Array, counts: Sequence[int]) -> jax.Array:
+  """The inverse of `dealt`."""
+  return jnp.concatenate([x[s, :count] for s, count in enumerate(counts)])
+
+
+def num_ticks(micro_batches: int, stages: int) -> int:
+  """Of a step; in M of them a stage has a micro-batch for each direction."""
+  return micro_batches + 2 * stages - 2
 
 
 def gradients(
@@ -98,7 +138,7 @@ def gradients(
 
   Args:
     model: what is run.
-    outer: parameters of `enter` and `leave`.
+    outer: parameters of `enter`, `beside` and `leave`.
     staged: those of the stages, [S, ...]; S is the size of the mesh axis.
     constants: what else a stage has of its own, [S, ...].
     micro_batches: a tree of [M, ...].
@@ -108,21 +148,10 @@ def gradients(
   Returns:
     Gradients and sums.
   """
-  stages = jax.tree.leaves(staged)[0].shape[0]
-  count = jax.tree.leaves(micro_batches)[0].shape[0]
   ticks = _Ticks(model, outer, staged, constants, micro_batches, lay_out)
-  carry = ticks.start()
-  warm, steady = stages - 1, count + stages - 1
-  for passes, first, end in (
-    (ticks.forward, 0, warm),
-    (ticks.both, warm, steady),
-    (ticks.backward, steady, steady + stages - 1),
-  ):
-    carry, _ = jax.lax.scan(
-      lambda carry, t, passes=passes: (passes(carry, t), None),
-      carry,
-      jnp.arange(first, end),
-    )
+  count = jax.tree.leaves(micro_batches)[0].shape[0]
+  number = num_ticks(count, len(model.stages))
+  carry = jax.lax.fori_loop(0, number, ticks.tick, ticks.start())
   return Result(carry.outer, carry.staged, carry.left, carry.passed)
 
 
@@ -155,37 +184,50 @@ class _Carry:
   passed: Any
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['params', 'constants', 'rank', 'kind'],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+  """One stage as its rank sees it, or all of them, [S, ...].
+
+  Attributes:
+    params: its own.
+    constants: its own.
+    rank: which one it is.
+    kind: which of the different functions it is.
+  """
+
+  params: Any
+  constants: Any
+  rank: jax.Array
+  kind: jax.Array
+
+
 class _Ticks:
-  """The kinds of ticks: carry and number of the tick to the next carry."""
+  """What happens in a tick."""
 
   def __init__(self, model, outer, staged, constants, micro_batches, lay_out):
     self._model, self._outer, self._lay_out = model, outer, lay_out
     self._staged, self._constants = staged, constants
     self._micro_batches = micro_batches
-    self._stages = jax.tree.leaves(staged)[0].shape[0]
+    self._stages = len(model.stages)
     self._count = jax.tree.leaves(micro_batches)[0].shape[0]
-    # In an array of its own: inside a mesh that is manual in one axis alone,
+    # Ticks until a micro-batch comes back to the first stage.
+    self._trip = 2 * self._stages - 2
+    self._kinds = list(dict.fromkeys(model.stages))
+    kinds = [self._kinds.index(stage) for stage in model.stages]
+    # In arrays of their own: inside a mesh that is manual in one axis alone,
     # not every compiler knows the index along it.
+    self._kind_S = jnp.array(kinds)
     self._rank_S = jnp.arange(self._stages)
+    self._x, self._out, self._passed, self._sums = jax.eval_shape(self._shapes)
 
   def start(self) -> _Carry:
     """Zeros of everything."""
-
-    def shapes():
-      micro_batch = _micro_batch(self._micro_batches, 0)
-      own = jax.tree.map(lambda x: x[0], (self._staged, self._constants))
-      x = self._model.enter(self._outer, micro_batch)
-      _, _, passed = self._model.stage(*own, x, micro_batch)
-      _, left = self._model.leave(self._outer, x, micro_batch)
-      return x, passed, left
-
-    x, passed, left = jax.eval_shape(shapes)
     stages = self._stages
-
-    def zeros(tree, *leading):
-      return jax.tree.map(
-        lambda v: jnp.zeros((*leading, *v.shape), v.dtype), tree
-      )
 
     def float32(tree):
       return jax.tree.map(lambda v: jnp.zeros(v.shape, jnp.float32), tree)
@@ -194,123 +236,174 @@ class _Ticks:
       float32(self._outer), float32(self._staged)
     )
     return _Carry(
-      y=zeros(x, stages),
-      dx=zeros(x, stages),
-      kept=zeros(x, stages, stages),
+      y=_zeros(self._x, stages),
+      dx=_zeros(self._x, stages),
+      kept=_zeros(self._x, stages, stages),
       outer=outer,
       staged=gradients,
-      left=zeros(left),
-      passed=zeros(passed, stages),
+      left=_zeros(self._sums),
+      passed=_zeros(self._passed, stages),
     )
 
-  def forward(self, carry: _Carry, t: jax.Array) -> _Carry:
-    """Every stage forward."""
-    return self._all_forward(carry, t)[0]
+  def tick(self, t: jax.Array, carry: _Carry) -> _Carry:
+    """Stages forward, the loss of what comes out, stages backward.
 
-  def both(self, carry: _Carry, t: jax.Array) -> _Carry:
-    """Every stage forward, the loss of what comes out, every stage backward."""
-    carry, last = self._all_forward(carry, t)
-    micro_batch = _micro_batch(self._micro_batches, t - (self._stages - 1))
-    _, vjp, left = jax.vjp(
-      lambda outer, x: self._model.leave(outer, x, micro_batch),
+    Args:
+      t: the tick's number.
+      carry: of the ticks before.
+    """
+    index = t - (self._stages - 1)
+    micro_batch = _micro_batch(self._micro_batches, index)
+    beside, beside_vjp = jax.vjp(
+      lambda outer: self._model.beside(outer, micro_batch), self._outer
+    )
+    carry, out = self._all_forward(carry, t, beside)
+    left, d_outer, d_out = jax.lax.cond(
+      self._there(index),
+      self._left,
+      lambda outer, out, _: (_zeros(self._sums), *_zeros((outer, out))),
       self._outer,
-      last,
+      out,
+      micro_batch,
+    )
+    carry = dataclasses.replace(carry, left=_added(carry.left, left))
+    d_staged, dx, d_beside = self._all_backward(carry, t, beside, d_out)
+    d_outer = _added(_float32(d_outer), beside_vjp(d_beside)[0])
+    return self._with_gradients(carry, t, d_outer, d_staged, dx)
+
+  def _left(self, outer, out, micro_batch):
+    """Sums of `leave`, and the gradients of its parameters and of `out`."""
+    _, vjp, left = jax.vjp(
+      lambda outer, out: self._model.leave(outer, out, micro_batch),
+      outer,
+      out,
       has_aux=True,
     )
-    d_outer, d_last = vjp(jnp.ones((), jnp.float32))
-    carry = dataclasses.replace(carry, left=_added(carry.left, left))
-    return self._all_backward(carry, t, d_outer, d_last)
+    return left, *vjp(jnp.ones((), jnp.float32))
 
-  def backward(self, carry: _Carry, t: jax.Array) -> _Carry:
-    """Every stage backward."""
-    # What lies with another stage still comes back.
-    carry = self._put_away(carry, t, jnp.zeros_like(carry.y))
-    d_outer = jax.tree.map(jnp.zeros_like, self._outer)
-    d_last = jnp.zeros(carry.y.shape[1:], carry.y.dtype)
-    return self._all_backward(carry, t, d_outer, d_last)
+  def _shapes(self):
+    micro_batch = _micro_batch(self._micro_batches, 0)
+    own = jax.tree.map(lambda x: x[0], (self._staged, self._constants))
+    x = self._model.enter(self._outer, micro_batch)
+    beside = self._model.beside(self._outer, micro_batch)
+    _, out, _, passed = self._model.stages[0](*own, x, beside, micro_batch)
+    _, left = self._model.leave(self._outer, out, micro_batch)
+    return x, out, passed, left
 
-  def _all_forward(self, carry, t):
-    """(carry, the last stage's output)."""
+  def _all_forward(self, carry, t, beside):
+    """(carry, what leaves the last stage)."""
 
-    def own(staged, constants, rank, before, entered, micro_batches, t):
-      x = jnp.where(rank == 0, entered, self._shifted(before, 1))
-      index = t - rank
-      micro_batch = _micro_batch(micro_batches, index)
-      y, _, passed = self._model.stage(staged, constants, x, micro_batch)
-      there = (index >= 0) & (index < self._count)
-      passed = jax.tree.map(lambda v: jnp.where(there, v, 0), passed)
-      return x, y, passed
+    def own(mine, arrays, shared):
+      y, kept = arrays
+      entered, beside, micro_batches, t = shared
+      x = jnp.where(mine.rank == 0, entered, self._shifted(y, 1))
+      index = t - mine.rank
+
+      def run(stage, x):
+        micro_batch = _micro_batch(micro_batches, index)
+        y, out, _, passed = stage(
+          mine.params, mine.constants, x, beside, micro_batch
+        )
+        return y, out, passed
+
+      def idle(x):
+        return jnp.zeros_like(x), _zeros(self._out), _zeros(self._passed)
+
+      found = self._by_kind(mine, index, run, idle, x)
+      return *found, self._put_away(kept, mine.rank, t, x)
 
     entered = self._model.enter(
       self._outer, _micro_batch(self._micro_batches, t)
     )
-    x, y, passed = self._on_stages(
-      own, (carry.y,), (entered, self._micro_batches, t)
+    y, out, passed, kept = self._on_stages(
+      own,
+      (carry.y, carry.kept),
+      (entered, beside, self._micro_batches, t),
     )
-    carry = self._put_away(carry, t, x)
     passed = _added(carry.passed, passed)
-    carry = dataclasses.replace(carry, y=y, passed=passed)
-    return carry, _of_stage(self._stages - 1, y)
+    carry = dataclasses.replace(carry, y=y, kept=kept, passed=passed)
+    return carry, _of_stage(self._stages - 1, out)
 
-  def _put_away(self, carry, t, x):
-    """The carry that keeps this tick's inputs x [S, ...] of the stages too.
+  def _put_away(self, kept, rank, t, x):
+    """A rank's `kept` with the input x of its stage in this tick.
 
-    Slot (t + 1) % `_own_slots` of a stage then holds the input of its backward
-    pass of this tick: the one that it put there longest ago.
+    Slot (t + 1) % `_own_slots` then holds the input of its backward pass of
+    this tick: the one that it put there longest ago.
     """
     stages = self._stages
     pairs = [(s, stages - 1 - s) for s in range(stages) if 2 * s != stages - 1]
-
-    def own(staged, constants, rank, kept, x, t):
-      del staged, constants
-      leaves, slots = 2 * rank < stages - 1, self._own_slots(rank)
-      # An input lies with another stage for as many ticks as that has slots.
-      slot = slots + t % jnp.maximum(stages - slots, 1)
-      out = jnp.where(leaves, x, _at(kept, slot))
-      got = jax.lax.ppermute(out, AXIS, pairs)
-      kept = _set(kept, t % slots, jnp.where(leaves, got, x))
-      return _set(kept, slot, jnp.where(slots < stages, got, _at(kept, slot)))
-
-    kept = self._on_stages(own, (carry.kept, x), (t,))
-    return dataclasses.replace(carry, kept=kept)
+    leaves, slots = 2 * rank < stages - 1, self._own_slots(rank)
+    # An input lies with another stage for as many ticks as that has slots.
+    slot = slots + t % jnp.maximum(stages - slots, 1)
+    out = jnp.where(leaves, x, _at(kept, slot))
+    got = jax.lax.ppermute(out, AXIS, pairs)
+    kept = _set(kept, t % slots, jnp.where(leaves, got, x))
+    return _set(kept, slot, jnp.where(slots < stages, got, _at(kept, slot)))
 
   def _own_slots(self, rank):
     """Slots of a rank for its own inputs; the rest are for another stage's."""
     return jnp.minimum(self._stages, 2 * (self._stages - 1 - rank) + 1)
 
-  def _all_backward(self, carry, t, d_outer, d_last):
-    """The carry with the gradients of a micro-batch per stage.
+  def _all_backward(self, carry, t, beside, d_out):
+    """Gradients of a micro-batch per stage: of parameters, x and `beside`.
 
     Args:
       carry: after the forward passes of the tick.
       t: the tick.
-      d_outer: gradients of `leave`.
-      d_last: gradient of the last stage's output.
+      beside: of the last stage.
+      d_out: gradients of what leaves it.
     """
-    stages, model = self._stages, self._model
-    # Ticks until a micro-batch comes back to the first stage.
-    trip = 2 * stages - 2
 
-    def own(staged, constants, rank, after, kept, d_last, micro_batches, t):
-      dy = jnp.where(rank == stages - 1, d_last, self._shifted(after, -1))
-      index = t - (trip - rank)
-      micro_batch = _micro_batch(micro_batches, index)
-      x = _at(kept, (t + 1) % self._own_slots(rank))
-      _, vjp = jax.vjp(
-        lambda staged, x: model.stage(staged, constants, x, micro_batch)[:2],
-        staged,
-        x,
-      )
-      there = (index >= 0) & (index < self._count)
-      return jax.tree.map(
-        lambda v: jnp.where(there, v, 0), vjp((dy, jnp.ones((), jnp.float32)))
+    def own(mine, arrays, shared):
+      dx, kept = arrays
+      beside, d_out, micro_batches, t = shared
+      index = t - (self._trip - mine.rank)
+      given = (
+        mine.params,
+        _at(kept, (t + 1) % self._own_slots(mine.rank)),
+        beside,
       )
 
-    d_staged, dx = self._on_stages(
-      own, (carry.dx, carry.kept), (d_last, self._micro_batches, t)
+      def run(stage, dy, *given):
+        micro_batch = _micro_batch(micro_batches, index)
+
+        def trained(params, x, beside):
+          return stage(params, mine.constants, x, beside, micro_batch)[:3]
+
+        _, vjp = jax.vjp(trained, *given)
+        is_last = mine.rank == self._stages - 1
+        leaving = jax.tree.map(lambda v: jnp.where(is_last, v, 0), d_out)
+        return vjp((dy, leaving, jnp.ones((), jnp.float32)))
+
+      def idle(dy, *given):
+        del dy
+        return jax.tree.map(jnp.zeros_like, given)
+
+      # Of the last stage, whose own output goes nowhere, dy is 0.
+      dy = self._shifted(dx, -1)
+      return self._by_kind(mine, index, run, idle, dy, *given)
+
+    d_staged, dx, d_beside = self._on_stages(
+      own,
+      (carry.dx, carry.kept),
+      (beside, d_out, self._micro_batches, t),
     )
-    micro_batch = _micro_batch(self._micro_batches, t - trip)
-    _, vjp = jax.vjp(lambda outer: model.enter(outer, micro_batch), self._outer)
+    return d_staged, dx, _of_stage(self._stages - 1, d_beside)
+
+  def _with_gradients(self, carry, t, d_outer, d_staged, dx):
+    """The carry with the gradients of a tick, those of `enter` made here.
+
+    Args:
+      carry: without them.
+      t: the tick.
+      d_outer: gradients of `beside` and `leave`.
+      d_staged: those of the stages.
+      dx: of their inputs.
+    """
+    micro_batch = _micro_batch(self._micro_batches, t - self._trip)
+    _, vjp = jax.vjp(
+      lambda outer: self._model.enter(outer, micro_batch), self._outer
+    )
     d_outer = _added(_float32(d_outer), vjp(_of_stage(0, dx))[0])
     d_outer, d_staged = self._lay_out(d_outer, _float32(d_staged))
     return dataclasses.replace(
@@ -320,22 +413,35 @@ class _Ticks:
       staged=_added(carry.staged, d_staged),
     )
 
-  def _on_stages(self, function, own, shared):
+  def _there(self, index):
+    """Whether there is such a micro-batch."""
+    return (index >= 0) & (index < self._count)
+
+  def _by_kind(self, mine, index, run, idle, *arguments):
+    """The stage's own branch, or `idle` if there is no such micro-batch."""
+    branches = [functools.partial(run, stage) for stage in self._kinds]
+    return jax.lax.switch(
+      jnp.where(self._there(index), mine.kind, len(branches)),
+      [*branches, idle],
+      *arguments,
+    )
+
+  def _on_stages(self, function, arrays, shared):
     """Calls it on every rank; the rest of the mesh is the compiler's.
 
     Args:
-      function: of (a stage's parameters, its constants, its rank, *its parts of
-        own, *shared) to a tree of arrays of its own.
-      own: arrays [S, ...].
-      shared: arrays, whole on every rank.
+      function: of (a stage's `_Stage`, its parts of arrays, shared) to a tree
+        of arrays of its own.
+      arrays: a tree of [S, ...].
+      shared: a tree of what every rank has whole.
 
     Returns:
       A tree of arrays [S, ...].
     """
-    mine = (self._staged, self._constants, self._rank_S, *own)
+    stages = _Stage(self._staged, self._constants, self._rank_S, self._kind_S)
 
     def local(mine, shared):
-      result = function(*jax.tree.map(lambda x: x[0], mine), *shared)
+      result = function(*jax.tree.map(lambda x: x[0], mine), shared)
       return jax.tree.map(lambda x: x[None], result)
 
     split, whole = PartitionSpec(AXIS), PartitionSpec()
@@ -345,7 +451,7 @@ class _Ticks:
       out_specs=split,
       axis_names={AXIS},
       check_vma=False,
-    )(mine, shared)
+    )((stages, arrays), shared)
 
   def _shifted(self, x, by: int):
     """x of the stage before (1) or after (-1); 0 where there is none."""
@@ -354,12 +460,23 @@ class _Ticks:
     return jax.lax.ppermute(x, AXIS, pairs)
 
 
-def _of_stage(stage: int, x_S: jax.Array) -> jax.Array:
-  """One stage's part, on every rank: a sum of it and of zeros, in its dtype."""
-  own_S = jnp.arange(x_S.shape[0]) == stage
-  own_S = own_S.reshape(-1, *([1] * (x_S.ndim - 1)))
-  only = jnp.where(own_S, x_S, jnp.zeros((), x_S.dtype))
-  return jax.lax.reduce_sum(only, (0,))
+def _of_stage(stage: int, tree: Any) -> Any:
+  """One stage's part of arrays [S, ...], on every rank.
+
+  Each is a sum of that part and of zeros, in its dtype.
+  """
+
+  def one(x_S):
+    own_S = jnp.arange(x_S.shape[0]) == stage
+    own_S = own_S.reshape(-1, *([1] * (x_S.ndim - 1)))
+    only = jnp.where(own_S, x_S, jnp.zeros((), x_S.dtype))
+    return jax.lax.reduce_sum(only, (0,))
+
+  return jax.tree.map(one, tree)
+
+
+def _zeros(tree: Any, *leading: int) -> Any:
+  return jax.tree.map(lambda v: jnp.zeros((*leading, *v.shape), v.dtype), tree)
 
 
 def _micro_batch(micro_batches, index):

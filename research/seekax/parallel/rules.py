@@ -52,8 +52,8 @@ RULES: dict[str, Rule] = {
   'batch': Rule(activation=BATCH_AXES),
   'length': _same('context'),
   'stages': _same('pipeline'),
-  # Whole where they are used one after the other; see 'stages'.
-  'layers': Rule(master=('pipeline',)),
+  # Used one after the other, and dealt out to 'stages' unevenly.
+  'layers': Rule(),
   'embed': _EMBED,
   'latent': dataclasses.replace(_EMBED, weight=()),
   # One copy of each table for all stages, which compute logits together.
@@ -61,8 +61,6 @@ RULES: dict[str, Rule] = {
   'heads': _same('tensor'),
   'head_width': Rule(),
   'mlp': _same('tensor'),
-  # Of layers that all stages of a pipeline compute together.
-  'mlp_of_all': _same('tensor', 'pipeline'),
   'experts': _same('expert_node', 'expert'),
   'choices': Rule(),
 }

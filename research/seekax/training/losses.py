@@ -6,6 +6,7 @@ z-loss added to it in the objective; the sums that are reported leave it out.
 Letters: B batch, L positions, D model width, V vocabulary.
 """
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -17,7 +18,13 @@ from seekax.config import Config, ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.model.experts import Load
 from seekax.model.parameters import cast_params
-from seekax.model.transformer import bias_shapes, shift_left, Transformer
+from seekax.model.transformer import (
+  bias_shapes,
+  LAYERS,
+  MTP,
+  shift_left,
+  Transformer,
+)
 from seekax.ops import cross_entropy, precision
 from seekax.parallel import rules
 from seekax.training import placement
@@ -134,19 +141,26 @@ def sums_of_weights(
   """`loss_sums` from `compute_weights` on, by which it is differentiated."""
   model = Transformer(config.model, precision.for_training(config))
   isolate = config.data.isolate_documents
-  trunk = model.apply(
-    {'params': weights},
-    batch.tokens_BL,
+  shared = (
     batch.positions_BL,
     batch.segments_BL if isolate else None,
     router_bias,
   )
-  return target_sums(
-    model,
-    weights,
+  variables = {'params': weights}
+  trunk = model.apply(variables, batch.tokens_BL, *shared)
+  further, mtp_load = model.apply(
+    variables,
     trunk.hidden_BLD,
-    trunk.load,
-    router_bias,
+    batch.targets_BL,
+    *shared,
+    method='predict_further',
+  )
+  loads = {LAYERS: trunk.load, MTP: mtp_load}
+  return target_sums(
+    weights['head'],
+    trunk.hidden_BLD,
+    further,
+    {key: load for key, load in loads.items() if load is not None},
     batch,
     config,
     mtp_weight,
@@ -154,11 +168,10 @@ def sums_of_weights(
 
 
 def target_sums(
-  model: Transformer,
-  weights: Any,
+  head_DV: jax.Array,
   hidden_BLD: jax.Array,
-  trunk_load: Load | None,
-  router_bias: dict[str, jax.Array],
+  further: Sequence[jax.Array],
+  loads: dict[str, Load],
   batch: Batch,
   config: Config,
   mtp_weight: jax.Array | float | None,
@@ -177,12 +190,10 @@ def target_sums(
   whatever the micro-batches.)
 
   Args:
-    model: the model.
-    weights: its parameters as they are used.
+    head_DV: the head, as it is used.
     hidden_BLD: hidden states after the final norm.
-    trunk_load: of the expert layers; None if there are none, or to leave their
-      part out.
-    router_bias: selection biases.
+    further: those of each MTP depth.
+    loads: of the routers that are to be counted.
     batch: a whole batch or a micro-batch.
     config: the run.
     mtp_weight: lambda of this step; the config's first one if None.
@@ -190,19 +201,6 @@ def target_sums(
   Returns:
     (float32 scalar, LossSums).
   """
-  variables = {'params': weights}
-  isolate = config.data.isolate_documents
-  further, mtp_load = model.apply(
-    variables,
-    hidden_BLD,
-    batch.targets_BL,
-    batch.positions_BL,
-    batch.segments_BL if isolate else None,
-    router_bias,
-    method='predict_further',
-  )
-  head_DV = weights['head']
-
   per_token = rules.axes('batch', 'length')
   sums_of = rules.per_shard(
     functools.partial(_target_losses, config.train.z_loss_weight),
@@ -218,7 +216,7 @@ def target_sums(
   def target_losses(hidden_BLD, targets_BL, weights_BL):
     return sums_of(hidden_BLD, head_DV, targets_BL, weights_BL)
 
-  weights_BL = main_weights(batch, isolate)
+  weights_BL = main_weights(batch, config.data.isolate_documents)
   main = target_losses(hidden_BLD, batch.targets_BL, weights_BL)
   mtp = [
     target_losses(
@@ -226,8 +224,6 @@ def target_sums(
     )
     for k, hidden_BLD in enumerate(further, start=1)
   ]
-  loads = {'layers': trunk_load, 'mtp': mtp_load}
-  loads = {key: load for key, load in loads.items() if load is not None}
   balance = _total(loads, 'balance', jnp.float32)
   objective = main.objective + balance_objective(config, balance, batch)
   mtp_J = jnp.zeros((0,), jnp.float32)

@@ -1,35 +1,53 @@
 """Gradients of a step whose layers are the stages of a pipeline.
 
-The expert layers are the stages (the dense ones of a model without experts),
-filled up to a multiple of their number with layers that change nothing. The
-embedding and V3's first, dense layers come before the first stage, final norm,
-head and MTP after the last. Every rank of the pipeline computes those, with its
-part of the vocabulary and of hidden widths but else all alike, so that their
-attention and routed experts add their whole time to every tick. Masters,
-gradients, loads and checkpoints have the shapes that they have without a
-pipeline.
+The expert layers (the dense ones of a model without experts) are dealt out to
+the stages. The first stage has V3's first, dense layers too, the last one the
+final norm and the MTP modules, and as many fewer of the others, so that all
+have about the same to do. Embedding and head are of all stages together, each
+with its part of the vocabulary. Masters, gradients, loads and checkpoints have
+the shapes that they have without a pipeline.
 
-Letters: S stages, N layers, M micro-batches, B batch, L positions, E experts.
+Letters: S stages, N layers, M micro-batches, B batch, L positions, E experts,
+J prediction depths.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config
+from seekax.config import Config, ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.model import stack
 from seekax.model.block import Block
-from seekax.model.experts import Load
+from seekax.model.experts import Load, no_load
+from seekax.model.layers import RmsNorm
+from seekax.model.mtp import MtpModule
 from seekax.model.parameters import cast_params
-from seekax.model.transformer import LAYERS, Transformer
+from seekax.model.transformer import (
+  bias_shapes,
+  LAYERS,
+  MTP,
+  shift_left,
+  Transformer,
+)
 from seekax.ops import precision
 from seekax.parallel import pipeline, ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
 from seekax.training.losses import balance_objective, LossSums, target_sums
+
+# Entries of the tree of parameters that all stages use together.
+_OUTER = 'embedding', 'head'
+
+
+def layer_counts(model: ModelConfig, stages: int) -> tuple[int, ...]:
+  """How many layers of the stack that is dealt out each stage has."""
+  first = model.num_plain_layers if model.uses_experts else 0
+  layers = model.num_expert_layers if first else model.num_layers
+  return pipeline.counts(layers, stages, first, model.mtp_depth)
 
 
 def pipelined_gradients(
@@ -51,113 +69,187 @@ def pipelined_gradients(
   Returns:
     (float32 gradients, laid out as masters; LossSums).
   """
-  policy = precision.for_training(config)
-  dtype = jnp.dtype(config.train.compute_dtype)
-  name = stack.pipelined_stack(config.model)
-  stages = current_sizes()[pipeline.AXIS]
-  length = stack.num_layers(params[name])
-  weights = cast_params(params, dtype, policy)
-  staged = placement.as_stages(weights.pop(name), config.model, stages)
-  constants = {'there': pipeline.padded(jnp.ones(length, bool), stages)}
-  if config.model.uses_experts:
-    bias_NE = router_bias.get(
-      LAYERS, jnp.zeros((length, config.model.num_experts))
-    )
-    constants['bias'] = pipeline.padded(bias_NE, stages)
+  model, policy = config.model, precision.for_training(config)
+  counts = layer_counts(model, current_sizes()[pipeline.AXIS])
+  weights = cast_params(params, jnp.dtype(config.train.compute_dtype), policy)
+  outer = {key: weights.pop(key) for key in _OUTER}
+  of_outer = placement.names_of(outer, model)
+  of_stages = placement.names_of_stages(weights, model)
+  outer = placement.as_weights(outer, model)
+  staged = placement.as_stages(weights, model, counts)
   micro_batches = jax.tree.map(
     lambda *parts: rules.constrain(jnp.stack(parts), None, 'batch', 'length'),
     *batch,
   )
-  outer = placement.as_shared_weights(weights, config.model)
-  names = placement.names_of_shared(outer, config.model, current_sizes())
-  of_stages = placement.names_of_stages(config.model)
 
-  def of_rank(outer, staged, constants, bias, micro_batches, mtp_weight):
+  def of_rank(outer, staged, biases, micro_batches, mtp_weight):
     result = pipeline.gradients(
-      _model(config, bias, mtp_weight, policy),
+      _model(config, policy, counts, mtp_weight),
       outer,
       staged,
-      constants,
+      biases,
       micro_batches,
-      lambda *partial: ranks.as_partial(partial, (names, of_stages)),
+      lambda *partial: ranks.as_partial(partial, (of_outer, of_stages)),
     )
     return (result.outer, result.staged), (result.left, result.passed)
 
   whole = rules.axes()
   run = ranks.apart(
     of_rank,
-    (
-      names,
-      of_stages,
-      whole,
-      whole,
-      rules.axes(None, 'batch', 'length'),
-      whole,
-    ),
-    (names, of_stages),
+    (of_outer, of_stages, whole, rules.axes(None, 'batch', 'length'), whole),
+    (of_outer, of_stages),
   )
+  biases = _biases(router_bias, model, counts)
   partial, (left, passed) = run(
-    outer, staged, constants, router_bias, micro_batches, mtp_weight
+    outer, staged, biases, micro_batches, mtp_weight
   )
-  gradients, staged_gradients = ranks.summed(
-    partial, (placement.names_of(outer, config.model), of_stages)
-  )
-  gradients[name], passed = jax.tree.map(
-    lambda x: pipeline.unpadded(x, length), (staged_gradients, passed)
-  )
-  gradients = placement.as_masters(gradients, config.model)
-  return gradients, _joined(left, passed)
+  gradients, staged = ranks.summed(partial, (of_outer, of_stages))
+  gradients |= placement.from_stages(staged, model, counts)
+  gradients = placement.as_masters(gradients, model)
+  return gradients, _joined(left, passed, counts)
 
 
-def _model(config: Config, router_bias, mtp_weight, policy) -> pipeline.Model:
-  model = Transformer(config.model, policy)
-  layer = Block(config.model, config.model.uses_experts, policy, parent=None)
-  dense_first = config.model.uses_experts and config.model.num_plain_layers
+def _biases(router_bias, model, counts) -> dict[str, jax.Array]:
+  """Selection biases of each stage's routers, [S, ...]; zeros where none is."""
+  biases = {
+    key: router_bias.get(key, jnp.zeros(shape))
+    for key, shape in bias_shapes(model, every_router=True).items()
+  }
+  if LAYERS in biases:
+    biases[LAYERS] = pipeline.dealt(biases[LAYERS], counts)
+  if MTP in biases:
+    shape = biases[MTP].shape
+    biases[MTP] = jnp.broadcast_to(biases[MTP], (len(counts), *shape))
+  return biases
 
-  def shared(batch):
-    isolate = config.data.isolate_documents
-    return batch.positions_BL, batch.segments_BL if isolate else None
+
+def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
+  model, last = Transformer(config.model, policy), len(counts) - 1
+  stage_of_kind = functools.cache(
+    lambda *kind: functools.partial(_stage, config, policy, max(counts), *kind)
+  )
+
+  def embed(weights, tokens_BL):
+    return model.apply({'params': weights}, tokens_BL, method='embed')
 
   def enter(weights, batch):
-    variables = {'params': weights}
-    x_BLD = model.apply(variables, batch.tokens_BL, method='embed')
-    if dense_first:
-      x_BLD, _ = model.apply(
-        variables, x_BLD, *shared(batch), method='run_dense'
-      )
-    return x_BLD
+    return embed(weights, batch.tokens_BL)
 
-  def stage(weights, constants, x_BLD, batch):
-    x_BLD, load = stack.run_some(
-      layer,
-      weights,
-      constants.get('bias'),
-      constants['there'],
-      x_BLD,
-      shared(batch),
-    )
-    if load is None:
-      return x_BLD, jnp.zeros((), jnp.float32), None
-    objective = balance_objective(config, load.balance.sum(), batch)
-    return x_BLD, objective, load
+  def beside(weights, batch):
+    depths = range(config.model.mtp_depth)
+    return [embed(weights, shift_left(batch.targets_BL, k)) for k in depths]
 
-  def leave(weights, x_BLD, batch):
-    variables = {'params': weights}
-    hidden_BLD = model.apply(variables, x_BLD, method='normed')
+  def leave(weights, out, batch):
+    hidden_BLD, further = out
     return target_sums(
-      model, weights, hidden_BLD, None, router_bias, batch, config, mtp_weight
+      weights['head'], hidden_BLD, further, {}, batch, config, mtp_weight
     )
 
-  return pipeline.Model(enter, stage, leave)
+  stages = [
+    stage_of_kind(count, s == 0, s == last) for s, count in enumerate(counts)
+  ]
+  return pipeline.Model(enter, beside, stages, leave)
 
 
-def _joined(left: LossSums, passed: Load | None) -> LossSums:
-  """The sums of what left the pipeline with the loads of its layers."""
-  if passed is None:
+def _stage(
+  config: Config,
+  policy: precision.Policy,
+  most: int,
+  count: int,
+  is_first: bool,
+  is_last: bool,
+  weights: Any,
+  biases: dict[str, jax.Array],
+  x_BLD: jax.Array,
+  beside: list[jax.Array],
+  batch: Batch,
+):
+  """A kind of stage, as `pipeline.Model` wants it.
+
+  Args:
+    config: the run.
+    policy: of its products.
+    most: layers that a stage has room for.
+    count: those that this one has.
+    is_first: whether it has the dense layers too.
+    is_last: whether it has final norm and MTP modules too.
+    weights: of a stage.
+    biases: of its routers.
+    x_BLD: its input.
+    beside: embeddings of the MTP modules' tokens.
+    batch: the micro-batch.
+  """
+  model, name = config.model, stack.pipelined_stack(config.model)
+  isolate = config.data.isolate_documents
+  shared = batch.positions_BL, batch.segments_BL if isolate else None
+
+  def run(name, count, bias_NE, x_BLD):
+    block = Block(model, name == 'expert_layers', policy, parent=None)
+    own = jax.tree.map(lambda x: x[:count], weights[name])
+    return stack.run_unbound(block, own, bias_NE, x_BLD, shared)
+
+  if is_first and name == 'expert_layers' and model.num_plain_layers:
+    x_BLD, _ = run('dense_layers', model.num_plain_layers, None, x_BLD)
+  loads = {}
+  if model.uses_experts:
+    loads = {LAYERS: no_load(model, most), MTP: no_load(model, model.mtp_depth)}
+  if count:
+    bias_NE = biases[LAYERS][:count] if loads else None
+    x_BLD, load = run(name, count, bias_NE, x_BLD)
+    if loads:
+      loads[LAYERS] = jax.tree.map(
+        lambda none, some: none.at[:count].set(some), loads[LAYERS], load
+      )
+  out = jax.tree.map(jnp.zeros_like, (x_BLD, beside))
+  if is_last:
+    out, load = _ending(model, policy, weights, biases, x_BLD, beside, shared)
+    if load is not None:
+      loads[MTP] = load
+  balance = sum(load.balance.sum() for load in loads.values())
+  objective = balance_objective(config, jnp.float32(balance), batch)
+  return x_BLD, out, objective, loads
+
+
+def _ending(model, policy, weights, biases, x_BLD, beside, shared):
+  """((hidden states, those of each MTP depth), load of the MTP routers)."""
+  norm = RmsNorm(model.embed_dim, 'embed', model.norm_eps, parent=None)
+  hidden_BLD = norm.apply({'params': weights['final_norm']}, x_BLD)
+  further, loads = [], []
+  module = MtpModule(model, policy, parent=None)
+  for k, embedded_BLD in enumerate(beside):
+    further_BLD, load = module.apply(
+      {'params': weights[f'mtp_{k}']},
+      further[-1] if further else hidden_BLD,
+      embedded_BLD,
+      biases[MTP][k] if MTP in biases else None,
+      *shared,
+    )
+    further.append(further_BLD)
+    loads.append(load)
+  has_load = loads and loads[0] is not None
+  return (hidden_BLD, further), stack.join(loads) if has_load else None
+
+
+def _joined(
+  left: LossSums, passed: dict[str, Load], counts: Sequence[int]
+) -> LossSums:
+  """The sums of what left the pipeline with the loads of its stages."""
+  if not passed:
     return left
+  layers = passed[LAYERS].replace(
+    count_E=pipeline.collected(passed[LAYERS].count_E, counts)
+  )
+  mtp = jax.tree.map(lambda x: x.sum(axis=0), passed[MTP])
+  loads = {LAYERS: layers, MTP: mtp}
+
+  def total(field):
+    return sum(getattr(load, field).sum() for load in loads.values())
+
   return left.replace(
-    balance=left.balance + passed.balance.sum(),
-    rounds=left.rounds + passed.rounds.sum(),
-    exchanges=left.exchanges + passed.exchanges.sum(),
-    load={LAYERS: passed.count_E} | left.load,
+    balance=total('balance'),
+    rounds=total('rounds'),
+    exchanges=total('exchanges'),
+    load={
+      key: load.count_E for key, load in loads.items() if load.count_E.size
+    },
   )

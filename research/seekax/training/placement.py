@@ -4,10 +4,11 @@ Masters and the optimizer's moments are split alike (ZeRO); the rest is small
 and lies whole on every device.
 """
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seekax.config import Config, ModelConfig
@@ -78,61 +79,64 @@ def as_weights(params: Any, model: ModelConfig) -> Any:
   return _constrained(_constrained(params, model, 'master'), model, 'weight')
 
 
-def as_shared_weights(params: Any, model: ModelConfig) -> Any:
-  """Those that all stages of a pipeline use together, as they are used."""
-  names = names_of_shared(params, model, current_sizes())
-  return _constrained_as(_constrained(params, model, 'master'), names, 'weight')
+def as_stages(
+  params: dict[str, Any], model: ModelConfig, counts: Sequence[int]
+) -> dict[str, Any]:
+  """What stages of a pipeline own, [S, ...]: of a stack their slices.
 
-
-def names_of_shared(
-  params: Any, model: ModelConfig, sizes: dict[str, int]
-) -> Any:
-  """Names of the axes of `as_shared_weights`.
-
-  Hidden widths of dense FFNs and shared experts are split over the stages,
-  where these divide them: every stage computes a part.
+  Of the rest, which one stage uses, every stage has a copy: an array takes as
+  much room on every device.
 
   Args:
-    params: of a pipeline's outer layers.
-    model: the whole.
-    sizes: of the mesh's axes.
+    params: entries of the model's tree, cast.
+    model: the model.
+    counts: layers of each stage.
   """
-  parts = math.prod(sizes.get(axis, 1) for axis in ('tensor', pipeline.AXIS))
-
-  def split(names, x):
-    if 'experts' in names.names:
-      return names
-    return rules.axes(
-      *[
-        'mlp_of_all' if name == 'mlp' and width % parts == 0 else name
-        for name, width in zip(names.names, x.shape, strict=True)
-      ]
-    )
-
-  return jax.tree.map(split, names_of(params, model), params)
-
-
-def as_stages(stack: Any, model: ModelConfig, stages: int) -> Any:
-  """A stack [N, ...] as weights of a pipeline's stages, [S, N / S, ...].
-
-  Where masters lie over the pipeline along another axis than that of layers,
-  each rank gets its layers' parts of all others first, and only then gathers
-  over the ranks of the batch.
-  """
-  own = weight_axes(model)['params'][pipelined_stack(model)]
-  stack = _constrained_as(stack, own, 'master')
-  stack = jax.tree.map(lambda x: pipeline.padded(x, stages), stack)
-  staged = names_of_stages(model)
-  stack = _constrained_as(stack, staged, 'master')
-  return _constrained_as(stack, staged, 'weight')
-
-
-def names_of_stages(model: ModelConfig) -> Any:
-  """Names of the axes of `as_stages`."""
-  return jax.tree.map(
-    lambda names: rules.axes('stages', None, *names.names[1:]),
-    weight_axes(model)['params'][pipelined_stack(model)],
+  names, staged = names_of(params, model), names_of_stages(params, model)
+  params = _constrained_as(params, names, 'master')
+  name = pipelined_stack(model)
+  # Masters lie over the pipeline along other axes than that of layers: each
+  # rank gets its layers' parts of all others, and only then gathers over the
+  # ranks of the batch.
+  dealt = jax.tree.map(lambda x: pipeline.dealt(x, counts), params[name])
+  dealt = _constrained_as(dealt, staged[name], 'master')
+  others = _constrained_as(_without(params, name), names, 'weight')
+  copies = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (len(counts), *x.shape)), others
   )
+  return _constrained_as({**copies, name: dealt}, staged, 'weight')
+
+
+def from_stages(
+  gradients: dict[str, Any], model: ModelConfig, counts: Sequence[int]
+) -> dict[str, Any]:
+  """The inverse, for gradients, which are 0 where a stage uses nothing."""
+  # Each rank gets its part of all stages', as masters lie.
+  whole = jax.tree.map(
+    lambda own: rules.axes(None, *own.names[1:]),
+    names_of_stages(gradients, model),
+  )
+  gradients = _constrained_as(gradients, whole, 'master')
+  name = pipelined_stack(model)
+  stack = jax.tree.map(lambda x: pipeline.collected(x, counts), gradients[name])
+  others = jax.tree.map(lambda x: x.sum(axis=0), _without(gradients, name))
+  return {**others, name: stack}
+
+
+def names_of_stages(params: Any, model: ModelConfig) -> dict[str, Any]:
+  """Names of the axes of `as_stages`."""
+  names, name = names_of(params, model), pipelined_stack(model)
+  stack = jax.tree.map(
+    lambda own: rules.axes('stages', None, *own.names[1:]), names[name]
+  )
+  others = jax.tree.map(
+    lambda own: rules.axes('stages', *own.names), _without(names, name)
+  )
+  return {**others, name: stack}
+
+
+def _without(tree: dict[str, Any], name: str) -> dict[str, Any]:
+  return {key: value for key, value in tree.items() if key != name}
 
 
 def _constrained(params: Any, model: ModelConfig, role: rules.Role) -> Any:
@@ -143,6 +147,11 @@ def _constrained(params: Any, model: ModelConfig, role: rules.Role) -> Any:
 def _constrained_as(params: Any, axes: Any, role: rules.Role) -> Any:
   if not current_sizes():
     return params
-  return jax.tree.map(
-    lambda x, names: rules.constrain(x, *names.names, role=role), params, axes
-  )
+  return {
+    key: jax.tree.map(
+      lambda x, names: rules.constrain(x, *names.names, role=role),
+      params[key],
+      axes[key],
+    )
+    for key in params
+  }
