@@ -12,7 +12,7 @@ J prediction depths.
 """
 
 from collections.abc import Sequence
-import functools
+import dataclasses
 from typing import Any
 
 import jax
@@ -125,9 +125,6 @@ def _biases(router_bias, model, counts) -> dict[str, jax.Array]:
 
 def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
   model, last = Transformer(config.model, policy), len(counts) - 1
-  stage_of_kind = functools.cache(
-    lambda *kind: functools.partial(_stage, config, policy, max(counts), *kind)
-  )
 
   def embed(weights, tokens_BL):
     return model.apply({'params': weights}, tokens_BL, method='embed')
@@ -146,88 +143,105 @@ def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
     )
 
   stages = [
-    stage_of_kind(count, s == 0, s == last) for s, count in enumerate(counts)
+    _Stage(config, policy, max(counts), count, s == 0, s == last)
+    for s, count in enumerate(counts)
   ]
   return pipeline.Model(enter, beside, stages, leave)
 
 
-def _stage(
-  config: Config,
-  policy: precision.Policy,
-  most: int,
-  count: int,
-  is_first: bool,
-  is_last: bool,
-  weights: Any,
-  biases: dict[str, jax.Array],
-  x_BLD: jax.Array,
-  beside: list[jax.Array],
-  batch: Batch,
-):
-  """A kind of stage, as `pipeline.Model` wants it.
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+  """A stage, as `pipeline.Model` wants it; equal ones are equal.
 
-  Args:
+  Attributes:
     config: the run.
     policy: of its products.
-    most: layers that a stage has room for.
+    room: layers that any stage has parameters for.
     count: those that this one has.
     is_first: whether it has the dense layers too.
-    is_last: whether it has final norm and MTP modules too.
-    weights: of a stage.
-    biases: of its routers.
-    x_BLD: its input.
-    beside: embeddings of the MTP modules' tokens.
-    batch: the micro-batch.
+    is_last: whether it has the final norm and the MTP modules too.
   """
-  model, name = config.model, stack.pipelined_stack(config.model)
-  isolate = config.data.isolate_documents
-  shared = batch.positions_BL, batch.segments_BL if isolate else None
 
-  def run(name, count, bias_NE, x_BLD):
-    block = Block(model, name == 'expert_layers', policy, parent=None)
-    own = jax.tree.map(lambda x: x[:count], weights[name])
-    return stack.run_unbound(block, own, bias_NE, x_BLD, shared)
+  config: Config
+  policy: precision.Policy
+  room: int
+  count: int
+  is_first: bool
+  is_last: bool
 
-  if is_first and name == 'expert_layers' and model.num_plain_layers:
-    x_BLD, _ = run('dense_layers', model.num_plain_layers, None, x_BLD)
-  loads = {}
-  if model.uses_experts:
-    loads = {LAYERS: no_load(model, most), MTP: no_load(model, model.mtp_depth)}
-  if count:
-    bias_NE = biases[LAYERS][:count] if loads else None
-    x_BLD, load = run(name, count, bias_NE, x_BLD)
-    if loads:
-      loads[LAYERS] = jax.tree.map(
-        lambda none, some: none.at[:count].set(some), loads[LAYERS], load
+  def __call__(
+    self,
+    weights: Any,
+    biases: dict[str, jax.Array],
+    x_BLD: jax.Array,
+    beside: list[jax.Array],
+    batch: Batch,
+  ) -> tuple[jax.Array, Any, jax.Array, dict[str, Load]]:
+    """Its layers.
+
+    Args:
+      weights: of a stage.
+      biases: of its routers.
+      x_BLD: its input.
+      beside: embeddings of the MTP modules' tokens.
+      batch: the micro-batch.
+
+    Returns:
+      (its output; hidden states of the main model and of every MTP depth, 0
+      but of the last stage; the balance loss in the objective; loads).
+    """
+    model, name = self.config.model, stack.pipelined_stack(self.config.model)
+    isolate = self.config.data.isolate_documents
+    shared = batch.positions_BL, batch.segments_BL if isolate else None
+
+    def run(name, count, bias_NE, x_BLD):
+      block = Block(model, name == 'expert_layers', self.policy, parent=None)
+      own = jax.tree.map(lambda x: x[:count], weights[name])
+      return stack.run_unbound(block, own, bias_NE, x_BLD, shared)
+
+    if self.is_first and 'dense_layers' in weights and name != 'dense_layers':
+      x_BLD, _ = run('dense_layers', model.num_plain_layers, None, x_BLD)
+    loads = {}
+    if model.uses_experts:
+      loads[LAYERS] = no_load(model, self.room)
+      loads[MTP] = no_load(model, model.mtp_depth)
+    if self.count:
+      bias_NE = biases[LAYERS][: self.count] if loads else None
+      x_BLD, load = run(name, self.count, bias_NE, x_BLD)
+      if loads:
+        loads[LAYERS] = jax.tree.map(
+          lambda none, some: none.at[: self.count].set(some),
+          loads[LAYERS],
+          load,
+        )
+    out = jax.tree.map(jnp.zeros_like, (x_BLD, beside))
+    if self.is_last:
+      out, load = self._ending(weights, biases, x_BLD, beside, shared)
+      if load is not None:
+        loads[MTP] = load
+    balance = sum(load.balance.sum() for load in loads.values())
+    objective = balance_objective(self.config, jnp.float32(balance), batch)
+    return x_BLD, out, objective, loads
+
+  def _ending(self, weights, biases, x_BLD, beside, shared):
+    """((hidden states, those of each MTP depth), load of the MTP routers)."""
+    model = self.config.model
+    norm = RmsNorm(model.embed_dim, 'embed', model.norm_eps, parent=None)
+    hidden_BLD = norm.apply({'params': weights['final_norm']}, x_BLD)
+    module = MtpModule(model, self.policy, parent=None)
+    further, loads = [], []
+    for k, embedded_BLD in enumerate(beside):
+      further_BLD, load = module.apply(
+        {'params': weights[f'mtp_{k}']},
+        further[-1] if further else hidden_BLD,
+        embedded_BLD,
+        biases[MTP][k] if MTP in biases else None,
+        *shared,
       )
-  out = jax.tree.map(jnp.zeros_like, (x_BLD, beside))
-  if is_last:
-    out, load = _ending(model, policy, weights, biases, x_BLD, beside, shared)
-    if load is not None:
-      loads[MTP] = load
-  balance = sum(load.balance.sum() for load in loads.values())
-  objective = balance_objective(config, jnp.float32(balance), batch)
-  return x_BLD, out, objective, loads
-
-
-def _ending(model, policy, weights, biases, x_BLD, beside, shared):
-  """((hidden states, those of each MTP depth), load of the MTP routers)."""
-  norm = RmsNorm(model.embed_dim, 'embed', model.norm_eps, parent=None)
-  hidden_BLD = norm.apply({'params': weights['final_norm']}, x_BLD)
-  further, loads = [], []
-  module = MtpModule(model, policy, parent=None)
-  for k, embedded_BLD in enumerate(beside):
-    further_BLD, load = module.apply(
-      {'params': weights[f'mtp_{k}']},
-      further[-1] if further else hidden_BLD,
-      embedded_BLD,
-      biases[MTP][k] if MTP in biases else None,
-      *shared,
-    )
-    further.append(further_BLD)
-    loads.append(load)
-  has_load = loads and loads[0] is not None
-  return (hidden_BLD, further), stack.join(loads) if has_load else None
+      further.append(further_BLD)
+      loads.append(load)
+    has_load = loads and loads[0] is not None
+    return (hidden_BLD, further), stack.join(loads) if has_load else None
 
 
 def _joined(
