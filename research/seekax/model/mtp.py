@@ -11,6 +11,7 @@ from seekax.model.layers import matrix, RmsNorm
 from seekax.model.stack import block_class
 from seekax.ops.linear import linear
 from seekax.ops.precision import HIGH, Policy
+from seekax.parallel.rules import constrain
 
 
 class MtpModule(nn.Module):
@@ -54,4 +55,6 @@ class MtpModule(nn.Module):
   def _enter(self, hidden_BLD, embedded_BLD):
     """Both norms and the projection; the norms can be made again."""
     pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
-    return linear(jnp.concatenate(pair, axis=-1), self.project)
+    # Each half is on every rank of `tensor`, and so is its gradient.
+    x_BLD = constrain(jnp.concatenate(pair, axis=-1), 'batch', 'length', None)
+    return linear(x_BLD, self.project)
