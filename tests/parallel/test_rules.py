@@ -29,7 +29,7 @@ class SpecTest(parameterized.TestCase):
     # The experts' axis has taken its mesh axes already.
     self.assertEqual(
       master,
-      P(('expert_node', 'expert'), ('fsdp', 'pipeline', 'data'), 'tensor'),
+      P(('expert_node', 'expert'), ('fsdp', 'data', 'pipeline'), 'tensor'),
     )
 
   def test_gradients_are_added_up_where_they_are_found(self):

@@ -13,7 +13,7 @@ from seekax.model.parameters import abstract_weights, cast_params, weight_axes
 from seekax.model.stack import pipelined_stack
 from seekax.ops import precision
 from seekax.parallel import rules
-from seekax.training import pipelined
+from seekax.training.stages import layer_counts
 from seekax.training.state import abstract_state
 
 
@@ -69,7 +69,7 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
         lambda own: rules.axes('stages', *own.names[1:]), axes[staged]
       ),
     }
-    counts = pipelined.layer_counts(config.model, sizes['pipeline'])
+    counts = layer_counts(config.model, sizes['pipeline'])
   for (path, leaf), as_used, names, used in zip(
     jax.tree_util.tree_leaves_with_path(params),
     jax.tree.leaves(jax.eval_shape(cast, params)),

@@ -89,7 +89,7 @@ def as_partial(arrays: Any, names: Any) -> Any:
   )
 
 
-def summed(partial: Any, names: Any) -> Any:
+def summed(partial: Any, names: Any, specs: Any = None) -> Any:
   """Partial sums, summed over their ranks and laid out as masters.
 
   Each rank gets its part of the sum and nothing else, where the master has an
@@ -98,14 +98,20 @@ def summed(partial: Any, names: Any) -> Any:
   Args:
     partial: a tree, from `apart` or added up from several.
     names: of the axes of its arrays, without the leading one.
+    specs: another layout than that of masters.
   """
+  ranks, sizes = rank_axes(), mesh.current_sizes()
 
-  def one(x, own):
-    if rank_axes():
-      x = _scattered(x, own)
-    return rules.constrain(x, *own.names, role='master')
+  def master(x, own):
+    return rules.spec(own.names, 'master', shape=x.shape[bool(ranks) :])
 
-  return jax.tree.map(one, partial, names)
+  def one(x, own, spec):
+    if ranks:
+      x = _scattered(x, own, spec)
+    return jax.lax.with_sharding_constraint(x, spec) if sizes else x
+
+  specs = jax.tree.map(master, partial, names) if specs is None else specs
+  return jax.tree.map(one, partial, names, specs)
 
 
 def zeros(arrays: Any, names: Any) -> Any:
@@ -130,11 +136,10 @@ def zeros(arrays: Any, names: Any) -> Any:
   return jax.tree.map(one, arrays, names)
 
 
-def _scattered(x, names):
+def _scattered(x, names, spec):
   """[R, ...] to [...]: every rank's part of the sum on that rank."""
   over = _summed_over(names)
-  master = rules.spec(names.names, 'master', shape=x.shape[1:])
-  parts = rules.axes_of(master)
+  parts = rules.axes_of(spec)
   before = [tuple(axis for axis in part if axis not in over) for part in parts]
 
   def local(x):
@@ -149,7 +154,7 @@ def _scattered(x, names):
   return jax.shard_map(
     local,
     in_specs=PartitionSpec(over, *before),
-    out_specs=master,
+    out_specs=spec,
     check_vma=False,
   )(x)
 

@@ -41,7 +41,9 @@ def _same(*axes: str) -> Rule:
 
 # What weights are gathered over when they are used, and what more masters are
 # split over. An array uses a mesh axis once: the first of its axes takes it.
-# Ranks whose sums are taken at the end of a step (`ranks.apart`) come last.
+# Ranks whose sums are taken at the end of a step (`ranks.apart`) come last, but
+# for `pipeline`, which is innermost: between master and stage parts then move
+# over it alone.
 _EMBED = Rule(
   weight=('fsdp',),
   gradient=('fsdp',),
@@ -117,6 +119,7 @@ def spec(
     if shape and role in _DIVIDED:
       others = set(as_used).difference(of(name, 'weight'))
       split = _dividing(split, taken | others, sizes, shape[i])
+      split = tuple(sorted(split, key=lambda axis: axis == 'pipeline'))
     elif shape and role == 'activation':
       parts = math.prod(sizes[axis] for axis in split)
       split = () if shape[i] % parts else split

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config, ModelConfig
+from seekax.config import Config
 from seekax.data.pipeline import Batch
 from seekax.model import stack
 from seekax.model.block import Block
@@ -38,16 +38,10 @@ from seekax.parallel import pipeline, ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
 from seekax.training.losses import balance_objective, LossSums, target_sums
+from seekax.training.stages import Stages
 
 # Entries of the tree of parameters that all stages use together.
 _OUTER = 'embedding', 'head'
-
-
-def layer_counts(model: ModelConfig, stages: int) -> tuple[int, ...]:
-  """How many layers of the stack that is dealt out each stage has."""
-  first = model.num_plain_layers if model.uses_experts else 0
-  layers = model.num_expert_layers if first else model.num_layers
-  return pipeline.counts(layers, stages, first, model.mtp_depth)
 
 
 def pipelined_gradients(
@@ -70,13 +64,12 @@ def pipelined_gradients(
     (float32 gradients, laid out as masters; LossSums).
   """
   model, policy = config.model, precision.for_training(config)
-  counts = layer_counts(model, current_sizes()[pipeline.AXIS])
   weights = cast_params(params, jnp.dtype(config.train.compute_dtype), policy)
   outer = {key: weights.pop(key) for key in _OUTER}
   of_outer = placement.names_of(outer, model)
-  of_stages = placement.names_of_stages(weights, model)
+  stages = Stages(weights, model, current_sizes()[pipeline.AXIS])
+  staged = stages.weights(weights)
   outer = placement.as_weights(outer, model)
-  staged = placement.as_stages(weights, model, counts)
   micro_batches = jax.tree.map(
     lambda *parts: rules.constrain(jnp.stack(parts), None, 'batch', 'length'),
     *batch,
@@ -84,29 +77,31 @@ def pipelined_gradients(
 
   def of_rank(outer, staged, biases, micro_batches, mtp_weight):
     result = pipeline.gradients(
-      _model(config, policy, counts, mtp_weight),
+      _model(config, policy, stages.counts, mtp_weight),
       outer,
       staged,
       biases,
       micro_batches,
-      lambda *partial: ranks.as_partial(partial, (of_outer, of_stages)),
+      lambda *partial: ranks.as_partial(partial, (of_outer, stages.names)),
     )
     return (result.outer, result.staged), (result.left, result.passed)
 
   whole = rules.axes()
   run = ranks.apart(
     of_rank,
-    (of_outer, of_stages, whole, rules.axes(None, 'batch', 'length'), whole),
-    (of_outer, of_stages),
+    (of_outer, stages.names, whole, rules.axes(None, 'batch', 'length'), whole),
+    (of_outer, stages.names),
   )
-  biases = _biases(router_bias, model, counts)
-  partial, (left, passed) = run(
+  biases = _biases(router_bias, model, stages.counts)
+  (partial, partial_staged), (left, passed) = run(
     outer, staged, biases, micro_batches, mtp_weight
   )
-  gradients, staged = ranks.summed(partial, (of_outer, of_stages))
-  gradients |= placement.from_stages(staged, model, counts)
+  gradients = ranks.summed(partial, of_outer)
+  gradients |= stages.gradients(
+    ranks.summed(partial_staged, stages.names, stages.specs)
+  )
   gradients = placement.as_masters(gradients, model)
-  return gradients, _joined(left, passed, counts)
+  return gradients, _joined(left, passed, stages.counts)
 
 
 def _biases(router_bias, model, counts) -> dict[str, jax.Array]:

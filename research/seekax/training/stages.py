@@ -1,0 +1,151 @@
+"""Weights from their masters to the stages of a pipeline, gradients back.
+
+Masters lie over the pipeline along some other axis than that of layers, which
+are dealt out unevenly: each rank has a part of every layer. It gets the other
+parts of its stage's layers from the other stages' ranks, and only then gathers
+over the ranks of the batch; gradients go the other way.
+
+Letters: S stages, N layers, Q layers that a stage has room for.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from seekax.config import ModelConfig
+from seekax.model.stack import pipelined_stack
+from seekax.parallel import pipeline, rules
+from seekax.training import placement
+
+_AXIS = pipeline.AXIS
+
+
+def layer_counts(model: ModelConfig, stages: int) -> tuple[int, ...]:
+  """How many layers of the stack that is dealt out each stage has."""
+  first = model.num_plain_layers if model.uses_experts else 0
+  layers = model.num_expert_layers if first else model.num_layers
+  return pipeline.counts(layers, stages, first, model.mtp_depth)
+
+
+class Stages:
+  """How a model's parameters belong to stages.
+
+  Those of the stack are [N, ...] as masters and [S, Q, ...] as a stage's. Of
+  the rest, which one stage uses, every stage has a copy, [S, ...]: an array
+  takes as much room on every device.
+
+  Attributes:
+    names: of the axes of stages' parameters.
+    specs: where gradients of stages lie once the ranks of the batch are summed.
+  """
+
+  def __init__(self, params: dict[str, Any], model: ModelConfig, stages: int):
+    """For some entries of a model's tree of parameters."""
+    self._model, self._counts = model, layer_counts(model, stages)
+    self._of_model = placement.names_of(params, model)
+    self._masters = jax.tree.map(
+      lambda x, own: rules.spec(own.names, 'master', shape=x.shape),
+      params,
+      self._of_model,
+    )
+    self.names = self._of_each(
+      lambda own: rules.axes('stages', None, *own.names[1:]),
+      lambda own: rules.axes('stages', *own.names),
+      self._of_model,
+    )
+    self.specs = self._of_each(_stacked_spec, _copied_spec, self._masters)
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """Layers of the stack that each stage has."""
+    return self._counts
+
+  def weights(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Cast parameters as stages use them."""
+    params = placement.constrained(params, self._of_model, 'master')
+    whole = placement.constrained(params, self._of_model, 'weight')
+
+    def copied(x, _, whole):
+      del x
+      return jnp.broadcast_to(whole, (len(self._counts), *whole.shape))
+
+    staged = self._of_each(self._dealt, copied, params, self._masters, whole)
+    return placement.constrained(staged, self.names, 'weight')
+
+  def gradients(self, staged: dict[str, Any]) -> dict[str, Any]:
+    """Gradients of stages, laid out by `specs`, as masters have them."""
+    return self._of_each(self._collected, _summed, staged, self._masters)
+
+  def _of_each(self, of_stack, of_others, *trees):
+    name = pipelined_stack(self._model)
+    return {
+      key: jax.tree.map(
+        of_stack if key == name else of_others, *(tree[key] for tree in trees)
+      )
+      for key in trees[0]
+    }
+
+  def _dealt(self, x, master, _):
+    """[N, ...] to [S, Q, ...]."""
+    axis = _pipeline_axis(master)
+
+    def local(x):
+      x = pipeline.dealt(x, self._counts)
+      if axis is None:
+        rank = jax.lax.axis_index(_AXIS)
+        return jax.lax.dynamic_slice_in_dim(x, rank, 1)
+      return jax.lax.all_to_all(x, _AXIS, 0, axis + 1, tiled=True)
+
+    return _per_device(local, master, _stacked_spec(master))(x)
+
+  def _collected(self, x, master):
+    """[S, Q, ...] to [N, ...]."""
+    axis = _pipeline_axis(master)
+
+    def local(x):
+      if axis is None:
+        x = jax.lax.all_gather(x, _AXIS, tiled=True)
+      else:
+        x = jax.lax.all_to_all(x, _AXIS, axis + 1, 0, tiled=True)
+      return pipeline.collected(x, self._counts)
+
+    return _per_device(local, _stacked_spec(master), master)(x)
+
+
+def _summed(x, master):
+  """[S, ...], all but one of them 0, to [...]."""
+  axis = _pipeline_axis(master)
+
+  def local(x):
+    if axis is None:
+      return jax.lax.psum(x[0], _AXIS)
+    return jax.lax.psum_scatter(x[0], _AXIS, scatter_dimension=axis, tiled=True)
+
+  return _per_device(local, _copied_spec(master), master)(x)
+
+
+def _per_device(function, spec, to):
+  return jax.shard_map(function, in_specs=spec, out_specs=to, check_vma=False)
+
+
+def _stacked_spec(master: PartitionSpec) -> PartitionSpec:
+  return PartitionSpec(_AXIS, None, *_without_pipeline(master)[1:])
+
+
+def _copied_spec(master: PartitionSpec) -> PartitionSpec:
+  return PartitionSpec(_AXIS, *_without_pipeline(master))
+
+
+def _without_pipeline(master: PartitionSpec) -> list[tuple[str, ...]]:
+  return [
+    tuple(axis for axis in part if axis != _AXIS)
+    for part in rules.axes_of(master)
+  ]
+
+
+def _pipeline_axis(master: PartitionSpec) -> int | None:
+  """The axis of an array that lies over the pipeline, innermost."""
+  parts = rules.axes_of(master)
+  return next((i for i, part in enumerate(parts) if _AXIS in part), None)
