@@ -48,12 +48,13 @@ class SpecTest(parameterized.TestCase):
     self.assertEqual(rules.spec(('embed',), 'master', sizes, (6,)), P('data'))
     self.assertEqual(rules.spec(('embed',), 'master', sizes, (7,)), P(None))
 
-  def test_masters_lie_over_the_pipeline_along_layers_if_they_divide(self):
+  def test_masters_lie_over_the_pipeline_within_other_axes_and_never_by_layers(
+    self,
+  ):
     names, sizes = ('layers', 'embed', 'mlp'), {'pipeline': 4, 'data': 2}
-    divided = rules.spec(names, 'master', sizes, (8, 16, 4))
-    self.assertEqual(divided, P('pipeline', 'data', None))
-    left = rules.spec(names, 'master', sizes, (6, 16, 4))
-    self.assertEqual(left, P(None, ('pipeline', 'data'), None))
+    for layers in (6, 8):
+      split = rules.spec(names, 'master', sizes, (layers, 16, 4))
+      self.assertEqual(split, P(None, ('data', 'pipeline'), None))
     of_stage = rules.spec(('stages', None, 'embed', 'mlp'), 'weight', sizes)
     self.assertEqual(of_stage, P('pipeline', None, None, None))
 
