@@ -36,6 +36,7 @@ SHARED = (
   'length',
   'precision',
   'num_layers',
+  'embed_dim',
   'attention',
   'ffn',
   'mtp_depth',

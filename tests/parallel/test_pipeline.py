@@ -24,6 +24,8 @@ ON_FOUR = {
   'written_out': dict(mesh='pipeline:4', num_layers=6),
   'recomputed': dict(mesh='pipeline:2', num_layers=4, remat='full'),
   'recomputed_scan': dict(mesh='pipeline:2', remat='paper', **_FEW),
+  # Masters of this width lie whole on every stage.
+  'undivided': dict(mesh='pipeline:4', embed_dim=34, **_FIVE),
   'fewer_parts_than_stages': dict(mesh='pipeline:4', parts=2, num_layers=5),
   'one_expert': dict(mesh='expert:2,pipeline:2', crowded=True, **_FEW),
   'fp8': dict(
