@@ -62,13 +62,19 @@ def join(
 
 def _give_up(coordinator: str, count: int, index: int, seconds: int) -> None:
   """Says who is missing, and ends the process."""
+  hint = ''
   if not coordinator:
     who = 'not all processes of the launcher came'
   elif index > 0 and not _answers(coordinator):
     who = f'the coordinator {coordinator} can not be reached'
   else:
     who = f'not all of {count} processes came to {coordinator}'
-  line = f'seekax: {who} within {seconds} s (--start_timeout)\n'
+    # JAX doesn't tell who they are.
+    hint = (
+      f'; this is process {index}, and those that print no such line are '
+      'missing'
+    )
+  line = f'seekax: {who} within {seconds} s (--start_timeout){hint}\n'
   os.write(2, line.encode())
   os._exit(2)
 
