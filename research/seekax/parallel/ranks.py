@@ -82,11 +82,7 @@ def apart(
 
 def as_partial(arrays: Any, names: Any) -> Any:
   """Inside `apart`: laid out as gradients that are being added up."""
-  return jax.tree.map(
-    lambda x, own: rules.constrain(x, *own.names, role='gradient'),
-    arrays,
-    names,
-  )
+  return rules.constrain_all(arrays, names, 'gradient')
 
 
 def summed(partial: Any, names: Any, specs: Any = None) -> Any:

@@ -166,6 +166,13 @@ def constrain(
   return jax.lax.with_sharding_constraint(x, spec(names, role, sizes, x.shape))
 
 
+def constrain_all(arrays: Any, names: Any, role: Role) -> Any:
+  """A tree laid out by a tree of `Names`."""
+  return jax.tree.map(
+    lambda x, own: constrain(x, *own.names, role=role), arrays, names
+  )
+
+
 # Of the `per_shard` that is being traced: axes that are whole after all, since
 # the mesh doesn't divide them.
 _WHOLE: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(

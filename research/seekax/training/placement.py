@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from seekax.config import Config, ModelConfig
 from seekax.model.parameters import weight_axes
 from seekax.parallel import rules
-from seekax.parallel.mesh import current_sizes
 from seekax.training.state import abstract_state, TrainState
 
 
@@ -64,7 +63,8 @@ def names_of(params: Any, model: ModelConfig) -> Any:
 
 def as_masters(gradients: Any, model: ModelConfig) -> Any:
   """Gradients laid out as the masters."""
-  return _constrained(gradients, model, 'master')
+  names = names_of(gradients, model)
+  return rules.constrain_all(gradients, names, 'master')
 
 
 def as_weights(params: Any, model: ModelConfig) -> Any:
@@ -73,18 +73,6 @@ def as_weights(params: Any, model: ModelConfig) -> Any:
   They lie like the masters that they were cast from first, or the compiler
   would gather masters and cast then, twice the bytes.
   """
-  return _constrained(_constrained(params, model, 'master'), model, 'weight')
-
-
-def _constrained(params: Any, model: ModelConfig, role: rules.Role) -> Any:
-  """All parameters, or some of the tree's entries."""
-  return constrained(params, names_of(params, model), role)
-
-
-def constrained(params: Any, names: Any, role: rules.Role) -> Any:
-  """Entries of a tree of parameters laid out by the names of their axes."""
-  if not current_sizes():
-    return params
-  return jax.tree.map(
-    lambda x, own: rules.constrain(x, *own.names, role=role), params, names
-  )
+  names = names_of(params, model)
+  masters = rules.constrain_all(params, names, 'master')
+  return rules.constrain_all(masters, names, 'weight')

@@ -64,15 +64,15 @@ class Stages:
 
   def weights(self, params: dict[str, Any]) -> dict[str, Any]:
     """Cast parameters as stages use them."""
-    params = placement.constrained(params, self._of_model, 'master')
-    whole = placement.constrained(params, self._of_model, 'weight')
+    params = rules.constrain_all(params, self._of_model, 'master')
+    whole = rules.constrain_all(params, self._of_model, 'weight')
 
     def copied(x, _, whole):
       del x
       return jnp.broadcast_to(whole, (len(self._counts), *whole.shape))
 
     staged = self._of_each(self._dealt, copied, params, self._masters, whole)
-    return placement.constrained(staged, self.names, 'weight')
+    return rules.constrain_all(staged, self.names, 'weight')
 
   def gradients(self, staged: dict[str, Any]) -> dict[str, Any]:
     """Gradients of stages, laid out by `specs`, as masters have them."""
