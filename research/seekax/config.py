@@ -588,12 +588,11 @@ def check_mesh(config: 'Config', sizes: dict[str, int] | None = None) -> None:
     ('pipeline',),
     'splits embedding and head',
   )
-  layers = model.num_expert_layers or model.num_plain_layers
-  kind = 'expert layers' if model.num_expert_layers else 'layers'
+  layers = model.num_layers + model.mtp_depth
   _require(
     layers >= sizes['pipeline'],
     f'parallel.mesh has pipeline:{sizes["pipeline"]}, but the model has only '
-    f'{layers} {kind} to make stages of',
+    f'{layers} layers and MTP modules to make stages of',
   )
   if config.train.precision == 'fp8':
     _check_fp8_tiles(config, sizes, rows, hidden)

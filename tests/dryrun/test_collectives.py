@@ -87,7 +87,7 @@ class ReadTest(parameterized.TestCase):
     self.assertEqual(found, expected)
 
   def test_of_branches_the_one_that_sends_most_as_often_as_one_is_taken(self):
-    (row,) = collectives.read(_BRANCHES, _SIZES, taken=0.5)
+    (row,) = collectives.read(_BRANCHES, _SIZES, share_taken=0.5)
     # Two of the first conditional and one of the second, 5 times of 10.
     self.assertEqual((row.count, row.bytes), (15, 15 * 16))
 

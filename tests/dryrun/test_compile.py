@@ -50,8 +50,12 @@ class DryRunTest(absltest.TestCase):
     activations = 3 * 4 * 4 * 32 * 64 * 2
     self.assertBetween(sent['pipeline']['bytes'] - activations, 0, 64)
     # Between masters and stages nothing crosses more than one axis.
-    moved = {r['axis'] for r in rows if r['kind'] == 'all-to-all'}
-    self.assertEqual(moved, {'expert', 'pipeline'})
+    swaps = {r['axis']: r for r in rows if r['kind'] == 'all-to-all'}
+    self.assertEqual(set(swaps), {'expert', 'pipeline'})
+    # A rank runs its own stage in two of the four ticks: the last one has an
+    # expert layer and MTP. Each is 4 swaps forward, and again for the backward
+    # pass, which has 6.
+    self.assertEqual(swaps['expert']['count'], 2 * 2 * (4 + 4 + 6))
 
   @pytest.mark.slow
   @pytest.mark.skipif(

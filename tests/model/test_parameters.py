@@ -11,6 +11,7 @@ import numpy as np
 from reference import cases
 from seekax import presets
 from seekax.model import parameters
+from seekax.parallel import mesh
 from seekax.planning.parameters import count_parameters
 from seekax.presets import PRESETS
 
@@ -34,6 +35,21 @@ def _main_and_mtp(config) -> tuple[int, int]:
   mtp = _size({k: v for k, v in params.items() if k.startswith('mtp')})
   mtp += _size(bias.get('mtp', ()))
   return _size(weights) - mtp, mtp
+
+
+class OnMeshTest(absltest.TestCase):
+  def test_shapes_are_whole_within_ranks_that_have_their_own_experts(self):
+    right = _shapes(parameters.abstract_weights(cases.V3))
+    token = mesh.APART.set(frozenset({'expert'}))
+    try:
+      parameters._boxed_shapes.cache_clear()
+      sizes = jax.sharding.AbstractMesh((2,), ('expert',))
+      with jax.sharding.use_abstract_mesh(sizes):
+        self.assertEqual(_shapes(parameters.abstract_weights(cases.V3)), right)
+        self.assertEqual(mesh.current_sizes(), {'expert': 2})
+        self.assertEmpty(mesh.shared_sizes())
+    finally:
+      mesh.APART.reset(token)
 
 
 class CountTest(parameterized.TestCase):

@@ -37,6 +37,8 @@ SHARED = (
   'precision',
   'num_layers',
   'embed_dim',
+  'num_dense_layers',
+  'router',
   'attention',
   'ffn',
   'mtp_depth',
@@ -151,8 +153,11 @@ def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     'same_load': jax.tree.all(
       jax.tree.map(np.array_equal, sums.load, right_sums.load)
     ),
-    # Of one device: stages that have no micro-batch yet route zeros.
     'margin': one['margin'],
+    # For stages alone; ranks of a batch count their own.
+    'same_exchanges': bool(
+      (sums.rounds, sums.exchanges) == (right_sums.rounds, right_sums.exchanges)
+    ),
   }
 
 

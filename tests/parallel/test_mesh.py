@@ -81,7 +81,7 @@ class MeshTest(parameterized.TestCase):
     ('context:3', 'data.sequence_length=32 is not divisible by context:3'),
     ('expert_node:8', 'may not split a routing group'),
     ('pipeline:3', 'is not divisible by pipeline:3.*embedding and head'),
-    ('pipeline:8', 'pipeline:8, but the model has only . expert layers'),
+    ('pipeline:8', 'pipeline:8, but the model has only . layers and MTP'),
   )
   def test_what_cannot_be_split_is_refused(self, description, message):
     config = run_on(description)

@@ -25,7 +25,7 @@ _SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 _CALLED = re.compile(r'(?:body|to_apply|calls)=%?([\w.-]+)')
 _BRANCHES = re.compile(
   r'branch_computations=\{([^}]*)\}'
-  r'|true_computation=(\S+) false_computation=([^\s,]+)'
+  r'|true_computation=([^\s,]+), false_computation=([^\s,]+)'
 )
 _WHILE = re.compile(r'condition=%?([\w.-]+), body=%?([\w.-]+)')
 _OPERATION = re.compile(
@@ -41,7 +41,8 @@ class Collective:
     kind: its name in HLO.
     axis: mesh axes joined by '+'.
     count: operations per step; those of loops that stop by their data, which
-      the exchange's further rounds are, count as if they didn't run.
+      the exchange's further rounds are, count as if they didn't run, and of a
+      conditional's branches the one that sends most: no device sends more.
     bytes: that a device sends per step, if collectives run as rings: a whole
       array of n devices' parts costs (n - 1) / n of it, all-reduce twice that.
   """
@@ -53,15 +54,15 @@ class Collective:
 
 
 def read(
-  text: str, sizes: dict[str, int], taken: float = 1.0
+  text: str, sizes: dict[str, int], share_taken: float = 1.0
 ) -> list[Collective]:
   """Sums up a program's collectives, the largest first.
 
   Args:
     text: an HLO module.
     sizes: of the mesh's axes, in the order in which devices are numbered.
-    taken: how often, of all times, a device takes a branch of a conditional.
-      Which one isn't in the text: the one that sends most is counted.
+    share_taken: of all times that a device comes to a conditional, those in
+      which it takes one of the branches that aren't empty.
 
   Raises:
     ValueError: a collective's devices can't be read.
@@ -78,8 +79,8 @@ def read(
       branches = _BRANCHES.search(line)
       if branches:
         names = ','.join(filter(None, branches.groups())).split(',')
-        each = [total(name.strip().lstrip('%')) for name in names if name]
-        _add(found, max(each, key=_all_bytes), taken)
+        each = [total(name.strip().lstrip('%')) for name in names]
+        _add(found, max(each, key=_all_bytes), share_taken)
     return found
 
   rows = [

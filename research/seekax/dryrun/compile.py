@@ -119,7 +119,7 @@ def _on_mesh(
       step, found = _compiled(
         pipelined_step.lower(config, state, [batch] * parts, rates),
         sizes,
-        taken=parts / pipeline.num_ticks(parts, sizes['pipeline']),
+        share_taken=parts / pipeline.num_ticks(parts, sizes['pipeline']),
       )
       counted += _local_bytes(([batch] * parts, rates))
       return _dry_run(started, config, step, step, counted, found, [])
@@ -212,7 +212,7 @@ def _abstract_rates(config: Config, mesh: jax.sharding.Mesh) -> Any:
   return _placed(rates, jax.tree.map(lambda _: whole, rates))
 
 
-def _compiled(lowered: Any, sizes: dict[str, int], taken: float = 1.0):
+def _compiled(lowered: Any, sizes: dict[str, int], share_taken: float = 1.0):
   """(the program, its collectives as they are after partitioning)."""
   with tempfile.TemporaryDirectory(prefix='seekax-hlo-') as folder:
     compiled = lowered.compile(
@@ -222,7 +222,7 @@ def _compiled(lowered: Any, sizes: dict[str, int], taken: float = 1.0):
       }
     )
     (dumped,) = pathlib.Path(folder).glob('*after_spmd-partitioning*')
-    return compiled, collectives.read(dumped.read_text(), sizes, taken)
+    return compiled, collectives.read(dumped.read_text(), sizes, share_taken)
 
 
 def _added(parts) -> list[collectives.Collective]:

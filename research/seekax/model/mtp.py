@@ -55,6 +55,7 @@ class MtpModule(nn.Module):
   def _enter(self, hidden_BLD, embedded_BLD):
     """Both norms and the projection; the norms can be made again."""
     pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
-    # Each half is on every rank of `tensor`, and so is its gradient.
+    # Whole on every rank of `tensor`: the compiler would permute parts of the
+    # halves between them, which no stage of a pipeline may (`stages_differ`).
     x_BLD = constrain(jnp.concatenate(pair, axis=-1), 'batch', 'length', None)
     return linear(x_BLD, self.project)

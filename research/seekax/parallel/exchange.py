@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from seekax.config import ModelConfig
 from seekax.ops import block_fp8
 from seekax.ops.blocks import sort_slots
-from seekax.parallel.mesh import current_sizes
+from seekax.parallel.mesh import current_sizes, stages_differ
 
 # (tokens [T, D], gates [T, A], experts [T, A], weights) to (float32 [T, D],
 # rounds); the id of an expert that isn't there belongs to nobody and gives 0.
@@ -309,9 +309,10 @@ class _Trip:
     self._tokens, self._choices = experts_TA.shape
     self._items = find_items(level, experts_TA, self._own)
     self._per_token = self._items.rank_I.shape[0] // self._tokens
-    # Other stages of a pipeline are at something else.
-    meeting = tuple(axis for axis in current_sizes() if axis != 'pipeline')
-    most = jax.lax.pmax(self._items.sizes_R.max(), meeting)
+    meeting = set(current_sizes())
+    if stages_differ():
+      meeting.discard('pipeline')
+    most = jax.lax.pmax(self._items.sizes_R.max(), tuple(sorted(meeting)))
     self.rounds = jnp.maximum(-(-most // level.rows), 1)
 
   def over_rounds(self, go: Callable[[jax.Array], Any]) -> Any:

@@ -81,9 +81,25 @@ def shared_sizes() -> dict[str, int]:
   return {a: size for a, size in current_sizes().items() if a not in apart}
 
 
+def stages_differ() -> bool:
+  """Whether ranks of different pipeline stages may run different code.
+
+  They may as long as they meet in collectives among the ranks of one stage
+  alone. Where the compiler lays arrays out over two axes, it also permutes
+  parts between their ranks, and for a permutation all devices of the mesh have
+  to come: on a CPU those that did would wait for ever.
+  """
+  sizes = current_sizes()
+  return sum(axis in sizes for axis in ('fsdp', 'context', 'tensor')) <= 1
+
+
 @contextlib.contextmanager
 def none() -> Iterator[None]:
-  """What is traced in it is traced for one device, whatever mesh is set."""
+  """What is traced in it is traced for one device, whatever mesh is set.
+
+  A layer that is traced within ranks that work apart has their part of its
+  experts.
+  """
   token = APART.set(frozenset())
   try:
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):

@@ -2,7 +2,8 @@
 
 Every stage is a function, and stages may differ: the first can have layers that
 others lack, the last what is made of several of its outputs. They lie over the
-mesh axis `pipeline`, one each, and a rank runs its own and nothing else. What
+mesh axis `pipeline`, one each, and a rank runs its own and nothing else. (On
+some meshes it runs all kinds and keeps its own: `mesh.stages_differ`.) What
 enters the first and what leaves the last is computed by all ranks together, who
 may share it out among themselves (as they do with a vocabulary).
 
@@ -38,7 +39,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-import numpy as np
+
+from seekax.parallel.mesh import stages_differ
 
 AXIS = 'pipeline'
 
@@ -50,7 +52,7 @@ class Model:
   Attributes:
     enter: (outer parameters, micro-batch) to the first stage's input x.
     beside: (outer parameters, micro-batch) to what else the last stage reads, a
-      tree.
+      tree; others get zeros.
     stages: (a stage's parameters, its constants, x, beside, micro-batch) to
       (x, a tree that leaves, a float32 scalar that is added to the objective,
       sums). One for each stage; equal stages are the same function, and what
@@ -80,45 +82,6 @@ class Result:
   staged: Any
   left: Any
   passed: Any
-
-
-def counts(layers: int, stages: int, first: int, last: int) -> tuple[int, ...]:
-  """How many of a model's layers each stage has, the largest as few as can be.
-
-  Args:
-    layers: of the model.
-    stages: two or more.
-    first: what the first stage has besides, in layers.
-    last: what the last one has.
-  """
-  most = -(-layers // stages)
-  while _room(most, stages, first, last).sum() < layers:
-    most += 1
-  room = _room(most, stages, first, last)
-  return tuple(np.diff(np.minimum(room.cumsum(), layers), prepend=0).tolist())
-
-
-def _room(most: int, stages: int, first: int, last: int) -> np.ndarray:
-  room = np.full(stages, most)
-  room[0], room[-1] = max(most - first, 0), max(most - last, 0)
-  return room
-
-
-def dealt(x: jax.Array, counts: Sequence[int]) -> jax.Array:
-  """[N, ...] to [S, max(counts), ...]: to each stage its own, then zeros."""
-  ends = np.cumsum(counts)
-  rest = [(0, 0)] * (x.ndim - 1)
-  return jnp.stack(
-    [
-      jnp.pad(x[end - count : end], [(0, max(counts) - count), *rest])
-      for count, end in zip(counts, ends, strict=True)
-    ]
-  )
-
-
-def collected(x: jax.Array, counts: Sequence[int]) -> jax.Array:
-  """The inverse of `dealt`."""
-  return jnp.concatenate([x[s, :count] for s, count in enumerate(counts)])
 
 
 def num_ticks(micro_batches: int, stages: int) -> int:
@@ -190,14 +153,14 @@ class _Carry:
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
-class _Stage:
-  """One stage as its rank sees it, or all of them, [S, ...].
+class _Rank:
+  """What a rank of the pipeline has, or all of them, [S, ...].
 
   Attributes:
-    params: its own.
-    constants: its own.
-    rank: which one it is.
-    kind: which of the different functions it is.
+    params: of its stage.
+    constants: of its stage.
+    rank: its number, and its stage's.
+    kind: which of the different functions its stage is.
   """
 
   params: Any
@@ -298,6 +261,7 @@ class _Ticks:
       entered, beside, micro_batches, t = shared
       x = jnp.where(mine.rank == 0, entered, self._shifted(y, 1))
       index = t - mine.rank
+      beside = self._if_last(mine, beside)
 
       def run(stage, x):
         micro_batch = _micro_batch(micro_batches, index)
@@ -361,8 +325,9 @@ class _Ticks:
       given = (
         mine.params,
         _at(kept, (t + 1) % self._own_slots(mine.rank)),
-        beside,
+        self._if_last(mine, beside),
       )
+      leaving = self._if_last(mine, d_out)
 
       def run(stage, dy, *given):
         micro_batch = _micro_batch(micro_batches, index)
@@ -371,8 +336,6 @@ class _Ticks:
           return stage(params, mine.constants, x, beside, micro_batch)[:3]
 
         _, vjp = jax.vjp(trained, *given)
-        is_last = mine.rank == self._stages - 1
-        leaving = jax.tree.map(lambda v: jnp.where(is_last, v, 0), d_out)
         return vjp((dy, leaving, jnp.ones((), jnp.float32)))
 
       def idle(dy, *given):
@@ -417,20 +380,30 @@ class _Ticks:
     """Whether there is such a micro-batch."""
     return (index >= 0) & (index < self._count)
 
+  def _if_last(self, mine, tree):
+    """A tree on the last stage, zeros on others."""
+    is_last = mine.rank == self._stages - 1
+    return jax.tree.map(
+      lambda v: jnp.where(is_last, v, jnp.zeros((), v.dtype)), tree
+    )
+
   def _by_kind(self, mine, index, run, idle, *arguments):
     """The stage's own branch, or `idle` if there is no such micro-batch."""
     branches = [functools.partial(run, stage) for stage in self._kinds]
-    return jax.lax.switch(
-      jnp.where(self._there(index), mine.kind, len(branches)),
-      [*branches, idle],
-      *arguments,
+    which = jnp.where(self._there(index), mine.kind, len(branches))
+    branches.append(idle)
+    if stages_differ():
+      return jax.lax.switch(which, branches, *arguments)
+    return jax.tree.map(
+      lambda *found: jax.lax.select_n(which, *found),
+      *(branch(*arguments) for branch in branches),
     )
 
   def _on_stages(self, function, arrays, shared):
     """Calls it on every rank; the rest of the mesh is the compiler's.
 
     Args:
-      function: of (a stage's `_Stage`, its parts of arrays, shared) to a tree
+      function: of (a stage's `_Rank`, its parts of arrays, shared) to a tree
         of arrays of its own.
       arrays: a tree of [S, ...].
       shared: a tree of what every rank has whole.
@@ -438,7 +411,7 @@ class _Ticks:
     Returns:
       A tree of arrays [S, ...].
     """
-    stages = _Stage(self._staged, self._constants, self._rank_S, self._kind_S)
+    stages = _Rank(self._staged, self._constants, self._rank_S, self._kind_S)
 
     def local(mine, shared):
       result = function(*jax.tree.map(lambda x: x[0], mine), shared)

@@ -40,10 +40,9 @@ def _same(*axes: str) -> Rule:
 
 
 # What weights are gathered over when they are used, and what more masters are
-# split over. An array uses a mesh axis once: the first of its axes takes it.
-# Ranks whose sums are taken at the end of a step (`ranks.apart`) come last, but
-# for `pipeline`, which is innermost: between master and stage parts then move
-# over it alone.
+# split over, in the order in which it is tried: an array uses a mesh axis once,
+# the first of its axes that it divides takes it. Ranks whose sums are taken at
+# the end of a step (`ranks.apart`) come last.
 _EMBED = Rule(
   weight=('fsdp',),
   gradient=('fsdp',),
@@ -95,8 +94,8 @@ def spec(
       device is left out.
     shape: of the array. If it is given, an axis of a gradient or master takes
       those mesh axes that divide it and over which none of the weight's other
-      axes lies, and an activation's axis all of its own or, where they don't
-      divide it, none: it is then whole on every device.
+      axes lies, `pipeline` innermost, and an activation's axis all of its own
+      or, where they don't divide it, none: it is then whole on every device.
 
   Raises:
     KeyError: a name isn't in the table.
@@ -119,13 +118,21 @@ def spec(
     if shape and role in _DIVIDED:
       others = set(as_used).difference(of(name, 'weight'))
       split = _dividing(split, taken | others, sizes, shape[i])
-      split = tuple(sorted(split, key=lambda axis: axis == 'pipeline'))
+      split = _innermost('pipeline', split)
     elif shape and role == 'activation':
       parts = math.prod(sizes[axis] for axis in split)
       split = () if shape[i] % parts else split
     taken.update(split)
     entries.append(split if len(split) > 1 else (split[0] if split else None))
   return PartitionSpec(*entries)
+
+
+def _innermost(last: str, split: tuple[str, ...]) -> tuple[str, ...]:
+  """The same mesh axes with this one the last, whose parts lie side by side.
+
+  Between masters and pipeline stages parts then move over it alone.
+  """
+  return tuple(sorted(split, key=lambda axis: axis == last))
 
 
 def _dividing(split, taken, sizes, width) -> tuple[str, ...]:

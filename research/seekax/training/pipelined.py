@@ -2,10 +2,10 @@
 
 The expert layers (the dense ones of a model without experts) are dealt out to
 the stages. The first stage has V3's first, dense layers too, the last one the
-final norm and the MTP modules, and as many fewer of the others, so that all
-have about the same to do. Embedding and head are of all stages together, each
-with its part of the vocabulary. Masters, gradients, loads and checkpoints have
-the shapes that they have without a pipeline.
+final norm and the MTP modules, and both so many fewer of the others that the
+slowest stage has as little to do as can be. Embedding and head are of all
+stages together, each with its part of the vocabulary. Masters, gradients, loads
+and checkpoints have the shapes that they have without a pipeline.
 
 Letters: S stages, N layers, M micro-batches, B batch, L positions, E experts,
 J prediction depths.
@@ -34,7 +34,7 @@ from seekax.model.transformer import (
   Transformer,
 )
 from seekax.ops import precision
-from seekax.parallel import pipeline, ranks, rules
+from seekax.parallel import dealing, pipeline, ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
 from seekax.training.losses import balance_objective, LossSums, target_sums
@@ -111,7 +111,7 @@ def _biases(router_bias, model, counts) -> dict[str, jax.Array]:
     for key, shape in bias_shapes(model, every_router=True).items()
   }
   if LAYERS in biases:
-    biases[LAYERS] = pipeline.dealt(biases[LAYERS], counts)
+    biases[LAYERS] = dealing.dealt(biases[LAYERS], counts)
   if MTP in biases:
     shape = biases[MTP].shape
     biases[MTP] = jnp.broadcast_to(biases[MTP], (len(counts), *shape))
@@ -138,14 +138,14 @@ def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
     )
 
   stages = [
-    _Stage(config, policy, max(counts), count, s == 0, s == last)
+    _StageFunction(config, policy, max(counts), count, s == 0, s == last)
     for s, count in enumerate(counts)
   ]
   return pipeline.Model(enter, beside, stages, leave)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stage:
+class _StageFunction:
   """A stage, as `pipeline.Model` wants it; equal ones are equal.
 
   Attributes:
@@ -246,7 +246,7 @@ def _joined(
   if not passed:
     return left
   layers = passed[LAYERS].replace(
-    count_E=pipeline.collected(passed[LAYERS].count_E, counts)
+    count_E=dealing.collected(passed[LAYERS].count_E, counts)
   )
   mtp = jax.tree.map(lambda x: x.sum(axis=0), passed[MTP])
   loads = {LAYERS: layers, MTP: mtp}

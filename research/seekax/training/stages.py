@@ -11,12 +11,11 @@ Letters: S stages, N layers, Q layers that a stage has room for.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from seekax.config import ModelConfig
 from seekax.model.stack import pipelined_stack
-from seekax.parallel import pipeline, rules
+from seekax.parallel import dealing, pipeline, rules
 from seekax.training import placement
 
 _AXIS = pipeline.AXIS
@@ -26,7 +25,7 @@ def layer_counts(model: ModelConfig, stages: int) -> tuple[int, ...]:
   """How many layers of the stack that is dealt out each stage has."""
   first = model.num_plain_layers if model.uses_experts else 0
   layers = model.num_expert_layers if first else model.num_layers
-  return pipeline.counts(layers, stages, first, model.mtp_depth)
+  return dealing.counts(layers, stages, first, model.mtp_depth)
 
 
 class Stages:
@@ -65,13 +64,7 @@ class Stages:
   def weights(self, params: dict[str, Any]) -> dict[str, Any]:
     """Cast parameters as stages use them."""
     params = rules.constrain_all(params, self._of_model, 'master')
-    whole = rules.constrain_all(params, self._of_model, 'weight')
-
-    def copied(x, _, whole):
-      del x
-      return jnp.broadcast_to(whole, (len(self._counts), *whole.shape))
-
-    staged = self._of_each(self._dealt, copied, params, self._masters, whole)
+    staged = self._of_each(self._dealt, self._copied, params, self._masters)
     return rules.constrain_all(staged, self.names, 'weight')
 
   def gradients(self, staged: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +72,7 @@ class Stages:
     return self._of_each(self._collected, _summed, staged, self._masters)
 
   def _of_each(self, of_stack, of_others, *trees):
+    """Calls one function with leaves of the stack, one with those of others."""
     name = pipelined_stack(self._model)
     return {
       key: jax.tree.map(
@@ -87,12 +81,23 @@ class Stages:
       for key in trees[0]
     }
 
-  def _dealt(self, x, master, _):
+  def _copied(self, x, master):
+    """[...] to [S, ...]."""
+
+    def local(x):
+      axis = _pipeline_axis(master)
+      if axis is not None:
+        x = jax.lax.all_gather(x, _AXIS, axis=axis, tiled=True)
+      return x[None]
+
+    return _per_device(local, master, _copied_spec(master))(x)
+
+  def _dealt(self, x, master):
     """[N, ...] to [S, Q, ...]."""
     axis = _pipeline_axis(master)
 
     def local(x):
-      x = pipeline.dealt(x, self._counts)
+      x = dealing.dealt(x, self._counts)
       if axis is None:
         rank = jax.lax.axis_index(_AXIS)
         return jax.lax.dynamic_slice_in_dim(x, rank, 1)
@@ -109,7 +114,7 @@ class Stages:
         x = jax.lax.all_gather(x, _AXIS, tiled=True)
       else:
         x = jax.lax.all_to_all(x, _AXIS, axis + 1, 0, tiled=True)
-      return pipeline.collected(x, self._counts)
+      return dealing.collected(x, self._counts)
 
     return _per_device(local, _stacked_spec(master), master)(x)
 
