@@ -100,7 +100,6 @@ def pipelined_gradients(
   gradients |= stages.gradients(
     ranks.summed(partial_staged, stages.names, stages.specs)
   )
-  gradients = placement.as_masters(gradients, model)
   return gradients, _joined(left, passed, stages.counts)
 
 

@@ -61,12 +61,6 @@ def names_of(params: Any, model: ModelConfig) -> Any:
   return {key: axes[key] for key in params}
 
 
-def as_masters(gradients: Any, model: ModelConfig) -> Any:
-  """Gradients laid out as the masters."""
-  names = names_of(gradients, model)
-  return rules.constrain_all(gradients, names, 'master')
-
-
 def as_weights(params: Any, model: ModelConfig) -> Any:
   """Parameters laid out as they are used: the gather of a ZeRO step.
 
