@@ -44,8 +44,10 @@ setuptools.setup(
   description='DeepSeek-V3 as open research software in JAX and Flax',
   license='Apache-2.0',
   python_requires='>=3.11,<3.14',
-  package_dir={'': 'research'},
-  packages=setuptools.find_packages('research'),
+  # The configs lie at the top of the checkout, where they are read; an
+  # installation has them too.
+  package_dir={'': 'research', 'seekax.configs': 'configs'},
+  packages=[*setuptools.find_packages('research'), 'seekax.configs'],
   package_data={'seekax.training': ['report.html']},
   install_requires=_CORE,
   extras_require=_EXTRAS,

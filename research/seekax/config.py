@@ -87,6 +87,8 @@ GROUPED_MATMULS = (
 ATTENTION_BACKENDS = ('auto', 'chunked', 'cudnn', 'tokamax', 'plain')
 LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
 REMAT_POLICIES = ('none', 'paper', 'full')
+# Of a batch; the stretches of a ramp are at most as many.
+MAX_MICRO_BATCHES = 2**16
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
 # From the slowest link to the fastest, as devices are numbered.
@@ -484,12 +486,17 @@ def parse_mesh(description: str) -> dict[str, int]:
   return sizes
 
 
-def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
+def mesh_sizes(
+  description: str,
+  num_devices: int,
+  advice: str = 'or make others invisible (CUDA_VISIBLE_DEVICES)',
+) -> dict[str, int]:
   """The size of every axis, 1 for those that aren't named.
 
   Args:
     description: as `parallel.mesh`.
     num_devices: what -1 is the rest of.
+    advice: how to have another number of devices.
 
   Returns:
     {axis: size} in the order of MESH_AXES.
@@ -512,8 +519,7 @@ def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
   _require(
     wanted in (1, num_devices),
     f'parallel.mesh={description!r} has {wanted} devices, there are '
-    f'{num_devices}; give one axis -1, the rest of them, or make others '
-    'invisible (CUDA_VISIBLE_DEVICES)',
+    f'{num_devices}; give one axis -1, the rest of them, {advice}',
   )
   return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
 
@@ -680,12 +686,6 @@ class TrainConfig:
 
   def __post_init__(self):
     _require_choice('train.precision', self.precision, TRAIN_PRECISIONS)
-    _, last_profiled = profiled_steps(self.profile_steps)
-    _require(
-      last_profiled <= self.steps,
-      f'train.profile_steps={self.profile_steps!r} is past the last of '
-      f'train.steps={self.steps}',
-    )
     _require(
       0 <= self.seed <= MAX_SEED,
       f'train.seed={self.seed} is not in 0 to {MAX_SEED}',
@@ -709,6 +709,16 @@ class TrainConfig:
       self.ramp_micro_batches <= self.micro_batches,
       f'train.ramp_micro_batches={self.ramp_micro_batches} is above '
       f'train.micro_batches={self.micro_batches}; a batch only grows',
+    )
+    _require(
+      self.micro_batches <= MAX_MICRO_BATCHES,
+      f'train.micro_batches={self.micro_batches} is above {MAX_MICRO_BATCHES}',
+    )
+    _, last_profiled = profiled_steps(self.profile_steps)
+    _require(
+      last_profiled <= self.steps,
+      f'train.profile_steps={self.profile_steps!r} is past the last of '
+      f'train.steps={self.steps}',
     )
 
 
@@ -977,9 +987,14 @@ def _check_type(name: str, value: Any, default: Any) -> None:
   if wanted is float:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
   if wanted is tuple:
-    ok = isinstance(value, (list, tuple)) and all(
-      isinstance(item, type(default[0])) for item in value
+    item = type(default[0])
+    is_list = isinstance(value, (list, tuple))
+    strange = [x for x in value if not isinstance(x, item)] if is_list else []
+    _require(
+      not strange,
+      f'{name}={value!r} holds {strange[:1]}, which is no {item.__name__}',
     )
+    ok = is_list
   _require(
     ok, f'{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}'
   )

@@ -26,6 +26,8 @@ COMMANDS = {
 # signal, state saved).
 BAD_INPUT = 2
 INTERRUPTED = 130
+# Characters of an error's line.
+_MAX_MESSAGE = 480
 
 
 def usage() -> str:
@@ -49,26 +51,61 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
+  _print_anything()
+  try:
+    code = _run(argv)
+    # Here, where what goes wrong has words; the interpreter would do it later.
+    if sys.stdout is not None:
+      sys.stdout.flush()
+    return code
+  except BrokenPipeError:
+    # The reader went away (`| head`); it has what it wanted.
+    _forget_output()
+    return 0
+  except (InputError, OSError) as error:  # OSError: a disk that is full, say.
+    _forget_output()
+    return _refuse(error)
+  except KeyboardInterrupt:
+    return INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
   if not argv or argv[0] in ('--help', '-h', 'help', '--helpfull'):
     print(usage())
     return 0 if argv else BAD_INPUT
+  if argv[0] not in COMMANDS:
+    raise InputError(
+      f'unknown command {argv[0]!r}'
+      + (did_you_mean(argv[0], COMMANDS) or '; see seekax --help')
+    )
+  return importlib.import_module(f'seekax.cli.{argv[0]}').run(argv[1:])
+
+
+def _refuse(error: InputError | OSError) -> int:
+  """Prints an error as one line that a terminal can't mistake for commands."""
+  text = ' '.join(str(error).split())
+  text = ''.join(
+    c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
+  )
+  if len(text) > _MAX_MESSAGE:
+    # What is wrong stands at the beginning, the fix at the end.
+    half = _MAX_MESSAGE // 2 - 3
+    text = f'{text[:half]} ... {text[-half:]}'
+  print(f'seekax: {text}', file=sys.stderr)
+  return BAD_INPUT
+
+
+def _print_anything() -> None:
+  """Lets both streams replace what the terminal's encoding lacks."""
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='replace')
+
+
+def _forget_output() -> None:
+  """Drops what stdout holds and nobody can take, or Python would complain."""
   try:
-    if argv[0] not in COMMANDS:
-      raise InputError(
-        f'unknown command {argv[0]!r}'
-        + (did_you_mean(argv[0], COMMANDS) or '; see seekax --help')
-      )
-    command = importlib.import_module(f'seekax.cli.{argv[0]}')
-    return command.run(argv[1:])
-  except InputError as error:
-    print(f'seekax: {" ".join(str(error).split())}', file=sys.stderr)
-    return BAD_INPUT
-  except BrokenPipeError:
-    # The reader went away (`| head`); it has what it wanted.
+    if sys.stdout is not None:
+      sys.stdout.flush()
+  except OSError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  except OSError as error:  # A disk that is full, a file that is gone.
-    print(f'seekax: {" ".join(str(error).split())}', file=sys.stderr)
-    return BAD_INPUT
-  except KeyboardInterrupt:
-    return INTERRUPTED

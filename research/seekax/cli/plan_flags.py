@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags
 
+from seekax.cli import flags as flags_lib
 from seekax.config import (
   BATCH_AXES,
   check_mesh,
@@ -100,7 +101,10 @@ def define(values: flags.FlagValues) -> None:
     **define,
   )
   for name, (default, text) in _STRINGS.items():
-    flags.DEFINE_string(name, default, text, **define)
+    if name in ('report', 'json'):
+      flags_lib.define_path(values, name, text)
+    else:
+      flags.DEFINE_string(name, default, text, **define)
   for name, text in _BOOLEANS.items():
     flags.DEFINE_bool(name, False, text, **define)
     advice[name] = f'write --{name}, or leave it out'

@@ -9,6 +9,7 @@ import pathlib
 import re
 import sysconfig
 
+from seekax.config import Config
 from seekax.data import formats
 from seekax.data.formats import DataError, Document
 
@@ -108,6 +109,55 @@ def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
     name + '/' if path == STDLIB or os.path.isdir(path) else ''
     for name, path in zip(names, paths, strict=True)
   )
+
+
+def absolute_paths(config: Config, folder: str) -> Config:
+  """A run's config whose paths mean the same from any folder.
+
+  Args:
+    config: of a run; a leading ~ is the user's home.
+    folder: what its relative paths are relative to.
+  """
+  train = {
+    key: _absolute(getattr(config.train, key), folder)
+    for key in ('init_from', 'compilation_cache')
+  }
+  data = {
+    'source': absolute(config.data.source, folder),
+    'tokenizer': _absolute(config.data.tokenizer, folder),
+  }
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, **data),
+    train=dataclasses.replace(config.train, **train),
+  )
+
+
+def absolute(text: str, folder: str) -> str:
+  """`data.source` with absolute paths; see `parse`.
+
+  It stays as it is where the folder's own name has a comma, at which `parse`
+  would cut it.
+  """
+  whole = _absolute(text, folder)
+  if text == STDLIB or os.path.exists(whole):
+    return whole
+  if ',' in folder or ',' in os.path.expanduser('~'):
+    return text
+  items = []
+  for item in text.split(','):
+    match = _WEIGHTED.fullmatch(item)
+    weight, path = (f'{match[1]}*', match[2]) if match else ('', item)
+    path = path.strip()
+    items.append(weight + (_absolute(path, folder) if path else ''))
+  return ','.join(items)
+
+
+def _absolute(path: str, folder: str) -> str:
+  """An absolute path; words that are no paths stay."""
+  if path in ('', STDLIB, 'auto') or '://' in path:
+    return path
+  return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
 
 
 def is_tokens(path: str) -> bool:

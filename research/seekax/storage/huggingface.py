@@ -17,7 +17,7 @@ from seekax.config import ConfigError, ModelConfig
 from seekax.storage.manifest import StorageError
 from seekax.storage.safetensors_file import parse_json
 
-CONFIG = 'config.json'
+CONFIG, GENERATION_CONFIG = 'config.json', 'generation_config.json'
 _MAX_BYTES = 10_000_000
 _MAX_COUNT = 2**31
 _MAX_NUMBER = 1e30
@@ -184,6 +184,29 @@ def model_config(published: dict[str, Any], where: str) -> ModelConfig:
       r'model\.(\w+)', lambda m: words.get(m[1], m[0]), str(error)
     )
     raise StorageError(f'{where}: {message}') from error
+
+
+def end_ids(fields: dict[str, Any], where: str) -> list[int]:
+  """The ids of `eos_token_id`, which is a number or a list of them.
+
+  Args:
+    fields: of a config.json or generation_config.json.
+    where: named in errors.
+
+  Raises:
+    StorageError: it is neither.
+  """
+  found = fields.get('eos_token_id')
+  ids = (
+    found if isinstance(found, list) else [found] if found is not None else []
+  )
+  for token_id in ids:
+    if type(token_id) is not int or not 0 <= token_id < _MAX_COUNT:
+      raise StorageError(
+        f'{where}: eos_token_id={reprlib.repr(found)} is neither a token id '
+        'nor a list of them'
+      )
+  return ids
 
 
 def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
