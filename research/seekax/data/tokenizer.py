@@ -6,6 +6,7 @@ chat template writes is read with its control tokens (`encode_with_controls`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+import functools
 import json
 import os
 import pathlib
@@ -14,9 +15,15 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+  decoders,
+  models,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
-from seekax.data import sources
+from seekax.data import foreign_tokenizer, sources, text_stream
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
@@ -48,6 +55,7 @@ _PIECES = (
 )
 _SPACES = re.compile(r'\s*')
 _WORD = re.compile(r'\w')
+_ADDED_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _MAX_CONFIG_BYTES = 16 << 20
 # Part of the cache key: raise it with every change of `train`.
 _RECIPE_VERSION = 1
@@ -171,6 +179,11 @@ class Tokenizer:
       raise sources.DataError(
         f'cannot encode text that is not valid Unicode ({error})'
       ) from error
+    except Exception as error:  # The library raises nothing more precise.
+      raise sources.DataError(
+        f'the tokenizer can not encode a text ({str(error)[:200]}); take the '
+        'original file of its model'
+      ) from error
 
   def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
     """Encodes a text whose control-token strings are meant: they become ids.
@@ -252,25 +265,46 @@ class Tokenizer:
     return self._decoder.decode(ids, skip_special_tokens=True)
 
   def stream(self, ids: Iterable[int]) -> Iterator[str]:
-    """Decodes ids as they come; a piece waits until its UTF-8 is whole.
+    """Decodes ids as they come; text waits until no later id can change it.
 
     The pieces together are what `decode` makes of all the ids.
     """
-    stream = decoders.DecodeStream(skip_special_tokens=True)
-    seen, length = [], 0
-    for token_id in ids:
-      seen.append(int(token_id))
-      piece = stream.step(self._decoder, seen[-1])
-      if piece:
-        length += len(piece)
-        yield piece
-    rest = self.decode(seen)[length:]
-    if rest:
-      yield rest
+    return text_stream.stream(
+      map(int, ids), self.decode, self._byte_ids, self._skipped_ids
+    )
+
+  @functools.cached_property
+  def _byte_ids(self) -> frozenset[int]:
+    """Ids of byte fallback, which stand for a byte each."""
+    names = (f'<0x{byte:02X}>' for byte in range(256))
+    ids = map(self._decoder.token_to_id, names)
+    return frozenset(x for x in ids if x is not None)
+
+  @functools.cached_property
+  def _skipped_ids(self) -> frozenset[int]:
+    """Ids that `decode` makes nothing of."""
+    added = self._decoder.get_added_tokens_decoder()
+    return frozenset(x for x, token in added.items() if token.special)
 
   def to_json(self) -> str:
     """Returns the text of the tokenizer.json, unchanged if it was loaded."""
     return self._source
+
+  def to_json_with_bos(self) -> str:
+    """The same with a post-processor that puts BOS before every text.
+
+    Unchanged if it has a post-processor already. Nothing here runs it; other
+    people's tools do.
+    """
+    made = _parse(self._source)
+    if made.post_processor is not None:
+      return self._source
+    made.post_processor = processors.TemplateProcessing(
+      single=f'{self.bos} $A',
+      pair=f'{self.bos} $A {self.bos} $B:1',
+      special_tokens=[(self.bos, self.bos_id)],
+    )
+    return made.to_str()
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json that `load` and other people's tools read.
@@ -321,8 +355,19 @@ def train(
   return Tokenizer(tokenizer.to_str())
 
 
-def load(path: str | os.PathLike, bos: str = '', eos: str = '') -> Tokenizer:
-  """Reads a Hugging Face tokenizer.json; `bos`, `eos`: see `Tokenizer`.
+def load(
+  path: str | os.PathLike,
+  bos: str = '',
+  eos: str = '',
+  more_tokens: Sequence[dict[str, Any]] = (),
+) -> Tokenizer:
+  """Reads a Hugging Face tokenizer.json.
+
+  Args:
+    path: of the file.
+    bos: see `Tokenizer`.
+    eos: see `Tokenizer`.
+    more_tokens: added tokens that another file lists.
 
   Raises:
     DataError: the file is missing, broken, or lacks the BOS or EOS token.
@@ -330,7 +375,8 @@ def load(path: str | os.PathLike, bos: str = '', eos: str = '') -> Tokenizer:
   try:
     # As bytes: reading as text would turn CRLF into LF, and `save` change it.
     source = pathlib.Path(path).read_bytes().decode('utf-8')
-    return Tokenizer(source, bos, eos)
+    foreign_tokenizer.check(source, _verdicts())
+    return Tokenizer(_with_tokens(source, more_tokens), bos, eos)
   except OSError as error:
     raise sources.DataError(
       f'cannot read tokenizer {path} ({error.strerror}); give the path of a '
@@ -366,7 +412,63 @@ def load_folder(folder: pathlib.Path) -> Tokenizer:
     _token_name(config_path, key, config.get(key))
     for key in ('bos_token', 'eos_token')
   )
-  return load(path, bos, eos)
+  return load(path, bos, eos, _config_tokens(config_path, config))
+
+
+def _config_tokens(
+  path: pathlib.Path, config: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """The entries of `added_tokens_decoder`, as tokenizer.json spells them.
+
+  Raises:
+    DataError: they are no objects of ids and names.
+  """
+  entries, found = config.get('added_tokens_decoder') or {}, []
+  if not isinstance(entries, dict):
+    raise sources.DataError(f'{path}: added_tokens_decoder is no JSON object')
+  for key, entry in entries.items():
+    name = entry.get('content') if isinstance(entry, dict) else None
+    if not (key.isdecimal() and len(key) < 11 and isinstance(name, str)):
+      raise sources.DataError(
+        f'{path}: added_tokens_decoder maps {key[:40]!r} to no token with a '
+        'content'
+      )
+    flags = {flag: entry.get(flag) is True for flag in _ADDED_FLAGS}
+    found.append({'id': int(key), 'content': name, **flags})
+  return sorted(found, key=lambda token: token['id'])
+
+
+def _with_tokens(source: str, tokens: Sequence[dict[str, Any]]) -> str:
+  """A tokenizer.json with the tokens that it lacks; itself if it lacks none.
+
+  Transformers adds those that stand in tokenizer_config.json alone, and a model
+  that was trained so knows them as one id each.
+
+  Raises:
+    DataError: the two files give a token different ids.
+  """
+  if not tokens:
+    return source
+  known = _parse(source)
+  missing = []
+  for token in tokens:
+    here = known.token_to_id(token['content'])
+    if here is None:
+      missing.append(token)
+    elif here != token['id']:
+      raise sources.DataError(
+        f'tokenizer_config.json gives {token["content"][:80]!r} the id '
+        f'{token["id"]}, tokenizer.json has it as {here}; take the original '
+        'files'
+      )
+  if not missing:
+    return source
+  definition = json.loads(source, object_pairs_hook=_unique_keys)
+  definition['added_tokens'] = [
+    *(definition.get('added_tokens') or ()),
+    *missing,
+  ]
+  return json.dumps(definition, ensure_ascii=False)
 
 
 def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
@@ -460,6 +562,14 @@ def _load_cached(path: pathlib.Path) -> Tokenizer:
   if digest != sources.sha256(content):
     raise sources.DataError(f'{path} is corrupt')
   return Tokenizer(content)
+
+
+def _verdicts() -> pathlib.Path | None:
+  """Where it is kept which tokenizers were tried; None without a home."""
+  try:
+    return _cache_folder() / 'tried'
+  except RuntimeError:
+    return None
 
 
 def _cache_folder() -> pathlib.Path:

@@ -421,7 +421,11 @@ def _control_ids(found: Found) -> dict[str, Any]:
 
 
 def _complete_tokenizer(found: Found, target: pathlib.Path) -> None:
-  """A tokenizer_config.json beside a tokenizer.json of our own making."""
+  """What other tools need beside a tokenizer.json of our own making.
+
+  They put BOS before a text only if the files say so, as our own training and
+  scoring do.
+  """
   path = target / 'tokenizer_config.json'
   if path.exists() or not (target / workdir_lib.TOKENIZER).is_file():
     return
@@ -430,7 +434,10 @@ def _complete_tokenizer(found: Found, target: pathlib.Path) -> None:
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'bos_token': tokenizer.bos,
     'eos_token': tokenizer.eos,
+    'add_bos_token': True,
+    'add_eos_token': False,
     'model_max_length': found.model.context_length,
     'clean_up_tokenization_spaces': False,
   }
+  write_atomically(target / workdir_lib.TOKENIZER, tokenizer.to_json_with_bos())
   write_atomically(path, json.dumps(content, indent=2) + '\n')
