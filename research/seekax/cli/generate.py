@@ -58,6 +58,10 @@ def run(argv: Sequence[str]) -> int:
   found = open_lib.find(values.checkpoint, averaged=values.ema)
   tokenizer, end_ids = found.tokenizer(), found.end_ids()
   prompt = _prompt(values, tokenizer)
+  opened = open_lib.open_checkpoint(found, values.precision)
+  model, router_bias = opened.config.model, opened.router_bias
+  params = taken_apart(model, opened.params)
+  del opened  # The weights are held once.
   room = found.model.context_length - len(prompt)
   if 0 < room < values.max_new_tokens:
     flags_lib.say(
@@ -65,10 +69,6 @@ def run(argv: Sequence[str]) -> int:
       f'{found.model.context_length} leaves to {len(prompt)} tokens of prompt: '
       f'at most {room} are added'
     )
-  opened = open_lib.open_checkpoint(found, values.precision)
-  model, router_bias = opened.config.model, opened.router_bias
-  params = taken_apart(model, opened.params)
-  del opened  # The weights are held once.
   tokens = engine.generate(
     model,
     params,
