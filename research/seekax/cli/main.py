@@ -4,6 +4,7 @@ Nothing here imports JAX; a command's module is imported when it is called.
 """
 
 from collections.abc import Sequence
+import errno
 import importlib
 import os
 import sys
@@ -62,9 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The reader went away (`| head`); it has what it wanted.
     _forget_output()
     return 0
-  except (InputError, OSError) as error:  # OSError: a disk that is full, say.
+  except InputError as error:
     _forget_output()
-    return _refuse(error)
+    return _refuse(str(error))
+  except OSError as error:  # A disk that is full, behind stdout or a file.
+    _forget_output()
+    advice = '; make room, or write elsewhere' * (error.errno == errno.ENOSPC)
+    return _refuse(f'{error}{advice}')
   except KeyboardInterrupt:
     return INTERRUPTED
 
@@ -81,9 +86,9 @@ def _run(argv: list[str]) -> int:
   return importlib.import_module(f'seekax.cli.{argv[0]}').run(argv[1:])
 
 
-def _refuse(error: InputError | OSError) -> int:
+def _refuse(message: str) -> int:
   """Prints an error as one line that a terminal can't mistake for commands."""
-  text = ' '.join(str(error).split())
+  text = ' '.join(message.split())
   text = ''.join(
     c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
   )
