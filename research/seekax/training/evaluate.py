@@ -77,6 +77,11 @@ def padded_length(length: int, context: int) -> int:
   return min(padded, context)
 
 
+def padded_rows(count: int, most: int) -> int:
+  """Rows that are computed for so many: a power of two, at most `most`."""
+  return min(most, 1 << max(count - 1, 0).bit_length())
+
+
 def log_likelihoods(
   config: ModelConfig,
   params: Any,
@@ -106,8 +111,7 @@ def log_likelihoods(
   ]
   # Windows of a length together; a text's last one is shorter than the others.
   plan.sort(key=lambda window: window[1] - window[2])
-  # A power of two, so that texts of all sizes share a few programs.
-  rows = min(batch_size, 1 << max(len(plan) - 1, 0).bit_length())
+  rows = padded_rows(len(plan), batch_size)
   totals = [0.0] * len(sequences)
   for first in range(0, len(plan), rows):
     part = plan[first : first + rows]
@@ -185,7 +189,7 @@ def acceptance(
     params: weights, in the compute dtype.
     router_bias: selection biases.
     sequences: token ids; each one's first window is read.
-    batch_size: windows computed at once; all are one batch of that many.
+    batch_size: windows computed at once, at most; the rest isn't read.
     context: positions of a window; 0: the model's context length.
 
   Returns:
@@ -194,7 +198,8 @@ def acceptance(
   context = context or config.context_length
   chosen = [sequence[:context] for sequence in sequences[:batch_size]]
   longest = max(map(len, chosen), default=1)
-  tokens_BL = np.zeros((batch_size, padded_length(longest, context)), np.int32)
+  rows = padded_rows(len(chosen), batch_size)
+  tokens_BL = np.zeros((rows, padded_length(longest, context)), np.int32)
   for row, tokens in enumerate(chosen):
     tokens_BL[row, : len(tokens)] = tokens
   main_BL, mtp_JBL = jax.device_get(
