@@ -635,7 +635,7 @@ class ReadTest(parameterized.TestCase):
     (b'{"hidden_size": 1, "hidden_size": 2}', "lists 'hidden_size' twice"),
     (b'{"a": {"b": 1, "b": 2}}', "lists 'b' twice"),
     (b'{"a": ' + b'9' * 5000 + b'}', 'no valid JSON'),
-    (b' ' * 10_000_001, 'has more than 10000000 bytes'),
+    (b' ' * 4_000_001, '4,000,001 bytes are more than config.json may have'),
   )
   def test_what_is_no_config_is_refused(self, content, message):
     self.path.write_bytes(content)

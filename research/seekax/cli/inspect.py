@@ -97,6 +97,7 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
   if verify:
     model.check()
     model.verify()
+    weights.check_numbers(model.tensors)
     found['verified'] = True
   return found
 
@@ -114,12 +115,26 @@ def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
   if verify:
     for step in found['checkpoints']:
       checkpoint.verify(steps, step)
+      _check_numbers(config, steps, step)
     if workdir_lib.has_weights(folder):
       verify_manifest(
         folder / workdir_lib.WEIGHTS, folder / workdir_lib.WEIGHTS_MANIFEST
       )
     found['verified'] = found['checkpoints']
   return found
+
+
+def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
+  """Raises StorageError for weights of a step that are no numbers."""
+  from seekax.model.parameters import abstract_weights
+  from seekax.storage import checkpoint
+
+  parts = [checkpoint.WEIGHTS]
+  if config.optim.ema_decay:
+    parts.append(checkpoint.AVERAGE)
+  for part in parts:
+    weights = abstract_weights(config.model)
+    checkpoint.check_numbers(steps, step, part, weights)
 
 
 def _architecture(model, name: str) -> dict[str, Any]:

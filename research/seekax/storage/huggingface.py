@@ -8,17 +8,15 @@ supported, is refused by name; `auto_map` and remote code are never followed.
 
 import pathlib
 import re
-import reprlib
 from typing import Any, NoReturn
 
 from absl import logging
 
 from seekax.config import ConfigError, ModelConfig
+from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage.manifest import StorageError
-from seekax.storage.safetensors_file import parse_json
 
 CONFIG = 'config.json'
-_MAX_BYTES = 10_000_000
 _MAX_COUNT = 2**31
 _MAX_NUMBER = 1e30
 
@@ -134,12 +132,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     StorageError: it is missing, too large, or no JSON object.
   """
-  try:
-    if path.stat().st_size > _MAX_BYTES:
-      raise StorageError(f'{path} has more than {_MAX_BYTES} bytes')
-    published = parse_json(path, path.read_bytes())
-  except OSError as error:
-    raise StorageError(f'{path} can not be read: {error.strerror}') from error
+  text = read_bounded(path, 'config.json', StorageError)
+  published = parse_json(path, text, StorageError)
   if not isinstance(published, dict):
     raise StorageError(f'{path} is no JSON object')
   if 'auto_map' in published:
@@ -200,7 +194,7 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
   for name, value in FP8.items():
     if name in found and found[name] != value:
       raise StorageError(
-        f'{where}: quantization_config.{name}={reprlib.repr(found[name])} is '
+        f'{where}: quantization_config.{name}={quoted(found[name])} is '
         f'not supported; only {value!r} is'
       )
   scale_format = found.get('scale_fmt')
@@ -211,8 +205,8 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
   ):
     raise StorageError(
       f'{where}: quantization_config with quant_method='
-      f'{found.get("quant_method")!r} and scale_fmt='
-      f'{reprlib.repr(scale_format)} is not supported; only FP8 blocks with '
+      f'{quoted(found.get("quant_method"))} and scale_fmt='
+      f'{quoted(scale_format)} is not supported; only FP8 blocks with '
       'float or ue8m0 scales are'
     )
   return True, scale_format == POWER_OF_TWO
@@ -225,9 +219,9 @@ class _Fields:
     self.published, self.where = published, where
 
   def refuse(self, name: str, why: str) -> NoReturn:
+    value = quoted(self.published.get(name))
     raise StorageError(
-      f'{self.where}: {name[:80]}={reprlib.repr(self.published.get(name))} is '
-      f'not supported; {why}'
+      f'{self.where}: {printable(name[:80])}={value} is not supported; {why}'
     )
 
   def count(self, name: str, default: int | None = None) -> int:

@@ -57,6 +57,11 @@ class Found:
   def is_workdir(self) -> bool:
     return (self.folder / workdir_lib.RUN).is_file()
 
+  @property
+  def tensors_folder(self) -> pathlib.Path:
+    """The folder of the safetensors."""
+    return self.folder / workdir_lib.WEIGHTS if self.is_workdir else self.folder
+
   @functools.cached_property
   def comparison(self) -> weights.Comparison:
     """The tensors against the model's own list."""
@@ -77,11 +82,11 @@ class Found:
       self.tokenizer()
 
   def verify(self) -> None:
-    """Reads everything once.
+    """Reads what no load reads, and all that has a SHA-256.
 
     Raises:
-      StorageError: a file differs from its recorded SHA-256, or an MTP module
-        has tables of its own.
+      StorageError: a file differs from its recorded SHA-256, an MTP module
+        has tables of its own, or another set of weights lies beside these.
     """
     if self.step is not None:
       checkpoint.verify(self.folder / workdir_lib.CHECKPOINTS, self.step)
@@ -92,6 +97,7 @@ class Found:
         self.folder / workdir_lib.WEIGHTS_MANIFEST,
       )
     weights.check_copies(self.tensors, names.slots(self.model))
+    weights.check_two_sets(self.tensors_folder, self.tensors)
 
   def tokenizer(self) -> Tokenizer:
     """The tokenizer beside the weights.
