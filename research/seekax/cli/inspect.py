@@ -128,7 +128,9 @@ def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
   """Raises StorageError for weights of a step that are no numbers."""
   from seekax.model.parameters import abstract_weights
   from seekax.storage import checkpoint
+  from seekax.storage.room import check_count
 
+  check_count(config.model, steps.parent / workdir_lib.RUN)
   parts = [checkpoint.WEIGHTS]
   if config.optim.ema_decay:
     parts.append(checkpoint.AVERAGE)
@@ -224,10 +226,12 @@ def _write_json(path: pathlib.Path, found: dict[str, Any]) -> None:
 def _state_hash(workdir: pathlib.Path) -> str:
   from seekax.storage import checkpoint
   from seekax.storage import open as open_lib
+  from seekax.storage.room import check_room
   from seekax.training import state
 
   step = open_lib.newest_step(workdir)
   config = workdir_lib.read_config(workdir)
+  check_room(config.model, value_bytes=4)
   parts, _ = checkpoint.restore(
     workdir / workdir_lib.CHECKPOINTS,
     step,

@@ -27,6 +27,7 @@ from seekax.storage.manifest import (
   verify_manifest,
   write_manifest,
 )
+from seekax.storage.room import host_memory
 from seekax.storage.thread_errors import held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
@@ -40,6 +41,8 @@ _LEAST_READ_BYTES = 64 << 20
 WEIGHTS, AVERAGE = 'weights', 'ema'
 # As much is in memory while the numbers of a state are looked at, or a leaf.
 _CHECKED_BYTES = 1 << 30
+# A leaf that takes more than this part of the memory is left alone.
+_MOST_OF_MEMORY = 0.5
 # What is shown of an error of orbax's.
 _SHOWN = 200
 
@@ -283,6 +286,13 @@ def check_numbers(
   size = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
     num_bytes = leaf.size * leaf.dtype.itemsize
+    if num_bytes > _MOST_OF_MEMORY * host_memory():
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      logging.warning(
+        'step %d: the numbers of %s/%s are not looked at, it has %.3g GB',
+        *(step, part, name, num_bytes / 1e9),
+      )
+      continue
     if some and size + num_bytes > _CHECKED_BYTES:
       restore_some(folder, step, part, some)
       some, size = {}, 0

@@ -426,6 +426,10 @@ def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:
   if not v3:
     router, methods = 'softmax', ('greedy', 'group_limited_greedy')
   fields.same('scoring_func', router)
+  for name in ('n_group', 'topk_group'):
+    # Null is how some configs say that there are none; zero can't be.
+    if fields.published.get(name) is not None and not fields.count(name):
+      fields.refuse(name, 'a whole number above 0, or null, is wanted')
   method = fields.published.get('topk_method', methods[0])
   if method not in methods:
     fields.refuse('topk_method', f'known: {", ".join(methods)}')

@@ -6,6 +6,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -19,6 +20,7 @@ from seekax.storage import checkpoint, huggingface, names, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.load import load
 from seekax.storage.manifest import StorageError, verify_manifest
+from seekax.storage.room import check_count, check_room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,17 @@ class Found:
       self.tensors, names.slots(self.model), self.ignored_from
     )
 
+  def loaded_bytes(self, value_bytes: int, expand_fp8: bool) -> int | None:
+    """Bytes in memory of what the files hold; None for a training state."""
+    if self.step is not None:
+      return None
+    return sum(
+      tensor.num_bytes
+      if tensor.dtype == 'F8_E4M3' and not expand_fp8
+      else math.prod(tensor.shape) * value_bytes
+      for tensor in self.tensors.values()
+    )
+
   def check(self) -> None:
     """Everything that can be checked without reading the weights.
 
@@ -78,6 +91,8 @@ class Found:
     """
     if self.step is None:
       self.comparison.check(self.folder)
+    else:
+      check_count(self.model, self.folder / workdir_lib.RUN)
     if (self.folder / workdir_lib.TOKENIZER).is_file():
       self.tokenizer()
 
@@ -265,6 +280,8 @@ def open_checkpoint(
     StorageError: nothing usable is there, or it fails its checks.
   """
   found = path if isinstance(path, Found) else find(path)
+  size = jnp.dtype(precision).itemsize
+  check_room(found.model, size, found.loaded_bytes(size, expand_fp8))
   found.check()
   # Checksums are computed while the weights are read.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
