@@ -78,8 +78,8 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
   Raises:
     InputError: it is no model, or, with `verify`, not as it should be.
   """
+  from seekax.storage import huggingface, weights
   from seekax.storage import open as open_lib
-  from seekax.storage import weights
 
   if not folder.is_dir():
     if folder.exists():
@@ -91,6 +91,9 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
     return _run(folder, verify)
   model = open_lib.find(folder)
   found = _architecture(model.model, _architecture_name(model))
+  note = huggingface.rotary_note(model.published)
+  if note:
+    found['rotary'] = note
   found |= _tensors(model)
   found['tokenizer'] = _tokenizer(model)
   found |= _differences(model)

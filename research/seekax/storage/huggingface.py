@@ -303,6 +303,31 @@ def _rope(fields: _Fields) -> dict[str, Any]:
   )
 
 
+def rotary_note(published: dict[str, Any]) -> str:
+  """Says where implementations differ on a config's YaRN; '' if they don't.
+
+  DeepSeek's hub code, and we, scale the rotated parts by the ratio of both
+  factors and the softmax by the second; others have other rules for what is
+  left out or unequal. Every release has two equal ones.
+  """
+  rope: dict[str, Any] = {}
+  for name in ('rope_scaling', 'rope_parameters'):
+    fields = published.get(name)
+    rope |= fields if isinstance(fields, dict) else {}
+  found = [rope.get(name) for name in ('mscale', 'mscale_all_dim')]
+  if rope.get('rope_type', rope.get('type')) != 'yarn' or (
+    found[0] is not None and found[0] == found[1]
+  ):
+    return ''
+  first, second = (
+    'absent' if value is None else quoted(value) for value in found
+  )
+  return (
+    f'yarn with mscale {first} and mscale_all_dim {second}: scaled as '
+    "DeepSeek's hub code does; the logits of transformers differ by up to 0.7"
+  )
+
+
 def _rope_fields(fields: _Fields) -> _Fields:
   """The fields of rope_scaling and rope_parameters, which may not differ."""
   older = fields.published.get('rope_scaling')
