@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.storage import checkpoint
+from seekax.storage import checkpoint, manifest
 from seekax.storage.manifest import StorageError
 
 
@@ -73,6 +73,60 @@ class CheckpointTest(absltest.TestCase):
     data[0].write_bytes(broken)
     with self.assertRaisesRegex(StorageError, data[0].name):
       checkpoint.restore(self.folder, 5, self.abstract)
+
+  def test_weights_that_are_no_numbers_are_named_by_every_load(self):
+    self.save(5, value=float('nan'))
+    where = r'weights/a/w holds nan at \[0, 0\]'
+    with self.assertRaisesRegex(StorageError, where):
+      checkpoint.restore(self.folder, 5, self.abstract)
+    weights = {'a': self.abstract['weights']['a']}
+    for load in (checkpoint.restore_some, checkpoint.check_numbers):
+      with self.assertRaisesRegex(StorageError, where):
+        load(self.folder, 5, 'weights', weights)
+    self.save(6)
+    checkpoint.check_numbers(self.folder, 6, 'weights', weights)
+
+  def test_numbers_are_looked_at_in_parts_that_fit_into_memory(self):
+    self.save(5)
+    with (
+      mock.patch.object(checkpoint, '_CHECKED_BYTES', 1),
+      mock.patch.object(
+        checkpoint, 'restore_some', side_effect=checkpoint.restore_some
+      ) as read,
+    ):
+      optimizer = self.abstract['optimizer']
+      checkpoint.check_numbers(self.folder, 5, 'optimizer', optimizer)
+    self.assertEqual(
+      [list(call.args[3]) for call in read.mock_calls], [['m'], ['step']]
+    )
+
+  def test_a_stray_file_is_to_be_deleted_and_costs_no_step(self):
+    self.save(4)
+    self.save(5)
+    stray = self.folder / '5' / 'notes.txt'
+    stray.touch()
+    with self.assertRaisesRegex(StorageError, 'notes.txt.*delete it') as caught:
+      checkpoint.restore(self.folder, 5, self.abstract)
+    self.assertNotIn('restore', str(caught.exception))
+    stray.rename(self.folder / '5' / '.DS_Store')
+    with self.assertLogs('absl', 'WARNING'):
+      checkpoint.restore(self.folder, 5, self.abstract)
+
+  def test_forged_files_that_match_their_manifest_end_in_one_line(self):
+    self.save(5)
+    for path in sorted((self.folder / '5').rglob('*')):
+      if not path.is_file():
+        continue
+      whole = path.read_bytes()
+      for forged in (b'', b'\x1b[2J' * 5000, whole[: len(whole) // 2]):
+        path.write_bytes(forged)
+        manifest.write_manifest(self.folder / '5', self.folder / '5.sha256')
+        try:
+          checkpoint.restore(self.folder, 5, self.abstract)
+        except StorageError as error:
+          self.assertLess(len(str(error)), 500)
+          self.assertTrue(str(error).isprintable(), msg=str(error))
+      path.write_bytes(whole)
 
   def test_a_step_without_manifest_is_skipped_and_kept(self):
     self.save(5)

@@ -349,9 +349,9 @@ class Stop(BaseException):
 
 
 class StoppingAt:
-  """Stops the n-th of all writes, renames and copies."""
+  """Stops the n-th of all writes, renames and copied files."""
 
-  CALLS = ((os, 'write'), (os, 'replace'), (os, 'copy_file_range'))
+  CALLS = ((os, 'write'), (os, 'replace'))
   CALLS += ((shutil, 'copyfile'), (os, 'fsync'))
 
   def __init__(self, number: int, stop: Callable[[], None]):

@@ -635,7 +635,7 @@ class ReadTest(parameterized.TestCase):
     (b'{"hidden_size": 1, "hidden_size": 2}', "lists 'hidden_size' twice"),
     (b'{"a": {"b": 1, "b": 2}}', "lists 'b' twice"),
     (b'{"a": ' + b'9' * 5000 + b'}', 'no valid JSON'),
-    (b' ' * 10_000_001, 'has more than 10000000 bytes'),
+    (b' ' * 4_000_001, '4,000,001 bytes are more than config.json may have'),
   )
   def test_what_is_no_config_is_refused(self, content, message):
     self.path.write_bytes(content)
@@ -719,6 +719,47 @@ class FuzzTest(absltest.TestCase):
       self.assertIn('no published architecture', str(error))
       return
     self.assertEqual(used(read(written)), used(model))
+
+
+class GroupsTest(parameterized.TestCase):
+  @parameterized.product(
+    name=('n_group', 'topk_group'), base=('v3_671b', 'v2', 'v2_lite')
+  )
+  def test_no_groups_at_all_are_refused(self, name, base):
+    for zero in (0, False):
+      with self.assertRaisesRegex(StorageError, f'{name}=.*a whole number'):
+        read(RELEASED[base] | {name: zero})
+
+  def test_null_is_how_a_greedy_router_says_that_there_are_none(self):
+    expected = read(RELEASED['v2_lite'])
+    null = {'n_group': None, 'topk_group': None}
+    self.assertEqual(read(RELEASED['v2_lite'] | null), expected)
+    absent = {k: v for k, v in RELEASED['v2_lite'].items() if k not in null}
+    self.assertEqual(read(absent), expected)
+    self.assertEqual(
+      (expected.num_expert_groups, expected.num_kept_groups), (1, 1)
+    )
+
+
+class RotaryNoteTest(parameterized.TestCase):
+  @parameterized.parameters(*RELEASED)
+  def test_of_every_release_there_is_nothing_to_say(self, name):
+    for config in (RELEASED[name], newer(RELEASED[name])):
+      self.assertEqual(huggingface.rotary_note(config), '')
+
+  @parameterized.parameters(
+    ({'mscale': 0.5}, 'mscale 0.5 and mscale_all_dim 1.0'),
+    ({'mscale_all_dim': None}, 'mscale 1.0 and mscale_all_dim absent'),
+    ({'mscale': None, 'mscale_all_dim': None}, 'mscale absent and'),
+  )
+  def test_factors_that_are_unequal_or_absent_are_named(self, changed, words):
+    for config in (RELEASED['v3_671b'], newer(RELEASED['v3_671b'])):
+      config = copy.deepcopy(config)
+      name = (
+        'rope_parameters' if 'rope_parameters' in config else 'rope_scaling'
+      )
+      config[name] |= changed
+      self.assertIn(words, huggingface.rotary_note(config))
 
 
 if __name__ == '__main__':

@@ -42,8 +42,73 @@ class ManifestTest(absltest.TestCase):
   def test_a_manifest_that_lists_too_little_is_refused(self):
     for text in ('', self.manifest.read_text()[:60]):
       self.manifest.write_text(text)
-      with self.assertRaisesRegex(StorageError, 'is not listed|is missing'):
+      with self.assertRaisesRegex(StorageError, 'cut short|is no SHA-256'):
         manifest_lib.verify_manifest(self.folder, self.manifest)
+
+  def test_a_file_too_much_is_to_be_deleted(self):
+    (self.folder / 'd' / 'notes').touch()
+    with self.assertRaisesRegex(
+      manifest_lib.StrayFileError, 'd/notes is not listed .* delete it'
+    ):
+      manifest_lib.verify_manifest(self.folder, self.manifest)
+
+  def test_a_damaged_file_is_named_before_one_too_much(self):
+    (self.folder / 'notes').touch()
+    self.data.write_bytes(b'x')
+    with self.assertRaisesRegex(StorageError, 'd/array does not match'):
+      manifest_lib.verify_manifest(self.folder, self.manifest)
+
+  def test_what_systems_leave_is_passed_over_with_a_line(self):
+    names = ('.DS_Store', '._array', 'Thumbs.db', 'desktop.ini')
+    for name in names:
+      (self.folder / 'd' / name).write_bytes(b'x')
+    with self.assertLogs('absl', 'WARNING') as logs:
+      manifest_lib.verify_manifest(self.folder, self.manifest)
+    self.assertLen(logs.output, len(names))
+
+  def test_a_manifest_names_files_of_its_folder_alone(self):
+    whole = self.manifest.read_text()
+    outside = self.root / 'secret'
+    outside.write_text('x')
+    digest = manifest_lib.file_hash(outside)
+    for name in (
+      '7/../secret',
+      '../secret',
+      str(outside),
+      'secret',
+      '8/x',
+      '7',
+    ):
+      self.manifest.write_text(f'{whole}{digest}  {name}\n')
+      with self.assertRaisesRegex(StorageError, 'which is no file in'):
+        manifest_lib.verify_manifest(self.folder, self.manifest)
+
+  def test_a_link_out_of_the_folder_is_refused(self):
+    moved = self.root / 'elsewhere'
+    for path in (self.data, self.data.parent):
+      path.rename(moved)
+      path.symlink_to(moved)
+      with self.assertRaisesRegex(StorageError, 'is a link to'):
+        manifest_lib.verify_manifest(self.folder, self.manifest)
+      path.unlink()
+      moved.rename(path)
+    manifest_lib.verify_manifest(self.folder, self.manifest)
+
+  def test_pipes_folders_and_links_to_themselves_are_refused_at_once(self):
+    def loop(path):
+      path.symlink_to(path.name)
+
+    for path in (self.folder / 'meta', self.manifest):
+      whole = path.read_bytes()
+      for make in (os.mkfifo, os.mkdir, loop):
+        path.unlink()
+        make(path)
+        with self.assertRaisesRegex(
+          StorageError, 'pipe|folder|link to itself|is missing'
+        ):
+          manifest_lib.verify_manifest(self.folder, self.manifest)
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.write_bytes(whole)
 
   def test_every_flipped_bit_of_a_manifest_is_found(self):
     whole = self.manifest.read_bytes()

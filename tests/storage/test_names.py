@@ -307,5 +307,25 @@ class BijectionTest(parameterized.TestCase):
       self.assertEqual(paths[name], ('params', f'mtp_{depth}', 'project'))
 
 
+class CountTest(parameterized.TestCase):
+  @parameterized.parameters(
+    published.MODEL,
+    published.SMALL,
+    published.V2,
+    published.LLAMA,
+    dataclasses.replace(published.SMALL, mtp_depth=2),
+    dataclasses.replace(published.SMALL, mtp_depth=0, num_shared_experts=0),
+    dataclasses.replace(published.LLAMA, mtp_depth=1),
+  )
+  def test_the_closed_form_counts_what_is_listed(self, model):
+    self.assertEqual(names.count(model), len(list(names.slots(model))))
+
+  def test_no_size_takes_time(self):
+    huge = dataclasses.replace(
+      published.MODEL, num_layers=2 * 10**9, num_experts=2 * 10**9
+    )
+    self.assertGreater(names.count(huge), 10**18)
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -1,13 +1,22 @@
+import dataclasses
+import json
+import os
 import pathlib
+import time
+from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
+import published
 import runs
 from seekax import config as config_lib
-from seekax.storage import checkpoint
+from seekax.planning.parameters import count_parameters
+from seekax.presets import PRESETS
+from seekax.storage import checkpoint, names, room, safetensors_file
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
+from seekax.storage.published_config import published_config
 from seekax.training.state import init_state, to_parts
 
 
@@ -44,6 +53,61 @@ class OpenTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(StorageError, 'has no tokenizer.json'):
       opened.tokenizer()
+
+  def test_sizes_that_no_machine_holds_are_refused_at_once(self):
+    config = runs.small_config(self.workdir)
+    self.write_run(config)
+    state = init_state(config)
+    checkpoint.save(
+      self.workdir / workdir_lib.CHECKPOINTS, 3, to_parts(state), {}
+    )
+    for huge in (
+      {'num_experts': 2 * 10**9},
+      {'num_layers': 2 * 10**9},
+      {'embed_dim': 10**8},
+      {'vocab_size': 2**31 - 1},
+    ):
+      model = dataclasses.replace(config.model, **huge)
+      self.write_run(dataclasses.replace(config, model=model))
+      start = time.process_time()
+      with self.assertRaisesRegex(StorageError, 'GB of memory'):
+        open_lib.open_checkpoint(self.workdir)
+      if 'num_experts' in huge or 'num_layers' in huge:
+        with self.assertRaisesRegex(StorageError, 'at most 1,000,000 are read'):
+          open_lib.find(self.workdir).check()
+      self.assertLess(time.process_time() - start, 1)
+
+  def test_files_of_holes_that_no_machine_holds_are_refused_at_once(self):
+    huge = dataclasses.replace(published.LLAMA, vocab_size=10**8)
+    slots = names.slots(huge)
+    entries = [safetensors_file.Entry(s.name, 'BF16', s.shape) for s in slots]
+    start = safetensors_file.header(entries, {})
+    with open(self.workdir / 'model.safetensors', 'wb') as file:
+      file.write(start)
+      file.truncate(len(start) + sum(entry.num_bytes for entry in entries))
+    fields = published_config(huge, 'bfloat16', False, False)
+    (self.workdir / 'config.json').write_text(json.dumps(fields))
+    open_lib.find(self.workdir).check()  # To look at, and to convert.
+    with (
+      mock.patch.object(room, 'host_memory', return_value=9 * 10**9),
+      self.assertRaisesRegex(StorageError, 'need 9.6 GB of memory'),
+    ):
+      open_lib.open_checkpoint(self.workdir, 'bfloat16')
+
+
+class RoomTest(parameterized.TestCase):
+  @parameterized.parameters(*PRESETS)
+  def test_the_limit_is_all_memory_there_is(self, name):
+    model = PRESETS[name]()
+    counts = count_parameters(model)
+    needed = 2 * (counts.total + counts.mtp)
+    with mock.patch.object(room, 'host_memory', return_value=needed):
+      room.check_room(model, value_bytes=2)
+      with self.assertRaisesRegex(StorageError, 'seekax plan tells'):
+        room.check_room(model, value_bytes=4)
+      with mock.patch.dict(os.environ, {'SEEKAX_LIMIT_FACTOR': '2'}):
+        room.check_room(model, value_bytes=4)
+    room.check_count(model, 'x')
 
 
 if __name__ == '__main__':

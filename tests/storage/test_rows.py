@@ -1,10 +1,12 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 from absl.testing import absltest
 
+from seekax.storage.manifest import StorageError
 from seekax.storage.rows import cut_back, read_rows
 
 ROWS = [
@@ -62,6 +64,25 @@ class RowsTest(absltest.TestCase):
     )
     done = subprocess.run([sys.executable, '-c', code], check=False)
     self.assertEqual(done.returncode, 0)
+
+  def test_gigabytes_of_holes_and_what_is_no_file_are_refused_at_once(self):
+    with open(self.path, 'wb') as file:
+      file.truncate(200_000_000)
+    with self.assertRaisesRegex(StorageError, r':1 is longer than'):
+      read_rows(self.path)
+    os.truncate(self.path, 5_000_000_000)
+    with self.assertRaisesRegex(StorageError, 'a metrics file may have'):
+      read_rows(self.path)
+    self.path.unlink()
+    os.mkfifo(self.path)
+    with self.assertRaisesRegex(StorageError, 'a pipe, not a file'):
+      read_rows(self.path)
+
+  def test_a_row_that_is_no_object_is_named(self):
+    for row in ('[1]', '3', '"x"', '[' * 100_000):
+      self.path.write_text(f'{{"step": 1}}\n{row}\n{{"step": 2}}\n')
+      with self.assertRaisesRegex(StorageError, ':2 is no JSON object'):
+        read_rows(self.path)
 
 
 if __name__ == '__main__':

@@ -52,6 +52,22 @@ class HeldBackTest(absltest.TestCase):
     print_error(RuntimeError('Event loop is closed'))  # A straggler.
     self.assertEqual((self.shown, self.logged), ([], []))
 
+  def test_what_is_logged_of_a_load_that_fails_is_not_shown(self):
+    with self.assertRaises(KeyError), held_back(self.logger, True):
+      self.logger.error('a foreign file: %s', '\x1b[2J' * 999)
+      raise KeyError
+    self.assertEmpty(self.logged)
+
+  def test_what_is_logged_of_a_load_that_succeeds_is_one_plain_line(self):
+    self.logger.setLevel(logging.INFO)
+    with held_back(self.logger, with_warnings=True):
+      self.logger.warning('a foreign file: %s', '\x1b[2J\n' * 999)
+      self.logger.info('shown at once')
+      self.assertEqual(self.logged, ['shown at once'])
+    (_, line) = self.logged
+    self.assertTrue(line.isprintable())
+    self.assertLess(len(line), 500)
+
   def test_other_errors_are_shown_after_it(self):
     with self.assertRaises(ValueError), held_back(self.logger):
       fail_in_a_thread(KeyError('other'))

@@ -240,9 +240,9 @@ class IndexTest(FolderCase):
     path = self.folder / published.INDEX
     os.truncate(path, 200_000_001)  # Sparse.
     tracemalloc.start()
-    self.refused('has more than 200000000 bytes')
+    self.addCleanup(tracemalloc.stop)
+    self.refused('200,000,001 bytes are more than a safetensors index may have')
     _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     self.assertLess(peak, 10_000_000)
 
   @parameterized.parameters(0, -1, 'x' * 10_000, [1], 10**400)
@@ -572,6 +572,64 @@ class FusedTest(FolderCase):
       about['shape'][0] = 100_000
     published.write_raw(path, json.dumps(header).encode())
     self.refused('with which there are too many')
+
+
+class TwoSetsTest(FolderCase):
+  """An index of shards and a single file beside it."""
+
+  def write_single(self, made):
+    published.write_file(self.folder / 'model.safetensors', made)
+
+  def test_equal_sets_are_taken_with_a_line_that_names_both_and_when(self):
+    self.write_single(self.made)
+    os.utime(self.folder / published.INDEX, (0, 0))
+    with self.assertLogs('absl', 'WARNING') as logs:
+      opened = open_lib.open_checkpoint(self.folder)
+    self.assertLen(opened.found.tensors, len(self.made))
+    (line,) = logs.output
+    self.assertRegex(line, 'index.json of 1970.*model.safetensors of 2')
+
+  def test_a_set_of_other_values_shapes_or_dtypes_is_refused(self):
+    name = 'model.layers.1.self_attn.o_proj.weight'
+    array = self.made[name]
+    other = np.array(array)
+    other[3, 2] += 1
+    for spoilt in (other, array[:2], array.astype(np.float32)):
+      self.write_single({**self.made, name: spoilt})
+      with self.assertRaisesRegex(StorageError, f'two sets .*{name}'):
+        open_lib.open_checkpoint(self.folder)
+
+  def test_a_single_file_of_other_tensors_matters_not(self):
+    self.write_single({'other': np.ones(3, np.float32)})
+    open_lib.find(self.folder).verify()
+
+  def test_a_single_file_that_the_index_names_is_no_other_set(self):
+    self.rewrite()
+    listed = dict.fromkeys(self.made, 'model.safetensors')
+    published.write_index(self.folder, listed)
+    with self.assertNoLogs('absl', 'WARNING'):
+      open_lib.find(self.folder).verify()
+
+
+class NoFileTest(FolderCase):
+  """Pipes, folders and links to themselves in the place of files."""
+
+  @parameterized.product(
+    name=('config.json', published.INDEX, SHARDS[1], 'model.safetensors'),
+    kind=('pipe', 'folder', 'loop'),
+  )
+  def test_what_is_no_file_is_refused_at_once(self, name, kind):
+    if name == 'model.safetensors':
+      self.rewrite()
+    path = self.folder / name
+    path.unlink()
+    if kind == 'pipe':
+      os.mkfifo(path)
+    elif kind == 'folder':
+      path.mkdir()
+    else:
+      path.symlink_to(name)
+    self.refused(str(self.folder))
 
 
 class CompareTest(parameterized.TestCase):

@@ -96,8 +96,26 @@ class WorkdirTest(absltest.TestCase):
     with self.assertRaisesRegex(StorageError, "did you mean 'model'"):
       workdir_lib.read_config(self.workdir)
     (self.workdir / 'run.json').write_text('{')
-    with self.assertRaisesRegex(StorageError, 'can not be read'):
+    with self.assertRaisesRegex(StorageError, 'holds no valid JSON'):
       workdir_lib.read_config(self.workdir)
+
+  def test_what_is_no_run_is_refused_in_words(self):
+    path = self.workdir / 'run.json'
+    for text, words in (
+      ('[]', 'is no JSON object'),
+      ('{}', 'has no config'),
+      ('{"config": []}', 'has no config'),
+      ('{"config": {"model": 3}}', "config.'model' is no group"),
+      ('{"config": {"model": {"num_layers": [1]}}}', 'num_layers'),
+      ('{"config": {"m\\u001b[2J": {}}}', 'unknown config group'),
+      ('[' * 100_000, 'too deep'),
+      (' ' * 4_000_001, '4,000,001 bytes are more than run.json may have'),
+    ):
+      path.write_text(text)
+      with self.assertRaisesRegex(StorageError, words) as caught:
+        workdir_lib.read_config(self.workdir)
+      self.assertLess(len(str(caught.exception)), 500)
+      self.assertTrue(str(caught.exception).isprintable())
 
 
 if __name__ == '__main__':

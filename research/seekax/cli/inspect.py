@@ -78,8 +78,8 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
   Raises:
     InputError: it is no model, or, with `verify`, not as it should be.
   """
+  from seekax.storage import huggingface, weights
   from seekax.storage import open as open_lib
-  from seekax.storage import weights
 
   if not folder.is_dir():
     if folder.exists():
@@ -91,12 +91,16 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
     return _run(folder, verify)
   model = open_lib.find(folder)
   found = _architecture(model.model, _architecture_name(model))
+  note = huggingface.rotary_note(model.published)
+  if note:
+    found['rotary'] = note
   found |= _tensors(model)
   found['tokenizer'] = _tokenizer(model)
   found |= _differences(model)
   if verify:
     model.check()
     model.verify()
+    weights.check_numbers(model.tensors)
     found['verified'] = True
   return found
 
@@ -114,12 +118,28 @@ def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
   if verify:
     for step in found['checkpoints']:
       checkpoint.verify(steps, step)
+      _check_numbers(config, steps, step)
     if workdir_lib.has_weights(folder):
       verify_manifest(
         folder / workdir_lib.WEIGHTS, folder / workdir_lib.WEIGHTS_MANIFEST
       )
     found['verified'] = found['checkpoints']
   return found
+
+
+def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
+  """Raises StorageError for weights of a step that are no numbers."""
+  from seekax.model.parameters import abstract_weights
+  from seekax.storage import checkpoint
+  from seekax.storage.room import check_count
+
+  check_count(config.model, steps.parent / workdir_lib.RUN)
+  parts = [checkpoint.WEIGHTS]
+  if config.optim.ema_decay:
+    parts.append(checkpoint.AVERAGE)
+  for part in parts:
+    weights = abstract_weights(config.model)
+    checkpoint.check_numbers(steps, step, part, weights)
 
 
 def _architecture(model, name: str) -> dict[str, Any]:
@@ -210,10 +230,12 @@ def _write_json(path: pathlib.Path, found: dict[str, Any]) -> None:
 def _state_hash(workdir: pathlib.Path) -> str:
   from seekax.storage import checkpoint
   from seekax.storage import open as open_lib
+  from seekax.storage.room import check_room
   from seekax.training import state
 
   step = open_lib.newest_step(workdir)
   config = workdir_lib.read_config(workdir)
+  check_room(config.model, value_bytes=4)
   parts, _ = checkpoint.restore(
     workdir / workdir_lib.CHECKPOINTS,
     step,

@@ -100,24 +100,9 @@ def _read_text(name: str) -> str:
 
 
 def _read_tokens(name: str) -> np.ndarray:
-  try:
-    tokens = np.load(name, allow_pickle=False)
-  except OSError as error:
-    raise InputError(f'--tokens={name}: {error.strerror or error}') from error
-  except (ValueError, EOFError) as error:
-    raise InputError(f'--tokens={name} is no .npy array: {error}') from error
-  if (
-    not isinstance(tokens, np.ndarray)
-    or tokens.ndim != 2
-    or not np.issubdtype(tokens.dtype, np.integer)
-    or 0 in tokens.shape
-  ):
-    shape = getattr(tokens, 'shape', '?')
-    dtype = getattr(tokens, 'dtype', type(tokens).__name__)
-    raise InputError(
-      f'--tokens={name} is {dtype} {shape}; integers [B, L] are wanted'
-    )
-  return tokens
+  from seekax.storage.token_file import read_token_ids
+
+  return read_token_ids(name, '--tokens')
 
 
 def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:

@@ -5,22 +5,29 @@
 unfinished. This is the only module that knows orbax.
 """
 
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import pathlib
 import shutil
 from typing import Any
+import warnings
 
 from absl import logging
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from seekax.files import reason
 from seekax.parallel import processes
+from seekax.storage.finite import check_tree
 from seekax.storage.manifest import (
   StorageError,
+  StrayFileError,
   verify_manifest,
   write_manifest,
 )
+from seekax.storage.room import host_memory
 from seekax.storage.thread_errors import held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
@@ -32,6 +39,14 @@ _UNPROVEN = '.unproven'
 _SAVE_SECONDS = 10**8
 # Small leaves are read many at once, up to this.
 _LEAST_READ_BYTES = 64 << 20
+# Parts of a state that are weights; in others infinity has its place.
+WEIGHTS, AVERAGE = 'weights', 'ema'
+# As much is in memory while the numbers of a state are looked at, or a leaf.
+_CHECKED_BYTES = 1 << 30
+# A leaf that takes more than this part of the memory is left alone.
+_MOST_OF_MEMORY = 0.5
+# What is shown of an error of orbax's.
+_SHOWN = 200
 
 
 def manifest_path(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -105,7 +120,7 @@ def save(
     processes.wait_for_all(f'{step} is proven')
   except (OSError, ValueError) as error:  # orbax: ValueError for a full disk.
     raise StorageError(
-      f'checkpoint {target} could not be saved: {_first_line(error)}; older '
+      f'checkpoint {target} could not be saved: {_brief(error)}; older '
       'checkpoints are untouched'
     ) from error
 
@@ -170,6 +185,8 @@ def verify(folder: pathlib.Path, step: int) -> None:
   """Raises StorageError if a file of this step differs from its SHA-256."""
   try:
     verify_manifest(folder / str(step), manifest_path(folder, step))
+  except StrayFileError:
+    raise  # Nothing of the state is lost.
   except StorageError as error:
     older = [proven for proven in proven_steps(folder) if proven < step]
     fix = f'start anew in another folder than {folder.parent}'
@@ -185,12 +202,35 @@ def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
     StorageError: it can't be read.
   """
   path = folder.absolute() / str(step)
+  with _loading(folder, step):
+    found = ocp.checkpointables_metadata(path).custom_metadata
+  if not isinstance(found, dict):
+    raise StorageError(
+      f'checkpoint {path} can not be loaded: its custom_metadata is no JSON '
+      'object'
+    )
+  return found
+
+
+@contextlib.contextmanager
+def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
+  """Makes one line of whatever orbax says of a checkpoint that it can't load.
+
+  A damaged or forged file may end in any error, of thousands of characters,
+  with more of them from threads.
+  """
   try:
-    return ocp.checkpointables_metadata(path).custom_metadata
-  except (ValueError, KeyError, OSError, TypeError) as error:
+    with held_back(logging.get_absl_logger(), with_warnings=True):
+      yield
+  except StorageError:
+    raise
+  except Exception as error:
+    # What orbax had begun besides is given up, and would be complained of.
+    warnings.filterwarnings('ignore', "coroutine '", RuntimeWarning)
     verify(folder, step)  # Names the file, if one was changed.
     raise StorageError(
-      f'checkpoint {path} can not be loaded: {_first_line(error)}'
+      f'checkpoint {folder.absolute() / str(step)} can not be loaded: '
+      + _brief(error)
     ) from error
 
 
@@ -221,16 +261,13 @@ def restore(
   """
   verify(folder, step)
   path = folder.absolute() / str(step)
-  try:
+  with _loading(folder, step):
     parts = ocp.load_checkpointables(
       path, jax.tree.map(_with_sharding, abstract_parts)
     )
-    progress = read_progress(folder, step)
-  except (ValueError, KeyError, OSError) as error:
-    raise StorageError(
-      f'checkpoint {path} can not be loaded: {_first_line(error)}'
-    ) from error
-  return parts, progress
+  for part in {WEIGHTS, AVERAGE} & parts.keys():
+    check_tree(parts[part], f'checkpoint {path}', part)
+  return parts, read_progress(folder, step)
 
 
 def restore_some(
@@ -251,18 +288,53 @@ def restore_some(
   context.pytree.loading.partial_load = True
   largest = max(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
   context.memory.read_concurrent_bytes = max(largest, _LEAST_READ_BYTES)
-  try:
-    with context:
-      wanted = {part: jax.tree.map(_with_sharding, abstract)}
-      return ocp.load_checkpointables(path, wanted)[part]
-  except (ValueError, KeyError, OSError) as error:
-    raise StorageError(
-      f'checkpoint {path} can not be loaded: {_first_line(error)}'
-    ) from error
+  with _loading(folder, step), context:
+    wanted = {part: jax.tree.map(_with_sharding, abstract)}
+    found = ocp.load_checkpointables(path, wanted)[part]
+  if part in (WEIGHTS, AVERAGE):
+    check_tree(found, f'checkpoint {path}', part)
+  return found
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def check_numbers(
+  folder: pathlib.Path, step: int, part: str, abstract: Any
+) -> None:
+  """Reads all leaves of a part, some at a time; call `verify` before.
+
+  Raises:
+    StorageError: a leaf can't be read, or holds NaN or infinity.
+  """
+  some: dict[str, Any] = {}
+  size = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+    num_bytes = leaf.size * leaf.dtype.itemsize
+    if num_bytes > _MOST_OF_MEMORY * host_memory():
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      logging.warning(
+        'step %d: the numbers of %s/%s are not looked at, it has %.3g GB',
+        *(step, part, name, num_bytes / 1e9),
+      )
+      continue
+    if some and size + num_bytes > _CHECKED_BYTES:
+      restore_some(folder, step, part, some)
+      some, size = {}, 0
+    inner = some
+    for entry in path[:-1]:
+      inner = inner.setdefault(entry.key, {})
+    inner[path[-1].key] = leaf
+    size += num_bytes
+  if some:
+    restore_some(folder, step, part, some)
+
+
+def _brief(error: Exception) -> str:
+  """The first line of an error that has words, however many it has."""
+  lines = [line.strip() for line in str(error).splitlines()]
+  words = next((line for line in lines if line), '')
+  kind = type(error).__name__
+  if isinstance(error, OSError):
+    return reason(error)
+  return f'{words[:_SHOWN]} ({kind})' if words else kind
 
 
 def _with_sharding(x):

@@ -8,17 +8,15 @@ supported, is refused by name; `auto_map` and remote code are never followed.
 
 import pathlib
 import re
-import reprlib
 from typing import Any, NoReturn
 
 from absl import logging
 
 from seekax.config import ConfigError, ModelConfig
+from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage.manifest import StorageError
-from seekax.storage.safetensors_file import parse_json
 
 CONFIG, GENERATION_CONFIG = 'config.json', 'generation_config.json'
-_MAX_BYTES = 10_000_000
 _MAX_COUNT = 2**31
 _MAX_NUMBER = 1e30
 
@@ -134,12 +132,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     StorageError: it is missing, too large, or no JSON object.
   """
-  try:
-    if path.stat().st_size > _MAX_BYTES:
-      raise StorageError(f'{path} has more than {_MAX_BYTES} bytes')
-    published = parse_json(path, path.read_bytes())
-  except OSError as error:
-    raise StorageError(f'{path} can not be read: {error.strerror}') from error
+  text = read_bounded(path, 'config.json', StorageError)
+  published = parse_json(path, text, StorageError)
   if not isinstance(published, dict):
     raise StorageError(f'{path} is no JSON object')
   if 'auto_map' in published:
@@ -223,7 +217,7 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
   for name, value in FP8.items():
     if name in found and found[name] != value:
       raise StorageError(
-        f'{where}: quantization_config.{name}={reprlib.repr(found[name])} is '
+        f'{where}: quantization_config.{name}={quoted(found[name])} is '
         f'not supported; only {value!r} is'
       )
   scale_format = found.get('scale_fmt')
@@ -234,8 +228,8 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
   ):
     raise StorageError(
       f'{where}: quantization_config with quant_method='
-      f'{found.get("quant_method")!r} and scale_fmt='
-      f'{reprlib.repr(scale_format)} is not supported; only FP8 blocks with '
+      f'{quoted(found.get("quant_method"))} and scale_fmt='
+      f'{quoted(scale_format)} is not supported; only FP8 blocks with '
       'float or ue8m0 scales are'
     )
   return True, scale_format == POWER_OF_TWO
@@ -248,9 +242,9 @@ class _Fields:
     self.published, self.where = published, where
 
   def refuse(self, name: str, why: str) -> NoReturn:
+    value = quoted(self.published.get(name))
     raise StorageError(
-      f'{self.where}: {name[:80]}={reprlib.repr(self.published.get(name))} is '
-      f'not supported; {why}'
+      f'{self.where}: {printable(name[:80])}={value} is not supported; {why}'
     )
 
   def count(self, name: str, default: int | None = None) -> int:
@@ -329,6 +323,31 @@ def _rope(fields: _Fields) -> dict[str, Any]:
     yarn_beta_slow=rope.number('beta_slow', 1.0),
     yarn_mscale=rope.number('mscale', 1.0),
     yarn_mscale_all_dim=rope.number('mscale_all_dim', 0.0),
+  )
+
+
+def rotary_note(published: dict[str, Any]) -> str:
+  """Says where implementations differ on a config's YaRN; '' if they don't.
+
+  DeepSeek's hub code, and we, scale the rotated parts by the ratio of both
+  factors and the softmax by the second; others have other rules for what is
+  left out or unequal. Every release has two equal ones.
+  """
+  rope: dict[str, Any] = {}
+  for name in ('rope_scaling', 'rope_parameters'):
+    fields = published.get(name)
+    rope |= fields if isinstance(fields, dict) else {}
+  found = [rope.get(name) for name in ('mscale', 'mscale_all_dim')]
+  if rope.get('rope_type', rope.get('type')) != 'yarn' or (
+    found[0] is not None and found[0] == found[1]
+  ):
+    return ''
+  first, second = (
+    'absent' if value is None else quoted(value) for value in found
+  )
+  return (
+    f'yarn with mscale {first} and mscale_all_dim {second}: scaled as '
+    "DeepSeek's hub code does; the logits of transformers differ by up to 0.7"
   )
 
 
@@ -455,6 +474,10 @@ def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:
   if not v3:
     router, methods = 'softmax', ('greedy', 'group_limited_greedy')
   fields.same('scoring_func', router)
+  for name in ('n_group', 'topk_group'):
+    # Null is how some configs say that there are none; zero can't be.
+    if fields.published.get(name) is not None and not fields.count(name):
+      fields.refuse(name, 'a whole number above 0, or null, is wanted')
   method = fields.published.get('topk_method', methods[0])
   if method not in methods:
     fields.refuse('topk_method', f'known: {", ".join(methods)}')

@@ -20,6 +20,7 @@ from seekax.config import ModelConfig
 from seekax.model.parameters import abstract_weights, FLOAT32
 from seekax.ops.quantize import BlockScaled
 from seekax.storage import fp8
+from seekax.storage.finite import check_block, first_bad
 from seekax.storage.names import BIAS, leaf, Path, Slot, slots
 from seekax.storage.safetensors_file import (
   BLOCK_BYTES,
@@ -152,7 +153,14 @@ def _stored(source: _Source) -> Reader:
     rows = out.view(np.uint8)
     for i, row in enumerate(range(first, last)):
       offset = (row * width + columns.start) * size
-      source.files.read_into(tensor, offset, memoryview(rows[i]))
+      source.files.read_unchecked(tensor, offset, memoryview(rows[i]))
+    at = first_bad(rows.reshape(-1), tensor.dtype, tensor.name)
+    if at >= 0:
+      place = (first + at // count) * width + columns.start + at % count
+      raw = rows.reshape(-1)[at * size :][:size]
+      check_block(
+        raw, tensor.dtype, tensor.name, tensor.file, tensor.shape, place
+      )
     return out
 
   return read

@@ -7,12 +7,37 @@ written after the commit and checked on restore finds them.
 import hashlib
 import os
 import pathlib
+from pathlib import PurePosixPath
+import re
+
+from absl import logging
 
 from seekax.config import InputError
+from seekax.files import (
+  one_line,
+  open_regular,
+  printable,
+  quoted,
+  read_bounded,
+)
+
+_LINE = re.compile(r'([0-9a-f]{64})  (.+)', re.DOTALL)
+# What Finder and Explorer leave in folders that they show.
+_SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
 
 
 class StorageError(InputError):
-  """Something on disk can't be used; the message says what and the fix."""
+  """Something on disk can't be used; the message says what and the fix.
+
+  Names in it may come from files of others, so it is made one line.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(one_line(message))
+
+
+class StrayFileError(StorageError):
+  """A file that is too much; nothing is lost."""
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -27,7 +52,8 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 def file_hash(path: pathlib.Path) -> str:
   """SHA-256 of a file, in hexadecimal."""
-  with open(path, 'rb') as file:
+  descriptor, _ = open_regular(path, StorageError)
+  with open(descriptor, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
@@ -44,26 +70,93 @@ def write_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
 def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
   """Compares a folder's files with their hashes.
 
+  What systems leave behind in folders is passed over, with a line.
+
   Raises:
-    StorageError: a file is missing, differs or isn't listed; it is named.
+    StrayFileError: all files are sound, but there is one more.
+    StorageError: a file is missing, differs, or is none; it is named.
   """
-  text = manifest.read_text(encoding='utf-8', errors='replace')
-  listed = dict(
-    reversed(line.split('  ', maxsplit=1))
-    # No other line end: a flipped bit can make one of this one.
-    for line in text.split('\n')
-    if '  ' in line
-  )
-  for path in sorted(folder.rglob('*')):
-    name = path.relative_to(manifest.parent).as_posix()
-    if path.is_file() and name not in listed:
-      raise StorageError(f'{path} is not listed in {manifest}')
+  listed = _read_manifest(folder, manifest)
+  found = _files_below(folder, manifest.parent)
   for name, expected in listed.items():
     path = manifest.parent / name
-    if not path.is_file():
+    if name not in found:
       raise StorageError(f'{path} is missing, though {manifest} lists it')
     if file_hash(path) != expected:
       raise StorageError(
         f'{path} does not match its SHA-256 in {manifest}: it was changed '
         'after it was saved'
       )
+  for name in sorted(found - listed.keys()):
+    path = manifest.parent / name
+    if not _left_by_system(path):
+      raise StrayFileError(
+        f'{path} is not listed in {manifest}, all files of which are sound: '
+        'it is none of the checkpoint; delete it, or move it elsewhere'
+      )
+    logging.warning('%s is passed over: a system left it there', path)
+
+
+def _read_manifest(
+  folder: pathlib.Path, manifest: pathlib.Path
+) -> dict[str, str]:
+  """Hash by name, of files in the folder alone.
+
+  Raises:
+    StorageError: it is no list of hashes, or names files elsewhere.
+  """
+  text = read_bounded(manifest, 'a manifest of SHA-256', StorageError)
+  # No other line end: a flipped bit can make one of this one.
+  *lines, rest = text.decode('utf-8', errors='replace').split('\n')
+  if rest or not lines:
+    raise StorageError(f'{manifest} is cut short: it has no last line')
+  listed = {}
+  inside = PurePosixPath(folder.relative_to(manifest.parent).as_posix())
+  for number, line in enumerate(lines, start=1):
+    match = _LINE.fullmatch(line)
+    if not match:
+      raise StorageError(f'{manifest}:{number} is no SHA-256 and a file')
+    name = PurePosixPath(match[2])
+    if '..' in name.parts or inside not in name.parents:
+      raise StorageError(
+        f'{manifest}:{number} names {quoted(match[2])}, which is no file in '
+        f'{folder}'
+      )
+    listed[match[2]] = match[1]
+  return listed
+
+
+def _files_below(folder: pathlib.Path, base: pathlib.Path) -> set[str]:
+  """Names of all files in a folder, none of which is a link out of it.
+
+  Raises:
+    StorageError: something is neither a file nor a folder.
+  """
+  found, home = set(), folder.resolve()
+  for parent, folders, names in os.walk(folder):
+    for name in (*folders, *names):
+      path = pathlib.Path(parent, name)
+      if path.is_symlink():
+        _check_link(path, home)
+      elif not path.is_file() and not path.is_dir():
+        raise StorageError(f'{path} is neither a file nor a folder; delete it')
+    found |= {
+      pathlib.Path(parent, name).relative_to(base).as_posix() for name in names
+    }
+  return found
+
+
+def _check_link(path: pathlib.Path, home: pathlib.Path) -> None:
+  try:
+    real = path.resolve()
+  except (OSError, RuntimeError) as error:
+    raise StorageError(f'{path} is a link to itself') from error
+  if home not in real.parents or not real.is_file():
+    raise StorageError(
+      f'{path} is a link to {printable(str(real))}, which is no file in '
+      f'{home}; put the file itself there'
+    )
+
+
+def _left_by_system(path: pathlib.Path) -> bool:
+  return path.name in _SYSTEM_FILES or path.name.startswith('._')

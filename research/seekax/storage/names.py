@@ -104,6 +104,23 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
     )
 
 
+def count(config: ModelConfig) -> int:
+  """How many `slots` there are, without listing them."""
+  latent = 7 if config.query_latent_dim else 5
+  # With two norms.
+  shared = 2 + (latent if config.attention == 'mla' else 4)
+  plain = shared + 3
+  experts = shared + 1 + 3 * config.num_experts
+  experts += int(config.uses_router_bias) + 3 * bool(config.num_shared_experts)
+  last = experts if config.uses_experts else plain
+  return (
+    3
+    + config.num_plain_layers * plain
+    + config.num_expert_layers * experts
+    + config.mtp_depth * (last + 6)
+  )
+
+
 def _layer(config: ModelConfig, layer: int) -> Iterator[Slot]:
   prefix, dense = f'model.layers.{layer}', config.num_plain_layers
   if layer < dense:

@@ -6,6 +6,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -19,6 +20,7 @@ from seekax.storage import checkpoint, huggingface, names, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.load import load
 from seekax.storage.manifest import StorageError, verify_manifest
+from seekax.storage.room import check_count, check_room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,27 @@ class Found:
   def is_workdir(self) -> bool:
     return (self.folder / workdir_lib.RUN).is_file()
 
+  @property
+  def tensors_folder(self) -> pathlib.Path:
+    """The folder of the safetensors."""
+    return self.folder / workdir_lib.WEIGHTS if self.is_workdir else self.folder
+
   @functools.cached_property
   def comparison(self) -> weights.Comparison:
     """The tensors against the model's own list."""
     return weights.compare(
       self.tensors, names.slots(self.model), self.ignored_from
+    )
+
+  def loaded_bytes(self, value_bytes: int, expand_fp8: bool) -> int | None:
+    """Bytes in memory of what the files hold; None for a training state."""
+    if self.step is not None:
+      return None
+    return sum(
+      tensor.num_bytes
+      if tensor.dtype == 'F8_E4M3' and not expand_fp8
+      else math.prod(tensor.shape) * value_bytes
+      for tensor in self.tensors.values()
     )
 
   def check(self) -> None:
@@ -73,15 +91,17 @@ class Found:
     """
     if self.step is None:
       self.comparison.check(self.folder)
+    else:
+      check_count(self.model, self.folder / workdir_lib.RUN)
     if (self.folder / workdir_lib.TOKENIZER).is_file():
       self.tokenizer()
 
   def verify(self) -> None:
-    """Reads everything once.
+    """Reads what no load reads, and all that has a SHA-256.
 
     Raises:
-      StorageError: a file differs from its recorded SHA-256, or an MTP module
-        has tables of its own.
+      StorageError: a file differs from its recorded SHA-256, an MTP module
+        has tables of its own, or another set of weights lies beside these.
     """
     if self.step is not None:
       checkpoint.verify(self.folder / workdir_lib.CHECKPOINTS, self.step)
@@ -92,6 +112,7 @@ class Found:
         self.folder / workdir_lib.WEIGHTS_MANIFEST,
       )
     weights.check_copies(self.tensors, names.slots(self.model))
+    weights.check_two_sets(self.tensors_folder, self.tensors)
 
   def end_ids(self) -> tuple[int, ...]:
     """Ids that end a text or a turn, sorted.
@@ -284,6 +305,8 @@ def open_checkpoint(
     StorageError: nothing usable is there, or it fails its checks.
   """
   found = path if isinstance(path, Found) else find(path)
+  size = jnp.dtype(precision).itemsize
+  check_room(found.model, size, found.loaded_bytes(size, expand_fp8))
   found.check()
   # Checksums are computed while the weights are read.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -3,13 +3,18 @@
 Nothing here needs JAX, so that a report can be made on any machine.
 """
 
+from collections.abc import Iterator
 import json
+import os
 import pathlib
 from typing import Any
 
+from seekax.files import check_size, open_regular
 from seekax.storage.manifest import StorageError, write_atomically
 
 Row = dict[str, Any]
+# Rows with the load of every expert of 61 layers have a tenth of that.
+_MAX_ROW_BYTES = 4_000_000
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
@@ -18,21 +23,47 @@ def read_rows(path: pathlib.Path) -> list[Row]:
   No file means no rows: a run that logged nothing yet has none.
 
   Raises:
-    StorageError: a row before the last one is broken.
+    StorageError: a row before the last one is broken, or it is no file.
   """
-  if not path.is_file():
+  if not os.path.lexists(path):
     return []
-  rows = []
-  lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-  for number, line in enumerate(lines, start=1):
+  rows: list[Row] = []
+  broken = 0
+  for number, line in enumerate(_lines(path), start=1):
+    if broken:
+      raise StorageError(
+        f'{path}:{broken} is no JSON object; repair or delete that line'
+      )
     try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      if number < len(lines):
-        raise StorageError(
-          f'{path}:{number} is no JSON; repair or delete that line'
-        ) from error
+      row = json.loads(line)
+    except (ValueError, RecursionError):
+      broken = number
+      continue
+    if not isinstance(row, dict):
+      broken = number
+      continue
+    rows.append(row)
   return rows
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+  """Lines that aren't longer than any row is.
+
+  Raises:
+    StorageError: one is, or it is no file, or too large.
+  """
+  descriptor, size = open_regular(path, StorageError)
+  with open(descriptor, 'rb') as file:
+    check_size(path, size, 'a metrics file', StorageError)
+    number = 0
+    while line := file.readline(_MAX_ROW_BYTES + 1):
+      number += 1
+      if len(line) > _MAX_ROW_BYTES:
+        raise StorageError(
+          f'{path}:{number} is longer than {_MAX_ROW_BYTES:,} bytes; repair or '
+          'delete that line'
+        )
+      yield line.decode('utf-8', errors='replace')
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:

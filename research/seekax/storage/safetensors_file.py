@@ -6,9 +6,9 @@ NumPy front end knows no FP8; so the container is read and written here, by
 ranges and blocks, never as a whole.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,13 +17,20 @@ import math
 import os
 import pathlib
 import re
-import reprlib
 import threading
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from seekax.files import (
+  check_size,
+  open_regular,
+  parse_json,
+  quoted,
+  reason,
+)
+from seekax.storage.finite import check_block, CHUNK
 from seekax.storage.manifest import StorageError
 
 # Names in the container, and what NumPy calls them.
@@ -40,7 +47,6 @@ _OTHER_DTYPES |= {
 
 _LENGTH_BYTES = 8
 _PAGE = 4096
-_MAX_HEADER_BYTES = 100_000_000  # The safetensors package's own limit.
 _NAME = re.compile(r'[A-Za-z0-9_.\-]{1,512}')
 # Beyond these, products of sizes would take long or have no decimal spelling.
 _MAX_AXES = 8
@@ -50,14 +56,9 @@ _METADATA = '__metadata__'
 BLOCK_BYTES = 16 << 20
 # Hashed, written and read ahead by this much, while it is in the cache.
 _COPY_BYTES = 1 << 20
-# What the kernel says where it can't copy from one file to another.
-_NO_KERNEL_COPY = (
-  errno.EXDEV,
-  errno.ENOSYS,
-  errno.EOPNOTSUPP,
-  errno.EINVAL,
-  errno.EPERM,
-)
+# Files that are open at a time; of the usual limit of 1,024, several folders
+# are read at once and Python and JAX hold some as well.
+_MAX_OPEN = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,21 +101,20 @@ def read_header(
   Raises:
     StorageError: the header lies, in any of the ways that are known.
   """
-  try:
-    with open(path, 'rb') as file:
-      size = os.fstat(file.fileno()).st_size
+  descriptor, size = open_regular(path, StorageError)
+  with open(descriptor, 'rb') as file:
+    try:
       length = int.from_bytes(file.read(_LENGTH_BYTES), 'little')
       data_start = _LENGTH_BYTES + length
-      if (
-        size < _LENGTH_BYTES or length > _MAX_HEADER_BYTES or data_start > size
-      ):
+      if size < _LENGTH_BYTES or data_start > size:
         raise StorageError(
           f'{path} is no safetensors file, or is cut short: its header should '
           f'take {length} bytes, the file has {size}'
         )
+      check_size(path, length, 'a safetensors header', StorageError)
       text = file.read(length)
-  except OSError as error:
-    raise StorageError(f'{path} can not be read: {error.strerror}') from error
+    except OSError as error:
+      raise StorageError(f'{path} can not be read: {reason(error)}') from error
   entries = _parse(path, text)
   metadata = entries.pop(_METADATA, {})
   if not isinstance(metadata, dict) or not all(
@@ -128,30 +128,8 @@ def read_header(
   return {tensor.name: tensor for tensor in tensors}, metadata
 
 
-def parse_json(path: pathlib.Path, text: bytes) -> Any:
-  """Parses JSON in which no object has a key twice.
-
-  Raises:
-    StorageError: it is broken, too deep, or a key is there twice; it is named.
-  """
-
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-      [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-      raise StorageError(f'{path} lists {twice[:80]!r} twice')
-    return result
-
-  try:
-    return json.loads(text.decode('utf-8'), object_pairs_hook=unique)
-  except StorageError:
-    raise
-  except (ValueError, RecursionError) as error:
-    raise StorageError(f'{path} holds no valid JSON ({error})') from error
-
-
 def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
-  entries = parse_json(path, text)
+  entries = parse_json(path, text, StorageError)
   if not isinstance(entries, dict):
     raise StorageError(f'{path}: the header is no JSON object')
   return entries
@@ -161,7 +139,7 @@ def _tensor(
   path: pathlib.Path, name: str, entry: Any, data_start: int
 ) -> Tensor:
   def refuse(what: str):
-    raise StorageError(f'{path}: tensor {name[:80]!r} {what}')
+    raise StorageError(f'{path}: tensor {quoted(name)} {what}')
 
   if not _NAME.fullmatch(name):
     refuse('has a name of other characters than letters, digits and _ . -')
@@ -175,7 +153,7 @@ def _tensor(
   if not isinstance(dtype, str) or (
     dtype not in DTYPES and dtype not in _OTHER_DTYPES
   ):
-    refuse(f'has the unknown dtype {reprlib.repr(dtype)}')
+    refuse(f'has the unknown dtype {quoted(dtype)}')
   if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
     refuse('has a shape or offsets that are no lists of sizes')
   tensor = Tensor(path, name, dtype, tuple(shape), data_start + offsets[0])
@@ -203,7 +181,7 @@ def _check_cover(
   for tensor in sorted(tensors, key=lambda t: (t.start, t.num_bytes)):
     if tensor.start != position:
       kind = 'a hole before' if tensor.start > position else 'bytes shared by'
-      raise StorageError(f'{path} has {kind} tensor {tensor.name!r}')
+      raise StorageError(f'{path} has {kind} tensor {quoted(tensor.name)}')
     position += tensor.num_bytes
   if position != size:
     raise StorageError(
@@ -212,11 +190,23 @@ def _check_cover(
     )
 
 
+@dataclasses.dataclass
+class _Open:
+  """An open file and how many threads read it."""
+
+  descriptor: int
+  readers: int = 0
+
+
 class Files:
-  """Open files, read by ranges; safe to use from several threads."""
+  """Files read by ranges, a bounded number of them open at a time.
+
+  Safe to use from several threads; a file that one of them reads stays open.
+  """
 
   def __init__(self):
-    self._open: dict[pathlib.Path, int] = {}
+    # The one that was used longest ago comes first.
+    self._open: dict[pathlib.Path, _Open] = {}
     self._lock = threading.Lock()
     self._scratch: np.ndarray | None = None
     self.bytes_read = 0
@@ -225,38 +215,84 @@ class Files:
     return self
 
   def __exit__(self, *unused) -> None:
-    for descriptor in self._open.values():
-      os.close(descriptor)
+    for entry in self._open.values():
+      os.close(entry.descriptor)
     self._open.clear()
 
   def read_into(self, tensor: Tensor, offset: int, out: memoryview) -> None:
     """Fills `out` with a tensor's bytes from `offset` on.
 
     Raises:
+      StorageError: the file ends too early, or can't be read, or one of the
+        values is no number.
+    """
+    size = itemsize(tensor.dtype)
+    for start in range(0, len(out), CHUNK):
+      # Looked at while it is in the cache.
+      chunk = out[start : start + CHUNK]
+      self.read_unchecked(tensor, offset + start, chunk)
+      first = (offset + start) // size
+      check_block(
+        chunk, tensor.dtype, tensor.name, tensor.file, tensor.shape, first
+      )
+
+  def read_unchecked(
+    self, tensor: Tensor, offset: int, out: memoryview
+  ) -> None:
+    """The same, whatever the values are.
+
+    Raises:
       StorageError: the file ends too early, or can't be read.
     """
     position, done = tensor.start + offset, 0
     try:
-      descriptor = self._descriptor(tensor.file)
-      while done < len(out):
-        count = os.preadv(descriptor, [out[done:]], position + done)
-        if not count:
-          raise StorageError(
-            f'{tensor.file} ends inside tensor {tensor.name!r}'
-          )
-        done += count
+      with self._reading(tensor.file) as descriptor:
+        while done < len(out):
+          count = os.preadv(descriptor, [out[done:]], position + done)
+          if not count:
+            raise StorageError(
+              f'{tensor.file} ends inside tensor {tensor.name!r}'
+            )
+          done += count
     except OSError as error:
       raise StorageError(
-        f'{tensor.file} can not be read: {error.strerror}'
+        f'{tensor.file} can not be read: {reason(error)}'
       ) from error
     with self._lock:
       self.bytes_read += done
 
-  def _descriptor(self, path: pathlib.Path) -> int:
+  @contextlib.contextmanager
+  def _reading(self, path: pathlib.Path) -> Iterator[int]:
+    """A file's descriptor; it is not closed meanwhile."""
     with self._lock:
-      if path not in self._open:
-        self._open[path] = os.open(path, os.O_RDONLY)
-      return self._open[path]
+      entry = self._open.pop(path, None)
+      if entry is None:
+        self._close_idle(_MAX_OPEN - 1)
+        entry = _Open(self._opened(path))
+      self._open[path] = entry
+      entry.readers += 1
+    try:
+      yield entry.descriptor
+    finally:
+      with self._lock:
+        entry.readers -= 1
+
+  def _opened(self, path: pathlib.Path) -> int:
+    try:
+      return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+      # A limit below ours: with fewer files it goes on, only slower.
+      if error.errno != errno.EMFILE or not self._close_idle(0):
+        raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+  def _close_idle(self, keep: int) -> int:
+    """Closes files nobody reads until so many are left; returns how many."""
+    idle = [path for path, entry in self._open.items() if not entry.readers]
+    surplus = idle[: max(len(self._open) - keep, 0)]
+    for path in surplus:
+      os.close(self._open.pop(path).descriptor)
+    return len(surplus)
 
   def rows(self, tensor: Tensor, first: int, last: int) -> np.ndarray:
     """Rows [first, last) of a tensor, in its stored dtype."""
@@ -279,27 +315,20 @@ class Files:
       yield block
 
   def copy(self, tensor: Tensor, target: int) -> None:
-    """Appends all bytes of a tensor to an open file, inside the kernel.
+    """Appends all bytes of a tensor to an open file.
+
+    They have to be looked at, so that copying inside the kernel would read
+    them once more; in blocks of the cache's size this is faster than that.
 
     Raises:
-      StorageError: the source ends too early.
+      StorageError: the source ends too early, or holds what is no number.
       OSError: the target can't take them.
     """
-    source, position = self._descriptor(tensor.file), tensor.start
-    end = tensor.start + tensor.num_bytes
-    while position < end:
-      try:
-        count = os.copy_file_range(source, target, end - position, position)
-      except OSError as error:
-        if error.errno not in _NO_KERNEL_COPY or position != tensor.start:
-          raise
-        for block in self.blocks(tensor):
-          _write_all(target, block)
-        return
-      if not count:
-        raise StorageError(f'{tensor.file} ends inside tensor {tensor.name!r}')
-      position += count
-    self.bytes_read += tensor.num_bytes
+    block = memoryview(bytearray(CHUNK))
+    for offset in range(0, tensor.num_bytes, CHUNK):
+      part = block[: tensor.num_bytes - offset]
+      self.read_into(tensor, offset, part)
+      _write_all(target, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,8 +378,7 @@ def write(
       files whose bytes are taken.
     metadata: strings by name.
     files: reads those tensors.
-    hashed: whether the SHA-256 is wanted; without, bytes of other files are
-      copied inside the kernel.
+    hashed: whether the SHA-256 is wanted; without, it is faster.
 
   Returns:
     The file's SHA-256, in hexadecimal, or ''.
@@ -404,10 +432,12 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 
 
 def _refused(path: pathlib.Path, error: OSError) -> StorageError:
-  return StorageError(
-    f'{path} can not be written: {error.strerror}; make room or choose another '
-    'folder, and give the same command again'
+  advice = (
+    '; make room or choose another folder, and give the same command again'
   )
+  if error.errno in (errno.EMFILE, errno.ENFILE):
+    advice = ''
+  return StorageError(f'{path} can not be written: {reason(error)}{advice}')
 
 
 class _Sink:

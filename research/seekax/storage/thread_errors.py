@@ -12,9 +12,17 @@ import sys
 import threading
 from typing import Any
 
+from seekax.files import one_line
+
+
+class _Quoted(Exception):
+  """Stands for the error of a record that has none."""
+
 
 @contextlib.contextmanager
-def held_back(logger: logging.Logger) -> Iterator[None]:
+def held_back(
+  logger: logging.Logger, with_warnings: bool = False
+) -> Iterator[None]:
   """Holds back what other threads print and log of their errors.
 
   If the body raises, those of the same type are dropped, as are the closed
@@ -22,6 +30,9 @@ def held_back(logger: logging.Logger) -> Iterator[None]:
 
   Args:
     logger: where the threads log.
+    with_warnings: whether what they log without an error is held back too, and
+      dropped if the body raises, whatever it raises. It may quote foreign
+      files, so it is shown as one line each.
   """
   held: list[tuple[Any, Any, Any]] = []  # Its type, what shows it, with what.
   shown_by, shown_for_thread = sys.unraisablehook, threading.excepthook
@@ -35,7 +46,10 @@ def held_back(logger: logging.Logger) -> Iterator[None]:
   def hold_record(record: logging.LogRecord) -> bool:
     kind = record.exc_info and record.exc_info[0]
     if not kind:
-      return True
+      if not with_warnings or record.levelno < logging.WARNING:
+        return True
+      kind = _Quoted
+      record.msg, record.args = one_line(record.getMessage()), ()
     held.append((kind, logger.handle, (record,)))
     return False
 
@@ -50,7 +64,7 @@ def held_back(logger: logging.Logger) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    dropped, after = (type(error),), show_but_closed_loop
+    dropped, after = (type(error), _Quoted), show_but_closed_loop
     raise
   finally:
     sys.unraisablehook, threading.excepthook = after, shown_for_thread

@@ -7,22 +7,23 @@ refused there: files outside the folder, missing shards, a tensor in two files.
 
 from collections.abc import Iterable
 import dataclasses
+import datetime
+import os
 import pathlib
 import re
-import reprlib
 from typing import NoReturn
 
 from absl import logging
 import numpy as np
 
 from seekax.config import ModelConfig
+from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage import fp8, names
 from seekax.storage.manifest import StorageError
 from seekax.storage.safetensors_file import (
   BLOCK_BYTES,
   Files,
   itemsize,
-  parse_json,
   read_header,
   Tensor,
 )
@@ -30,7 +31,6 @@ from seekax.storage.safetensors_file import (
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 _SUFFIX = '.safetensors'
-_MAX_INDEX_BYTES = 200_000_000
 # Formats that can run code when they are read, or that nobody publishes.
 REFUSED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack')
 REFUSED += ('.npz', '.h5', '.gguf')
@@ -86,36 +86,35 @@ def find_tensors(folder: pathlib.Path) -> Tensors:
   for name in listed:
     if name not in tensors:
       raise StorageError(
-        f'{folder / listed[name]} lacks tensor {name[:80]!r}, though '
+        f'{folder / listed[name]} lacks tensor {quoted(name)}, though '
         f'{folder / INDEX} lists it there'
       )
   total = sum(tensor.num_bytes for tensor in tensors.values())
   _say_wrong_total(folder / INDEX, metadata, total)
+  both = two_sets(folder, tensors)
+  if both:
+    logging.warning('%s: those of the index are taken', both)
   return _split_fused(_without_derived(folder, tensors))
 
 
 def _listed(folder: pathlib.Path) -> tuple[dict[str, str], object]:
   """The index: file by tensor, and its metadata; {} for a single file."""
   index = folder / INDEX
-  if not index.is_file():
-    if (folder / SINGLE).is_file():
+  if not os.path.lexists(index):
+    if os.path.lexists(folder / SINGLE):
       return {}, None
     others = sorted(p.name for p in folder.iterdir() if p.suffix in REFUSED)
     raise StorageError(
       f'{folder} has neither {INDEX} nor {SINGLE}'
       + (
-        f', only {others[0]}, which can run code when it is read; get the '
-        'safetensors of this model'
+        f', only {printable(others[0])}, which can run code when it is '
+        'read; get the safetensors of this model'
         if others
         else ''
       )
     )
-  try:
-    if index.stat().st_size > _MAX_INDEX_BYTES:
-      raise StorageError(f'{index} has more than {_MAX_INDEX_BYTES} bytes')
-    content = parse_json(index, index.read_bytes())
-  except OSError as error:
-    raise StorageError(f'{index} can not be read: {error.strerror}') from error
+  text = read_bounded(index, 'a safetensors index', StorageError)
+  content = parse_json(index, text, StorageError)
   listed = content.get('weight_map') if isinstance(content, dict) else None
   if (
     not isinstance(listed, dict)
@@ -130,9 +129,7 @@ def _say_wrong_total(index: pathlib.Path, metadata: object, total: int) -> None:
   """Nobody relies on the total, and several releases have another one."""
   said = metadata.get('total_size') if isinstance(metadata, dict) else None
   if said is not None and said != total:
-    logging.info(
-      '%s says total_size=%s; it is %d', index, reprlib.repr(said), total
-    )
+    logging.info('%s says total_size=%s; it is %d', index, quoted(said), total)
 
 
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -144,13 +141,13 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   path = folder / name
   if not _FILE_NAME.fullmatch(name):
     raise StorageError(
-      f'{folder / INDEX} names {name[:80]!r}, which is not a file beside it'
+      f'{folder / INDEX} names {quoted(name)}, which is not a file beside it'
     )
   if path.suffix != _SUFFIX:
     refuse_other_formats(path)
-    raise StorageError(f'{folder / INDEX} names {name[:80]!r}: no safetensors')
+    raise StorageError(f'{folder / INDEX} names {quoted(name)}: no safetensors')
   refuse_leaving(path)
-  if not path.is_file():
+  if not os.path.lexists(path):
     raise StorageError(f'{path} is missing, though {folder / INDEX} names it')
   return path
 
@@ -378,8 +375,66 @@ def check_copies(tensors: Tensors, slots: Iterable[names.Slot]) -> None:
         )
 
 
+def check_numbers(tensors: Tensors) -> None:
+  """Reads every tensor once.
+
+  Raises:
+    StorageError: one holds NaN, infinity, or a scale that isn't above zero.
+  """
+  with Files() as files:
+    for tensor in sorted(tensors.values(), key=lambda t: (t.file, t.start)):
+      for _ in files.blocks(tensor):
+        pass
+
+
+def two_sets(folder: pathlib.Path, tensors: Tensors) -> str:
+  """Says that a single file lies beside an index of others; '' if not.
+
+  The index is taken here and by vLLM, the single file by transformers.
+  """
+  index, single = folder / INDEX, folder / SINGLE
+  used = {tensor.file for tensor in tensors.values()}
+  if single in used or not single.exists() or not index.exists():
+    return ''
+  dated = []
+  for path in (index, single):
+    date = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+    dated.append(f'{path.name} of {date:%Y-%m-%d %H:%M:%S}')
+  return f'{folder} holds two sets of weights, {dated[0]} and {dated[1]}'
+
+
+def check_two_sets(folder: pathlib.Path, tensors: Tensors) -> None:
+  """Two sets of weights must be the same: only one of them is used.
+
+  Args:
+    folder: of the tensors.
+    tensors: those that are used.
+
+  Raises:
+    StorageError: a tensor that both hold differs, or one can't be read.
+  """
+  both, single = two_sets(folder, tensors), folder / SINGLE
+  if not both:
+    return
+  refuse_leaving(single)
+  others = _split_fused(read_header(single)[0])
+  with Files() as files:
+    for name in sorted(tensors.keys() & others.keys()):
+      one, other = tensors[name], others[name]
+      if (one.dtype, one.shape) != (other.dtype, other.shape) or not (
+        _equal(files, one, other)
+      ):
+        raise StorageError(
+          f'{both}, which differ in {name!r}; move the wrong one elsewhere'
+        )
+
+
 def _equal(files: Files, one: Tensor, other: Tensor) -> bool:
   """Whether two tensors of one shape have the same values."""
+  if not one.shape:
+    one, other = (
+      dataclasses.replace(tensor, shape=(1,)) for tensor in (one, other)
+    )
   row_bytes = max(one.num_bytes // max(one.shape[0], 1), 1)
   step = max(BLOCK_BYTES // row_bytes, 1)
   for start in range(0, one.shape[0], step):

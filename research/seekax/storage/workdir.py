@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from seekax.config import Config, ConfigError, from_dict
+from seekax.files import parse_json, quoted, read_bounded, reason
 from seekax.storage.manifest import StorageError, write_atomically
 
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
@@ -164,15 +165,17 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     StorageError: there is none, or it can't be read.
   """
   path = workdir / RUN
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError as error:
+  if not os.path.lexists(path):
     raise StorageError(
       f'{workdir} is no workdir: it has no {RUN}; give the --workdir of a '
       'training run'
-    ) from error
-  except (OSError, ValueError, RecursionError) as error:
-    raise StorageError(f'{path} can not be read: {error}') from error
+    )
+  run = parse_json(
+    path, read_bounded(path, 'run.json', StorageError), StorageError
+  )
+  if not isinstance(run, dict):
+    raise StorageError(f'{path} is no JSON object')
+  return run
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -181,8 +184,19 @@ def read_config(workdir: pathlib.Path) -> Config:
   Raises:
     StorageError: there is no run, or its config is not one of this version.
   """
-  run = read_run(workdir)
+  path, groups = workdir / RUN, read_run(workdir).get('config')
+  if not isinstance(groups, dict):
+    raise StorageError(f'{path} has no config; it was changed, or is no run')
+  for name, entries in groups.items():
+    if not isinstance(entries, dict):
+      raise StorageError(
+        f'{path}: config.{quoted(name)} is no group of keys and values'
+      )
   try:
-    return from_dict(run['config'])
-  except (ConfigError, KeyError, TypeError, AttributeError) as error:
-    raise StorageError(f'{workdir / RUN}: {error}') from error
+    return from_dict(groups)
+  except ConfigError as error:
+    raise StorageError(f'{path}: {error}') from error
+  except (TypeError, ValueError, OverflowError, ArithmeticError) as error:
+    raise StorageError(
+      f'{path}: the config holds a value that can not be ({reason(error)})'
+    ) from error

@@ -25,6 +25,7 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.open import Found
+from seekax.storage.room import check_room
 from seekax.training import compilation_cache, loop
 from seekax.training import corpus as corpus_lib
 from seekax.training import origin as origin_lib
@@ -65,6 +66,7 @@ def start(
     InputError: the data, the mesh or the workdir can't be used.
     NonFiniteError: see loop.train.
   """
+  check_room(config.model, value_bytes=4)
   mesh = mesh_lib.mesh_of(config)
   console = rich.console.Console(
     stderr=True, highlight=False, quiet=not processes.is_first()
