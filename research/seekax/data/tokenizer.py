@@ -6,6 +6,7 @@ chat template writes is read with its control tokens (`encode_with_controls`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from seekax.data import sources
+from seekax.data import long_text, sources
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
@@ -52,7 +53,7 @@ _MAX_CONFIG_BYTES = 16 << 20
 # Part of the cache key: raise it with every change of `train`.
 _RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
-_BLOCK_CHARACTERS = 1 << 20
+_BLOCK_CHARACTERS = 1 << 19
 
 
 class Tokenizer:
@@ -158,18 +159,43 @@ class Tokenizer:
     return self.encode_many([text])[0]
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Encodes texts on all cores; see `encode`."""
+    """Encodes texts on all cores, long ones in pieces; see `encode`."""
+    parts = [[] for _ in texts]
+    for block in _blocks(self._pieces(texts)):
+      encoded = self._encode_batch([piece for _, piece in block])
+      for (number, _), ids in zip(block, encoded, strict=True):
+        parts[number].append(ids)
+    return [p[0] if len(p) == 1 else np.concatenate(p) for p in parts]
+
+  def _pieces(self, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    for number, text in enumerate(texts):
+      for piece in long_text.cut(text, self._agrees):
+        yield number, piece
+
+  def _agrees(self, left: str, gap: str, right: str) -> bool:
+    """Whether cutting a text leaves its tokens as they are."""
+    whole, *parts = self._encode_batch([left + gap + right, left, right])
+    return np.array_equal(whole, np.concatenate(parts))
+
+  def _encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     try:
       return [
         np.array(encoding.ids, np.int32)
-        for block in _blocks(texts)
         for encoding in self._encoder.encode_batch_fast(
-          block, add_special_tokens=False
+          texts, add_special_tokens=False
         )
       ]
     except TypeError as error:
       raise sources.DataError(
         f'cannot encode text that is not valid Unicode ({error})'
+      ) from error
+    except BaseException as error:
+      # What the library can't do ends in a panic, which is no Exception.
+      if type(error).__name__ != 'PanicException':
+        raise
+      raise sources.DataError(
+        f'the tokenizer fails on the text ({" ".join(str(error).split())[:200]})'
+        '; take another tokenizer or other text'
       ) from error
 
   def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
@@ -304,12 +330,7 @@ def train(
       '; raise model.vocab_size'
     )
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
+  tokenizer.pre_tokenizer = _words()
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
@@ -317,8 +338,33 @@ def train(
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
-  tokenizer.train_from_iterator(texts, trainer)
+  # Of its own: the tokenizer is locked while it learns.
+  same_words = functools.partial(_same_words, _words())
+  pieces = (
+    piece for text in texts for piece in long_text.cut(text, same_words)
+  )
+  tokenizer.train_from_iterator(pieces, trainer)
   return Tokenizer(tokenizer.to_str())
+
+
+def _words() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+
+
+def _same_words(
+  words: pre_tokenizers.PreTokenizer, left: str, gap: str, right: str
+) -> bool:
+  """Whether the words that a tokenizer learns from are the same after a cut."""
+  whole, *parts = (
+    [word for word, _ in words.pre_tokenize_str(text)]
+    for text in (left + gap + right, left, right)
+  )
+  return whole == sum(parts, [])
 
 
 def load(path: str | os.PathLike, bos: str = '', eos: str = '') -> Tokenizer:
@@ -558,12 +604,14 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
   return re.compile('|'.join(map(re.escape, names)) or '(?!)')
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-  """Yields consecutive texts, about `_BLOCK_CHARACTERS` at a time."""
+def _blocks(
+  pieces: Iterable[tuple[int, str]],
+) -> Iterator[list[tuple[int, str]]]:
+  """Yields consecutive pieces, about `_BLOCK_CHARACTERS` at a time."""
   block, characters = [], 0
-  for text in texts:
-    block.append(text)
-    characters += len(text)
+  for piece in pieces:
+    block.append(piece)
+    characters += len(piece[1])
     if characters >= _BLOCK_CHARACTERS:
       yield block
       block, characters = [], 0
