@@ -193,9 +193,10 @@ class Tokenizer:
       # What the library can't do ends in a panic, which is no Exception.
       if type(error).__name__ != 'PanicException':
         raise
+      reason = ' '.join(str(error).split())[:200]
       raise sources.DataError(
-        f'the tokenizer fails on the text ({" ".join(str(error).split())[:200]})'
-        '; take another tokenizer or other text'
+        f'the tokenizer fails on a text ({reason}); take another tokenizer or '
+        'other text'
       ) from error
 
   def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
