@@ -224,6 +224,31 @@ class Tokenizer:
       parts += [np.array([token_id], np.int32), piece]
     return np.concatenate(parts)
 
+  def encode_documents(
+    self, documents: Sequence[sources.Document]
+  ) -> list[np.ndarray]:
+    """Encodes documents: texts, and conversations with their control tokens.
+
+    Returns:
+      int32 ids [L] of each, without BOS and EOS around it, also where a chat
+      template writes them.
+
+    Raises:
+      DataError: see `encode`.
+    """
+    texts = (document.text for document in documents if not document.mark)
+    encoded = iter(self.encode_many(list(texts)))
+    return [
+      self._encode_rendered(document) if document.mark else next(encoded)
+      for document in documents
+    ]
+
+  def _encode_rendered(self, document: sources.Document) -> np.ndarray:
+    ids = self.encode_with_controls(document.marked, document.mark)
+    start = int(ids[:1].tolist() == [self.bos_id])
+    end = len(ids) - int(ids[start:][-1:].tolist() == [self.eos_id])
+    return ids[start:end]
+
   def break_controls(
     self, text: str, mark: str, keep: Collection[str] = ()
   ) -> str:

@@ -290,8 +290,9 @@ class Files:
     while position < end:
       try:
         count = os.copy_file_range(source, target, end - position, position)
-      except OSError as error:
-        if error.errno not in _NO_KERNEL_COPY or position != tensor.start:
+      except (AttributeError, OSError) as error:  # macOS has no such call.
+        known = getattr(error, 'errno', None) in (None, *_NO_KERNEL_COPY)
+        if not known or position != tensor.start:
           raise
         for block in self.blocks(tensor):
           _write_all(target, block)
