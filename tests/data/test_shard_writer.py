@@ -295,6 +295,21 @@ class RefusalTest(WriterTestCase):
       self.tokenize(target, source=str(empty))
     self.assertFalse(sources.is_tokens(str(target)))
 
+  def test_after_a_source_without_text_the_target_can_be_used(self):
+    empty, target = self.root / 'blank.jsonl', self.fresh()
+    empty.write_text('\n')
+    with self.assertRaisesRegex(DataError, 'holds no text'):
+      self.tokenize(target, source=str(empty))
+    self.assertTrue(self.tokenize(target))
+    self.assertEqual(files_of(target), files_of(self.whole))
+
+  def test_a_plan_of_something_else_is_not_taken_over(self):
+    target = self.fresh()
+    target.mkdir()
+    (target / 'plan.json').write_text('{"mine": 1}')
+    with self.assertRaisesRegex(DataError, 'begun with another source'):
+      self.tokenize(target)
+
   def test_weights_and_tokens_are_no_source(self):
     with self.assertRaisesRegex(DataError, 'has weights; tokenize each'):
       self.tokenize(self.fresh(), source=f'1*{self.source}')

@@ -446,6 +446,14 @@ class CopyTest(FileCase):
       published.differences(published.read_file(self.path), self.made)
     )
 
+  def test_a_system_without_such_a_call_is_no_hindrance(self):
+    with mock.patch.object(os, 'copy_file_range', create=True):
+      del os.copy_file_range  # As on macOS.
+      self.copy(hashed=False)
+    self.assertEmpty(
+      published.differences(published.read_file(self.path), self.made)
+    )
+
   @parameterized.parameters(True, False)
   def test_a_source_that_is_cut_short_leaves_no_file(self, hashed):
     tensors, _ = read_header(self.source)

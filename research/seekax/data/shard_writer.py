@@ -168,6 +168,10 @@ def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
     if not (folder / name).is_file():
       continue
     found = tokenizer_lib.read_json(folder / name, max_bytes=1 << 30)
+    is_ours = found.keys() >= {'source_sha256', 'tokenizer_sha256'}
+    begun = name == TOKENS_MANIFEST or any(folder.glob('part-*.done'))
+    if is_ours and not begun:
+      return False  # Nothing was written yet, perhaps for want of text.
     # A folder written before there were templates tells of none.
     found.setdefault('chat_template_sha256', plan.get('chat_template_sha256'))
     for key in _DECISIVE:

@@ -50,6 +50,7 @@ _PIECES = (
 _SPACES = re.compile(r'\s*')
 _WORD = re.compile(r'\w')
 _MAX_CONFIG_BYTES = 16 << 20
+_MAX_TOKENIZER_BYTES = 256 << 20
 # Part of the cache key: raise it with every change of `train`.
 _RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
@@ -401,8 +402,8 @@ def load(path: str | os.PathLike, bos: str = '', eos: str = '') -> Tokenizer:
   """
   try:
     # As bytes: reading as text would turn CRLF into LF, and `save` change it.
-    source = pathlib.Path(path).read_bytes().decode('utf-8')
-    return Tokenizer(source, bos, eos)
+    source = _read_bytes(pathlib.Path(path), _MAX_TOKENIZER_BYTES)
+    return Tokenizer(source.decode('utf-8'), bos, eos)
   except OSError as error:
     raise sources.DataError(
       f'cannot read tokenizer {path} ({error.strerror}); give the path of a '
@@ -479,19 +480,23 @@ def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
   if not os.path.lexists(path):
     return None
   try:
-    if path.exists() and not path.is_file():  # A pipe would never end.
-      raise sources.DataError(f'{path} is not a file')
-    with path.open('rb') as file:
-      content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-      raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
-    return content.decode('utf-8')
+    return _read_bytes(path, max_bytes).decode('utf-8')
   except OSError as error:
     raise sources.DataError(f'cannot read {path} ({error.strerror})') from error
   except UnicodeDecodeError as error:
     raise sources.DataError(
       f'{path} is not UTF-8 at byte {error.start}'
     ) from error
+
+
+def _read_bytes(path: pathlib.Path, max_bytes: int) -> bytes:
+  if path.exists() and not (path.is_file() or path.is_dir()):
+    raise sources.DataError(f'{path} is not a file')  # A pipe would never end.
+  with path.open('rb') as file:
+    content = file.read(max_bytes + 1)
+  if len(content) > max_bytes:
+    raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
+  return content
 
 
 def for_corpus(
