@@ -354,10 +354,22 @@ class DataConfig:
     "a tokenizer.json; '': that of the weights the run starts from, or a new "
     'one, trained on the source',
   )
+  text_field: str = _key('text', 'field of JSON lines, column of parquet')
+  include: str = _key(
+    '', "files of folders to read, as '*.md,docs/*'; '': all of them"
+  )
+  exclude: str = _key('', 'files of folders to leave out, written likewise')
+  max_document_bytes: int = _key(
+    256 << 20, 'a longer file of text, line or row is refused'
+  )
   heldout_fraction: float = _key(0.04, 'share of documents held out')
   sequence_length: int = _key(4096, 'tokens per sequence (S)')
   batch_size: int = _key(15360, 'sequences per optimizer step, all devices')
-  num_shards: int = _key(8, 'logical data shards, fixed for the life of a run')
+  num_shards: int = _key(
+    8,
+    'logical data shards, at most: the largest divisor of batch_size up to '
+    'this; fixed for the life of a run',
+  )
   isolate_documents: bool = _key(
     False, 'mask attention across documents and restart positions'
   )
@@ -377,17 +389,20 @@ class DataConfig:
       value = getattr(self, name)
       _require(0 <= value <= 1, f'data.{name}={value} is not in [0, 1]')
     _check_positive(
-      'data', self, ('sequence_length', 'batch_size', 'num_shards')
+      'data',
+      self,
+      ('sequence_length', 'batch_size', 'num_shards', 'max_document_bytes'),
     )
+    _require(bool(self.text_field), "data.text_field is ''; give a name")
     _require(
       0 < self.heldout_fraction < 1,
       f'data.heldout_fraction={self.heldout_fraction} is not between 0 and 1',
     )
-    _require(
-      self.batch_size % self.num_shards == 0,
-      f'data.batch_size={self.batch_size} is not divisible by '
-      f'data.num_shards={self.num_shards}; each shard gives equally many rows',
-    )
+    # Each shard gives equally many rows. Whoever reads the config finds the
+    # number that is used.
+    most = min(self.num_shards, self.batch_size)
+    divisors = (n for n in range(most, 0, -1) if self.batch_size % n == 0)
+    object.__setattr__(self, 'num_shards', next(divisors))
 
 
 @dataclasses.dataclass(frozen=True)

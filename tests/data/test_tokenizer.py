@@ -105,6 +105,20 @@ class TrainTest(parameterized.TestCase):
   def test_encode_adds_no_control_token(self):
     self.assertGreater(_small().encode('def').min(), 1)
 
+  def test_what_the_library_can_not_do_is_one_line(self):
+    class PanicException(BaseException):
+      """As the library raises it."""
+
+    tokenizer = _small()
+    tokenizer._encoder = mock.Mock()
+    call = tokenizer._encoder.encode_batch_fast
+    call.side_effect = PanicException('called `Result::unwrap()`\n on an Err')
+    with self.assertRaisesRegex(sources.DataError, 'fails on a text .called'):
+      tokenizer.encode('x')
+    call.side_effect = KeyboardInterrupt
+    with self.assertRaises(KeyboardInterrupt):
+      tokenizer.encode('x')
+
   def test_many_equals_one_at_a_time(self):
     tokenizer = _small()
     with mock.patch.object(tokenizer_lib, '_BLOCK_CHARACTERS', 100):

@@ -10,6 +10,7 @@ import os
 import sys
 
 from seekax.config import did_you_mean, InputError
+from seekax.files import one_line
 
 COMMANDS = {
   'train': 'train a model, or go on with a run that was stopped',
@@ -27,8 +28,6 @@ COMMANDS = {
 # signal, state saved).
 BAD_INPUT = 2
 INTERRUPTED = 130
-# Characters of an error's line.
-_MAX_MESSAGE = 480
 
 
 def usage() -> str:
@@ -88,15 +87,7 @@ def _run(argv: list[str]) -> int:
 
 def _refuse(message: str) -> int:
   """Prints an error as one line that a terminal can't mistake for commands."""
-  text = ' '.join(message.split())
-  text = ''.join(
-    c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
-  )
-  if len(text) > _MAX_MESSAGE:
-    # What is wrong stands at the beginning, the fix at the end.
-    half = _MAX_MESSAGE // 2 - 3
-    text = f'{text[:half]} ... {text[-half:]}'
-  print(f'seekax: {text}', file=sys.stderr)
+  print(f'seekax: {one_line(message)}', file=sys.stderr)
   return BAD_INPUT
 
 

@@ -23,7 +23,7 @@ from tokenizers import (
   trainers,
 )
 
-from seekax.data import foreign_tokenizer, sources, text_stream
+from seekax.data import foreign_tokenizer, long_text, sources, text_stream
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
@@ -57,10 +57,11 @@ _SPACES = re.compile(r'\s*')
 _WORD = re.compile(r'\w')
 _ADDED_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _MAX_CONFIG_BYTES = 16 << 20
+_MAX_TOKENIZER_BYTES = 256 << 20
 # Part of the cache key: raise it with every change of `train`.
 _RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
-_BLOCK_CHARACTERS = 1 << 20
+_BLOCK_CHARACTERS = 1 << 19
 
 
 class Tokenizer:
@@ -166,23 +167,45 @@ class Tokenizer:
     return self.encode_many([text])[0]
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Encodes texts on all cores; see `encode`."""
+    """Encodes texts on all cores, long ones in pieces; see `encode`."""
+    parts = [[] for _ in texts]
+    for block in _blocks(self._pieces(texts)):
+      encoded = self._encode_batch([piece for _, piece in block])
+      for (number, _), ids in zip(block, encoded, strict=True):
+        parts[number].append(ids)
+    return [p[0] if len(p) == 1 else np.concatenate(p) for p in parts]
+
+  def _pieces(self, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    for number, text in enumerate(texts):
+      for piece in long_text.cut(text, self._agrees):
+        yield number, piece
+
+  def _agrees(self, left: str, gap: str, right: str) -> bool:
+    """Whether cutting a text leaves its tokens as they are."""
+    whole, *parts = self._encode_batch([left + gap + right, left, right])
+    return np.array_equal(whole, np.concatenate(parts))
+
+  def _encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     try:
       return [
         np.array(encoding.ids, np.int32)
-        for block in _blocks(texts)
         for encoding in self._encoder.encode_batch_fast(
-          block, add_special_tokens=False
+          texts, add_special_tokens=False
         )
       ]
     except TypeError as error:
       raise sources.DataError(
         f'cannot encode text that is not valid Unicode ({error})'
       ) from error
-    except Exception as error:  # The library raises nothing more precise.
+    except BaseException as error:
+      # What the library can't do ends in a panic, which is no Exception.
+      known = isinstance(error, Exception)
+      if not known and type(error).__name__ != 'PanicException':
+        raise
+      reason = ' '.join(str(error).split())[:200]
       raise sources.DataError(
-        f'the tokenizer can not encode a text ({str(error)[:200]}); take the '
-        'original file of its model'
+        f'the tokenizer fails on a text ({reason}); take another tokenizer or '
+        'other text'
       ) from error
 
   def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
@@ -209,6 +232,31 @@ class Tokenizer:
     for token_id, piece in zip(ids, encoded[1:], strict=True):
       parts += [np.array([token_id], np.int32), piece]
     return np.concatenate(parts)
+
+  def encode_documents(
+    self, documents: Sequence[sources.Document]
+  ) -> list[np.ndarray]:
+    """Encodes documents: texts, and conversations with their control tokens.
+
+    Returns:
+      int32 ids [L] of each, without BOS and EOS around it, also where a chat
+      template writes them.
+
+    Raises:
+      DataError: see `encode`.
+    """
+    texts = (document.text for document in documents if not document.mark)
+    encoded = iter(self.encode_many(list(texts)))
+    return [
+      self._encode_rendered(document) if document.mark else next(encoded)
+      for document in documents
+    ]
+
+  def _encode_rendered(self, document: sources.Document) -> np.ndarray:
+    ids = self.encode_with_controls(document.marked, document.mark)
+    start = int(ids[:1].tolist() == [self.bos_id])
+    end = len(ids) - int(ids[start:][-1:].tolist() == [self.eos_id])
+    return ids[start:end]
 
   def break_controls(
     self, text: str, mark: str, keep: Collection[str] = ()
@@ -338,12 +386,7 @@ def train(
       '; raise model.vocab_size'
     )
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
+  tokenizer.pre_tokenizer = _words()
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
@@ -351,8 +394,33 @@ def train(
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
-  tokenizer.train_from_iterator(texts, trainer)
+  # Of its own: the tokenizer is locked while it learns.
+  same_words = functools.partial(_same_words, _words())
+  pieces = (
+    piece for text in texts for piece in long_text.cut(text, same_words)
+  )
+  tokenizer.train_from_iterator(pieces, trainer)
   return Tokenizer(tokenizer.to_str())
+
+
+def _words() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+
+
+def _same_words(
+  words: pre_tokenizers.PreTokenizer, left: str, gap: str, right: str
+) -> bool:
+  """Whether the words that a tokenizer learns from are the same after a cut."""
+  whole, *parts = (
+    [word for word, _ in words.pre_tokenize_str(text)]
+    for text in (left + gap + right, left, right)
+  )
+  return whole == sum(parts, [])
 
 
 def load(
@@ -374,9 +442,10 @@ def load(
   """
   try:
     # As bytes: reading as text would turn CRLF into LF, and `save` change it.
-    source = pathlib.Path(path).read_bytes().decode('utf-8')
-    foreign_tokenizer.check(source, _verdicts())
-    return Tokenizer(_with_tokens(source, more_tokens), bos, eos)
+    source = _read_bytes(pathlib.Path(path), _MAX_TOKENIZER_BYTES)
+    text = source.decode('utf-8')
+    foreign_tokenizer.check(text, _verdicts())
+    return Tokenizer(_with_tokens(text, more_tokens), bos, eos)
   except OSError as error:
     raise sources.DataError(
       f'cannot read tokenizer {path} ({error.strerror}); give the path of a '
@@ -509,19 +578,23 @@ def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
   if not os.path.lexists(path):
     return None
   try:
-    if path.exists() and not path.is_file():  # A pipe would never end.
-      raise sources.DataError(f'{path} is not a file')
-    with path.open('rb') as file:
-      content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-      raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
-    return content.decode('utf-8')
+    return _read_bytes(path, max_bytes).decode('utf-8')
   except OSError as error:
     raise sources.DataError(f'cannot read {path} ({error.strerror})') from error
   except UnicodeDecodeError as error:
     raise sources.DataError(
       f'{path} is not UTF-8 at byte {error.start}'
     ) from error
+
+
+def _read_bytes(path: pathlib.Path, max_bytes: int) -> bytes:
+  if path.exists() and not (path.is_file() or path.is_dir()):
+    raise sources.DataError(f'{path} is not a file')  # A pipe would never end.
+  with path.open('rb') as file:
+    content = file.read(max_bytes + 1)
+  if len(content) > max_bytes:
+    raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
+  return content
 
 
 def for_corpus(
@@ -668,12 +741,14 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
   return re.compile('|'.join(map(re.escape, names)) or '(?!)')
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-  """Yields consecutive texts, about `_BLOCK_CHARACTERS` at a time."""
+def _blocks(
+  pieces: Iterable[tuple[int, str]],
+) -> Iterator[list[tuple[int, str]]]:
+  """Yields consecutive pieces, about `_BLOCK_CHARACTERS` at a time."""
   block, characters = [], 0
-  for text in texts:
-    block.append(text)
-    characters += len(text)
+  for piece in pieces:
+    block.append(piece)
+    characters += len(piece[1])
     if characters >= _BLOCK_CHARACTERS:
       yield block
       block, characters = [], 0

@@ -191,15 +191,14 @@ def end_ids(fields: dict[str, Any], where: str) -> list[int]:
     StorageError: it is neither.
   """
   found = fields.get('eos_token_id')
-  ids = (
-    found if isinstance(found, list) else [found] if found is not None else []
-  )
-  for token_id in ids:
-    if type(token_id) is not int or not 0 <= token_id < _MAX_COUNT:
-      raise StorageError(
-        f'{where}: eos_token_id={reprlib.repr(found)} is neither a token id '
-        'nor a list of them'
-      )
+  if found is None:
+    return []
+  ids = found if isinstance(found, list) else [found]
+  if not all(type(x) is int and 0 <= x < _MAX_COUNT for x in ids):
+    raise StorageError(
+      f'{where}: eos_token_id={quoted(found)} is neither a token id nor a list '
+      'of them'
+    )
   return ids
 
 
