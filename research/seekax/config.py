@@ -14,7 +14,13 @@ import ml_collections
 
 
 class InputError(ValueError):
-  """What the user gave can't be used; one line says what, where, the fix."""
+  """What the user gave can't be used; one line says what, where, the fix.
+
+  Attributes:
+    exit_code: of the command that it ends.
+  """
+
+  exit_code = 2
 
 
 class ConfigError(InputError):

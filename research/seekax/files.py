@@ -27,6 +27,7 @@ LIMITS = {
   'a safetensors header': 32 * MB,
   'a safetensors index': 32 * MB,
   'a metrics file': 256 * MB,
+  'a text': 256 * MB,
   'token ids': 256 * MB,
 }
 # JSON takes thirty times its size in memory where it is all brackets; Kimi-K2

@@ -245,6 +245,19 @@ class RefusalTest(parameterized.TestCase):
     line = self.refused('score', '--checkpoint=x', f'--tokens={path}')
     self.assertIn('integers [B, L] are wanted', line)
 
+  def test_a_text_to_score_is_a_file_of_bounded_size(self):
+    pipe, large = self.root / 'pipe', self.root / 'large'
+    os.mkfifo(pipe)
+    with open(large, 'wb') as file:
+      file.truncate(4 << 30)
+    for path, words in (
+      (pipe, 'it is a pipe'),
+      ('/dev/zero', 'it is a device'),
+      (large, 'SEEKAX_LIMIT_FACTOR=10 allows'),
+    ):
+      line = self.refused('score', '--checkpoint=x', f'--text={path}')
+      self.assertIn(words, line)
+
   def test_help_lists_flags_presets_and_keys(self):
     run = runs.seekax('train', '--help')
     self.assertEqual(run.returncode, 0)

@@ -64,11 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   except InputError as error:
     _forget_output()
-    return _refuse(str(error))
+    _refuse(str(error))
+    return error.exit_code
   except OSError as error:  # A disk that is full, behind stdout or a file.
     _forget_output()
     advice = '; make room, or write elsewhere' * (error.errno == errno.ENOSPC)
-    return _refuse(f'{error}{advice}')
+    _refuse(f'{error}{advice}')
+    return BAD_INPUT
   except KeyboardInterrupt:
     return INTERRUPTED
 
@@ -85,10 +87,9 @@ def _run(argv: list[str]) -> int:
   return importlib.import_module(f'seekax.cli.{argv[0]}').run(argv[1:])
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str) -> None:
   """Prints an error as one line that a terminal can't mistake for commands."""
   print(f'seekax: {one_line(message)}', file=sys.stderr)
-  return BAD_INPUT
 
 
 def _print_anything() -> None:

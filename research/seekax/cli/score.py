@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import json
 import math
-import pathlib
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from seekax.cli import flags as flags_lib
 from seekax.config import InputError, PRECISIONS
+from seekax.files import read_bounded
 
 # Windows at once; more are no faster on any device.
 _MAX_BATCH = 2**16
@@ -85,11 +85,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _read_text(name: str) -> str:
+  """A text without its byte order mark, as training reads it."""
+  content = read_bounded(name, 'a text')
   try:
-    # Not read_text, which would turn CRLF into LF and miscount the bytes.
-    text = pathlib.Path(name).read_bytes().decode('utf-8')
-  except OSError as error:
-    raise InputError(f'--text={name}: {error.strerror}') from error
+    # Not as text, which would turn CRLF into LF and miscount the bytes.
+    text = content.decode('utf-8').removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise InputError(
       f'--text={name} is not UTF-8 (byte {error.start}); convert it first'
