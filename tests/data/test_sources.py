@@ -10,6 +10,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from seekax.config import Config, DataConfig, TrainConfig
 from seekax.data import sources
 from seekax.data.formats import Rules
 
@@ -351,6 +352,39 @@ class ParseTest(SourcesTestCase):
     self.write('books/b.jsonl', '{"text": "1"}\n' * 11)
     names = [d.name for d in sources.stream(sources.parse('books')[0])]
     self.assertEqual(names, ['a.txt', *(f'b.jsonl:{n}' for n in range(1, 12))])
+
+
+class AbsoluteTest(parameterized.TestCase):
+  """Paths that mean the same from any folder."""
+
+  @parameterized.parameters(
+    ('stdlib', 'stdlib'),
+    ('text', '/at/text'),
+    ('/x/text', '/x/text'),
+    ('~/text', '/home/me/text'),
+    ('a, b/../c', '/at/a,/at/c'),
+    ('0.7*a,0.3*~/b', '0.7*/at/a,0.3*/home/me/b'),
+    ('0.5*stdlib,0.5*a', '0.5*stdlib,0.5*/at/a'),
+  )
+  def test_every_path_of_a_source_is_made_absolute(self, given, expected):
+    with mock.patch.dict(os.environ, HOME='/home/me'):
+      self.assertEqual(sources.absolute(given, '/at'), expected)
+
+  def test_a_folder_with_a_comma_in_its_name_cuts_nothing(self):
+    self.assertEqual(sources.absolute('a,b', '/at,home'), 'a,b')
+    self.assertEqual(sources.absolute('hf://x/y', '/at'), 'hf://x/y')
+
+  def test_all_paths_of_a_config_are(self):
+    config = Config(
+      data=DataConfig(source='a', tokenizer='t.json'),
+      train=TrainConfig(init_from='w', compilation_cache='auto'),
+    )
+    found = sources.absolute_paths(config, '/at')
+    self.assertEqual(
+      (found.data.source, found.data.tokenizer), ('/at/a', '/at/t.json')
+    )
+    self.assertEqual(found.train.init_from, '/at/w')
+    self.assertEqual(found.train.compilation_cache, 'auto')
 
 
 if __name__ == '__main__':

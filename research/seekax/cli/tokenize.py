@@ -11,6 +11,8 @@ from absl import flags
 from seekax.cli import flags as flags_lib
 from seekax.config import DataConfig, InputError
 
+_MAX_WORKERS = 1024
+
 
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
@@ -23,12 +25,16 @@ def run(argv: Sequence[str]) -> int:
     "or several as 'a,b'",
     **define,
   )
-  flags.DEFINE_string(
-    'tokenizer', '', 'a tokenizer.json, or a folder that has one', **define
+  flags_lib.define_path(
+    values, 'tokenizer', 'a tokenizer.json, or a folder that has one'
   )
-  flags.DEFINE_string('target', '', 'folder to write', **define)
+  flags_lib.define_path(values, 'target', 'folder to write')
   flags.DEFINE_integer(
-    'workers', 0, 'processes; 0: one for each core', **define
+    'workers',
+    0,
+    'processes; 0: one for each core',
+    upper_bound=_MAX_WORKERS,
+    **define,
   )
   flags.DEFINE_integer(
     'shard_documents', 16384, 'documents in a shard, at most', **define
@@ -68,13 +74,13 @@ def run(argv: Sequence[str]) -> int:
     )
   signal.signal(signal.SIGTERM, _terminate)
   # Only now: everything above answers in a fraction of a second.
-  from seekax.data import shard_writer
+  from seekax.data import shard_writer, sources
   from seekax.data.formats import Rules
 
   progress = _ProgressLine()
   try:
     fresh = shard_writer.tokenize(
-      values.source,
+      sources.absolute(values.source, os.getcwd()),
       values.tokenizer,
       values.target,
       values.workers or _cores(),
