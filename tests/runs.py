@@ -8,6 +8,7 @@ import pathlib
 import random
 import subprocess
 import sys
+from unittest import mock
 
 from seekax import config as config_lib
 from seekax import presets
@@ -61,6 +62,8 @@ def in_process(
   """The same in this process: for what is refused before a model is touched."""
   out, err = io.StringIO(), io.StringIO()
   with (
+    # It is for the rest of a process.
+    mock.patch('seekax.ops.host_memory.keep_freed_memory'),
     contextlib.chdir(cwd),
     contextlib.redirect_stdout(out),
     contextlib.redirect_stderr(err),

@@ -55,6 +55,56 @@ _SCHEDULE_KEYS = (
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
+  _define_flags(values)
+  named = flags_lib.config_name(argv)
+  left, has_config = flags_lib.define_config(
+    values, argv, None if named else _run_of(argv)
+  )
+  flags_lib.parse(
+    values,
+    left,
+    'train',
+    'Trains a model. The same command again goes on where the run stopped.',
+  )
+  flags_lib.require(values, 'workdir')
+  if not has_config:
+    raise InputError(
+      "--config= is missing: a config's name or file, e.g. 'demo'; only a "
+      '--workdir that holds a run can do without'
+    )
+  workdir = pathlib.Path(values.workdir)
+  config, overrides = flags_lib.config_of(values)
+  config = sources.absolute_paths(config, os.getcwd())
+  about = {
+    'command': shlex.join(['seekax', 'train', *argv]),
+    'folder': os.getcwd(),
+  }
+  if named:
+    about['config_file'] = flags_lib.describe_config(named)
+  else:
+    kept = workdir_lib.read_run(workdir)
+    about['config_file'] = kept.get('config_file', '')
+    overrides = kept.get('overrides', {}) | overrides
+  check_mesh(config)
+  workdir_lib.refuse_foreign(workdir)
+  first = _join(values)
+  made = workdir_lib.prepare(workdir)
+  # One lock for all processes of a run.
+  with workdir_lib.lock(workdir) if first else contextlib.nullcontext():
+    try:
+      step = _step_to_go_on_from(workdir, config, values.restore)
+      if step is not None and step >= config.train.steps:
+        return _finished(workdir, step, first)
+      restore_step = None if values.restore == 'newest' else step
+      return _train(
+        config, overrides, workdir, restore_step, about, first, values.verbose
+      )
+    finally:
+      if first:
+        workdir_lib.forget(workdir, made)
+
+
+def _define_flags(values: flags.FlagValues) -> None:
   flags_lib.define_path(
     values, 'workdir', 'folder of the run: new, empty, or that of a run'
   )
@@ -71,53 +121,6 @@ def run(argv: Sequence[str]) -> int:
     flag_values=values,
   )
   launcher.define_flags(values)
-  given = argv
-  named = flags_lib.config_name(argv)
-  run = None if named else _run_of(argv)
-  argv, has_config = flags_lib.define_config(values, argv, run)
-  flags_lib.parse(
-    values,
-    argv,
-    'train',
-    'Trains a model. The same command again goes on where the run stopped.',
-  )
-  flags_lib.require(values, 'workdir')
-  workdir = pathlib.Path(values.workdir)
-  if not has_config:
-    raise InputError(
-      "--config= is missing: a config's name or file, e.g. 'demo'; only a "
-      '--workdir that holds a run can do without'
-    )
-  config, overrides = flags_lib.config_of(values)
-  if named:
-    described = flags_lib.describe_config(named)
-  else:
-    described = f'that of {workdir / workdir_lib.RUN}'
-    overrides = workdir_lib.read_run(workdir).get('overrides', {}) | overrides
-  config = sources.absolute_paths(config, os.getcwd())
-  check_mesh(config)
-  workdir_lib.refuse_foreign(workdir)
-  first = _join(values)
-  made = workdir_lib.prepare(workdir)
-  # One lock for all processes of a run.
-  lock = workdir_lib.lock(workdir) if first else contextlib.nullcontext()
-  with lock:
-    try:
-      step = _step_to_go_on_from(workdir, config, values.restore)
-      if step is not None and step >= config.train.steps:
-        return _finished(workdir, step, first)
-      about = {
-        'command': shlex.join(['seekax', 'train', *given]),
-        'config_file': described,
-        'folder': os.getcwd(),
-      }
-      restore_step = None if values.restore == 'newest' else step
-      return _train(
-        config, overrides, workdir, restore_step, about, first, values.verbose
-      )
-    finally:
-      if first:
-        workdir_lib.forget(workdir, made)
 
 
 def _run_of(argv: Sequence[str]) -> Config | None:
@@ -191,16 +194,16 @@ def _train(
   verbose: bool,
 ) -> int:
   stop = _Stop()
-  # Only now: everything above answers in a fraction of a second.
-  from seekax.ops import host_memory
-  from seekax.training import journal, launch, replay
-
-  host_memory.keep_freed_memory()
-
   try:
-    finished = launch.start(
-      config, overrides, workdir, stop.requested, about, step, verbose
-    )
+    with stop:
+      # Only now: everything above answers in a fraction of a second.
+      from seekax.ops import host_memory
+      from seekax.training import journal, launch, replay
+
+      host_memory.keep_freed_memory()
+      finished = launch.start(
+        config, overrides, workdir, stop.requested, about, step, verbose
+      )
   except (journal.NonFiniteError, replay.ReplayError) as error:
     print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
     lost = isinstance(error, journal.NonFiniteError)
@@ -321,13 +324,21 @@ class _Stop:
 
   def __init__(self):
     self.signal = 0
+    self._before = {}
+
+  def __enter__(self) -> '_Stop':
     for number in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(number, self._on_signal)
+      self._before[number] = signal.signal(number, self._on_signal)
+    return self
+
+  def __exit__(self, *unused) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _on_signal(self, number: int, frame: Any) -> None:
     del frame
     self.signal = number
-    for either in (signal.SIGINT, signal.SIGTERM):
+    for either in self._before:
       signal.signal(either, signal.SIG_DFL)
     os.write(2, b'\nstopping after this step, saving a checkpoint\n')
 

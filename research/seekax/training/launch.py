@@ -235,7 +235,7 @@ def _summary(
   )
   mtp = f', MTP {counts.mtp:,} more' if counts.mtp else ''
   return [
-    f'config: {about.get("config_file", "given in Python")}; overrides: '
+    f'config: {about.get("config_file") or "not of a file"}; overrides: '
     + changed,
     f'model: {counts.total:,} parameters, {counts.activated:,} activated{mtp}; '
     f'{model.num_layers} layers, {model.attention}{experts}',
