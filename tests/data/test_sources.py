@@ -156,7 +156,10 @@ class BadSourceTest(SourcesTestCase):
 
   @parameterized.parameters('/dev/zero', '/dev/null')
   def test_a_device_is_not_read(self, path):
-    with self.assertRaisesRegex(sources.DataError, 'is not a regular file'):
+    with (
+      self.assertNoLogs(),  # One line says it all.
+      self.assertRaisesRegex(sources.DataError, 'is not a regular file'),
+    ):
       sources.read_documents(path)
 
   def test_pipe_and_dangling_link_are_named_not_waited_for(self):

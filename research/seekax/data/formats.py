@@ -15,7 +15,7 @@ _LINES = ('.jsonl', '.ndjson')
 _GZIPPED_LINES = ('.jsonl.gz', '.ndjson.gz')
 _BOM = '\ufeff'
 _HEAD_BYTES = 1 << 16  # Tell whether a file that is too long is text at all.
-_MAX_BLANK_LINES = 10_000_000  # In a row; a small gzip file may hold many more.
+_MAX_BLANK_LINES = 1_000_000  # In a row; a small gzip file may hold many more.
 _PARQUET_ROWS = 64  # Read at a time.
 _PARQUET_BUFFER_BYTES = 1 << 20
 # Of conversations that are rendered together.
@@ -170,6 +170,20 @@ def read_file(
     ) from error
   except OSError as error:
     raise unreadable(path, error) from error
+
+
+def check_length(path: pathlib.Path, rules: Rules = DEFAULT_RULES) -> None:
+  """Raises, before anybody reads all of a file, what `read_file` would.
+
+  Raises:
+    DataError: it is a text, and too long.
+    NotTextError: it is too long and no text.
+  """
+  others = (*_LINES, *_GZIPPED_LINES, '.parquet', '.array_record')
+  if path.stat().st_size > rules.max_document_bytes and not (
+    path.name.lower().endswith(others)
+  ):
+    _read_text(path, rules)
 
 
 def unreadable(path: Any, error: OSError) -> DataError:
