@@ -99,6 +99,15 @@ class DataShardsTest(parameterized.TestCase):
     values = dataclasses.asdict(data)
     self.assertEqual(config_lib.DataConfig(**values), data)
 
+  @parameterized.parameters(
+    ({'text_field': ''}, "data.text_field is ''; give a name"),
+    ({'max_document_bytes': 0}, 'data.max_document_bytes=0 must be above 0'),
+    ({'num_shards': 0}, 'data.num_shards=0 must be above 0'),
+  )
+  def test_what_can_not_be_read_by_is_refused(self, values, message):
+    with self.assertRaisesRegex(ConfigError, message):
+      config_lib.DataConfig(**values)
+
   def test_a_small_batch_is_enough_to_say_at_laptop_size(self):
     config = presets.shrink_run(presets.run_of(ModelConfig()))
     self.assertEqual(config.data.num_shards, 4)

@@ -151,6 +151,16 @@ class SourceTest(WriterTestCase):
     with self.assertRaisesRegex(DataError, 'image.png is not UTF-8 at byte 0'):
       self.tokenize(self.fresh(), source=str(folder / 'image.png'))
 
+  def test_a_file_that_is_too_long_is_refused_before_it_is_hashed(self):
+    path = self.root / 'sparse.txt'
+    with path.open('wb') as file:
+      file.truncate(4 << 30)
+    with (
+      mock.patch.object(shards, 'file_sha256', side_effect=self.fail),
+      self.assertRaisesRegex(DataError, 'is longer than 268435456 bytes'),
+    ):
+      self.tokenize(self.fresh(), source=str(path))
+
   def test_rules_are_part_of_what_a_target_was_begun_with(self):
     folder, target = self.folder_of_text(), self.fresh()
     rules = formats.Rules(exclude='1.py,2.py')

@@ -157,7 +157,10 @@ class BadSourceTest(SourcesTestCase):
 
   @parameterized.parameters('/dev/zero', '/dev/null')
   def test_a_device_is_not_read(self, path):
-    with self.assertRaisesRegex(sources.DataError, 'is not a regular file'):
+    with (
+      self.assertNoLogs(),  # One line says it all.
+      self.assertRaisesRegex(sources.DataError, 'is not a regular file'),
+    ):
       sources.read_documents(path)
 
   def test_pipe_and_dangling_link_are_named_not_waited_for(self):
@@ -278,7 +281,12 @@ class OwnOutputTest(SourcesTestCase):
   def test_weights_are_left_out_with_what_belongs_to_them(self):
     self.write('sub/out/model-00001-of-00002.safetensors', b'\x00')
     self.write('sub/out/config.json', '{}')
-    self.assert_left_out('a folder of weights')
+    self.assert_left_out('the folder of a model')
+
+  def test_text_beside_weights_alone_is_text(self):
+    self.write('b/c.txt', 'c')
+    self.write('b/embedding.safetensors', b'\xff')
+    self.assertEqual(self.read_folder(), {'a.txt': 'a', 'b/c.txt': 'c'})
 
   @parameterized.parameters('run.json', 'manifest.json', 'plan.json')
   def test_files_of_others_with_such_a_name_are_text(self, name):

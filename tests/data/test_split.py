@@ -1,5 +1,8 @@
 """Laws of the split: no text on both sides, none moves across."""
 
+import random
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 import numpy as np
 
@@ -77,6 +80,25 @@ class OnlyDocumentTest(parameterized.TestCase):
     self.assertEqual(train.text + heldout.text, text)
     self.assertLen(heldout.text.splitlines(), held)
     self.assertNotEqual(train.name, heldout.name)
+
+  def test_lines_are_those_of_the_whole_text(self):
+    rng = random.Random(0)
+    ends = ('\n', '\r\n', '\r', '\v', '\u2028', '\x1c', 'x', '')
+    for _ in range(300):
+      text = 'a\nb' + ''.join(
+        'line' + rng.choice(ends) for _ in range(rng.randrange(30))
+      )
+      lines = text.splitlines(keepends=True)
+      held = -(-len(lines) // 3)
+      with mock.patch.object(split, '_BLOCK_CHARACTERS', 20):
+        train, heldout = split.split_lines(Document('a', text), 1 / 3)
+      self.assertEqual(train.text, ''.join(lines[:-held]))
+      self.assertEqual(heldout.text, ''.join(lines[-held:]))
+
+  def test_a_conversation_is_not_cut(self):
+    document = Document('a', 'x\ny\n', 'x\ny\n', '\ufdd0')
+    with self.assertRaisesRegex(DataError, 'a conversation, which can not be'):
+      split.split_lines(document, 0.5)
 
   @parameterized.parameters(('one line', 0.04), ('two\nlines', 0.9))
   def test_single_document_without_enough_lines_is_an_error(self, text, share):

@@ -51,6 +51,19 @@ class CorpusTest(absltest.TestCase):
     )
     self.assertNotEqual(other.fingerprint, self.corpus.fingerprint)
 
+  def test_a_workdir_inside_the_source_changes_nothing(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    config = runs.small_config(runs.write_corpus(folder))
+    before = corpus_lib.load(config, None)
+    (folder / 'run').mkdir()
+    run = {'config': {'model': {}}, 'command': ''}
+    (folder / 'run' / 'run.json').write_text(json.dumps(run))
+    before.tokenizer.save(folder / 'run' / 'tokenizer.json')
+    with self.assertLogs(level='WARNING') as logs:
+      after = corpus_lib.load(config, before.tokenizer)
+    self.assertIn("the workdir of a run (1): 'run'", logs.output[0])
+    self.assertEqual(after.fingerprint, before.fingerprint)
+
   def test_a_tokenizer_larger_than_the_vocabulary_is_refused(self):
     path = pathlib.Path(self.create_tempdir().full_path) / 'tokenizer.json'
     self.corpus.tokenizer.save(path)

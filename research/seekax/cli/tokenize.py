@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'source',
     '',
-    "'stdlib', a text, .jsonl, .jsonl.gz or .parquet file, a folder of these, "
+    "'stdlib', a text, JSON lines or parquet file, a folder of these, "
     "or several as 'a,b'",
     **define,
   )

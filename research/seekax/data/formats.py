@@ -15,8 +15,9 @@ _LINES = ('.jsonl', '.ndjson')
 _GZIPPED_LINES = ('.jsonl.gz', '.ndjson.gz')
 _BOM = '\ufeff'
 _HEAD_BYTES = 1 << 16  # Tell whether a file that is too long is text at all.
-_MAX_BLANK_LINES = 10_000_000  # In a row; a small gzip file may hold many more.
-_PARQUET_ROWS = 64  # Read at a time.
+_MAX_BLANK_LINES = 1_000_000  # In a row; a small gzip file may hold many more.
+# Read at a time. Fewer take longer, more may be as large as their dictionary.
+_PARQUET_ROWS, _FEWEST_PARQUET_ROWS = 64, 4
 _PARQUET_BUFFER_BYTES = 1 << 20
 # Of conversations that are rendered together.
 _RENDERED_ROWS = 512
@@ -170,6 +171,20 @@ def read_file(
     ) from error
   except OSError as error:
     raise unreadable(path, error) from error
+
+
+def check_length(path: pathlib.Path, rules: Rules = DEFAULT_RULES) -> None:
+  """Raises, before anybody reads all of a file, what `read_file` would.
+
+  Raises:
+    DataError: it is a text, and too long.
+    NotTextError: it is too long and no text.
+  """
+  others = (*_LINES, *_GZIPPED_LINES, '.parquet', '.array_record')
+  if path.stat().st_size > rules.max_document_bytes and not (
+    path.name.lower().endswith(others)
+  ):
+    _read_text(path, rules)
 
 
 def unreadable(path: Any, error: OSError) -> DataError:
@@ -349,8 +364,8 @@ def _read_parquet(
           f'{path} has no column {field!r} of strings; data.text_field '
           '(tokenize: --text_field) names another'
         )
-      _check_pages(file.metadata, path, rules)
-      for batch in file.iter_batches(_PARQUET_ROWS, columns=[field]):
+      rows = _rows_at_a_time(file.metadata, path, rules)
+      for batch in file.iter_batches(rows, columns=[field]):
         for value in batch.column(0):
           row += 1
           # Before a Python string is made of it.
@@ -365,15 +380,24 @@ def _read_parquet(
     raise DataError(f'{path} is no parquet file ({error})') from error
 
 
-def _check_pages(metadata: Any, path: pathlib.Path, rules: Rules) -> None:
-  """Refuses groups whose rows are too long on the average, before reading."""
+def _rows_at_a_time(metadata: Any, path: pathlib.Path, rules: Rules) -> int:
+  """How many rows to read, so that they don't fill the memory.
+
+  No row is larger than its group; in a dictionary many may be as large.
+
+  Raises:
+    DataError: rows are too long on the average.
+  """
   paths = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
-  column = paths.index(rules.text_field)
+  column, largest = paths.index(rules.text_field), 1
   for number in range(metadata.num_row_groups):
     group = metadata.row_group(number)
     size = group.column(column).total_uncompressed_size
+    largest = max(largest, size)
     if size > rules.max_document_bytes * max(group.num_rows, 1):
       raise _too_long(f'a row of group {number} of {path}', rules)
+  rows = min(_PARQUET_ROWS, rules.max_document_bytes // largest)
+  return max(rows, _FEWEST_PARQUET_ROWS)
 
 
 def _is_string(kind: Any) -> bool:

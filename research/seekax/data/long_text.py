@@ -5,13 +5,14 @@ one is cut before. Tokenizers differ in where that changes nothing: after a word
 for most; some put a blank before every text, which then stands for the one in
 the text. So a place is taken only if the tokenizer itself, asked about the
 characters around it, gives the same with and without the cut. That is no proof
-for a tokenizer that looks further than `_CONTEXT`; none is known to, as to
-which place is taken: preferably the end of a word.
+for one that looks further than `_CONTEXT` characters; the published ones see
+no further than the end of a word, which is where a text is cut if it has words.
 
 A run of more than `SIZE` characters of one kind (letters, digits, white space,
 others) has no such place. It is cut at this length, always and everywhere: the
 cut is part of how seekax encodes text, and there alone it differs from the
-tokenizer's library, whose time and stack such runs would exhaust.
+tokenizer's library, whose time and stack such runs would exhaust. A tokenizer
+that puts a blank before every text does so there as well.
 """
 
 from collections.abc import Callable, Iterator

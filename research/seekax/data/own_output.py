@@ -21,8 +21,8 @@ _MAX_BYTES = 64 << 20
 def kind(folder: pathlib.Path) -> str:
   """What a folder is in words; '' if it may hold text.
 
-  A folder with weights counts too: other files of a published model are no
-  text to learn from.
+  The folder of a published model counts too: its other files are no text to
+  learn from.
   """
   run = _read(folder / _RUN)
   if isinstance(run.get('config'), dict) and 'model' in run['config']:
@@ -34,8 +34,8 @@ def kind(folder: pathlib.Path) -> str:
     names = os.listdir(folder)
   except OSError:
     return ''  # Whoever reads it says so.
-  if any(name.endswith(_WEIGHTS) for name in names):
-    return 'a folder of weights'
+  if 'config.json' in names and any(n.endswith(_WEIGHTS) for n in names):
+    return 'the folder of a model'
   return ''
 
 

@@ -18,7 +18,7 @@ import pathlib
 import threading
 from typing import Any
 
-from seekax.data import chat, sources
+from seekax.data import chat, formats, sources
 from seekax.data import shards as shards_lib
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
@@ -155,7 +155,10 @@ def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
       if not file.is_file():
         continue  # Nor is it read.
       try:
+        formats.check_length(file, rules)
         entry = [prefix + name, shards_lib.file_sha256(file)]
+      except formats.NotTextError:
+        continue
       except OSError as error:
         raise DataError(f'cannot read {file} ({error.strerror})') from error
       total.update(json.dumps(entry).encode())

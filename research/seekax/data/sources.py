@@ -271,19 +271,23 @@ def stream(
     passed: takes what was passed over.
   """
   passed = PassedOver() if passed is None else passed
+  found = False
   for path, prefix in zip(source.paths, source.prefixes, strict=True):
     if is_tokens(path):
+      found = True
       continue
     for file, name in find_files(path, rules, passed):
       try:
         for document in formats.read_file(file, prefix + name, rules):
           if document.from_messages:
             passed.add_conversation()
+          found = True
           yield document
       except formats.NotTextError as error:
         if path != STDLIB:  # A few of its files declare another coding.
           passed.add('files that are not text', prefix + name, str(error))
-  passed.say(source, rules)
+  if found:  # Otherwise an error says it.
+    passed.say(source, rules)
 
 
 def find_files(

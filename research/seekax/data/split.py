@@ -1,12 +1,14 @@
 """The split: which documents are held out, so that no text is on both sides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import hashlib
 import math
 
 import numpy as np
 
 from seekax.data.formats import DataError, Document
+
+_BLOCK_CHARACTERS = 1 << 20
 
 
 def content_keys(documents: Sequence[Document]) -> np.ndarray:
@@ -90,15 +92,37 @@ def split_lines(
       f'{document.name} is the only document, a conversation, which can not be '
       'cut into one to train on and one held out; give more'
     )
-  lines = document.text.splitlines(keepends=True)
-  num_heldout = math.ceil(len(lines) * heldout_fraction)
-  if num_heldout >= len(lines):
+  text = document.text
+  num_lines = sum(len(text[a:b].splitlines()) for a, b in _blocks(text))
+  num_heldout = math.ceil(num_lines * heldout_fraction)
+  if num_heldout >= num_lines:
     raise DataError(
-      f'{document.name} is the only document and has {len(lines)} line(s), of '
+      f'{document.name} is the only document and has {num_lines} line(s), of '
       f'which data.heldout_fraction={heldout_fraction} holds out '
       f'{num_heldout}; give more lines or documents, or lower the fraction'
     )
+  end = _end_of_lines(text, num_lines - num_heldout)
   return (
-    Document(f'{document.name}#train', ''.join(lines[:-num_heldout])),
-    Document(f'{document.name}#heldout', ''.join(lines[-num_heldout:])),
+    Document(f'{document.name}#train', text[:end]),
+    Document(f'{document.name}#heldout', text[end:]),
   )
+
+
+def _end_of_lines(text: str, count: int) -> int:
+  """Where the first lines of a text end."""
+  for start, end in _blocks(text):
+    lines = text[start:end].splitlines(keepends=True)
+    if len(lines) >= count:
+      return start + sum(map(len, lines[:count]))
+    count -= len(lines)
+  return len(text)
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+  """Stretches of whole lines: a list of all would be larger than the text."""
+  start = 0
+  while start < len(text):
+    newline = text.find('\n', start + _BLOCK_CHARACTERS)
+    end = newline + 1 or len(text)
+    yield start, end
+    start = end
