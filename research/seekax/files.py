@@ -28,6 +28,7 @@ LIMITS = {
   'a safetensors index': 32 * MB,
   'a metrics file': 256 * MB,
   'token ids': 256 * MB,
+  'a tokenizer': 256 * MB,
 }
 # JSON takes thirty times its size in memory where it is all brackets; Kimi-K2
 # as one file would have 1,400,000 brackets and commas.

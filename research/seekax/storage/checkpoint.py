@@ -8,7 +8,9 @@ unfinished. This is the only module that knows orbax.
 from collections.abc import Iterator
 import contextlib
 import hashlib
+import logging as std_logging
 import pathlib
+import re
 import shutil
 from typing import Any
 import warnings
@@ -28,7 +30,7 @@ from seekax.storage.manifest import (
   write_manifest,
 )
 from seekax.storage.room import host_memory
-from seekax.storage.thread_errors import held_back
+from seekax.storage.thread_errors import forget_given_up, held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
 _UNPROVEN = '.unproven'
@@ -45,6 +47,7 @@ _CHECKED_BYTES = 1 << 30
 _MOST_OF_MEMORY = 0.5
 # What is shown of an error of orbax's.
 _SHOWN = 200
+_MOST_CAUSES = 20
 
 
 def manifest_path(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -205,10 +208,11 @@ def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
   except Exception as error:
     # What orbax had begun besides is given up, and would be complained of.
     warnings.filterwarnings('ignore', "coroutine '", RuntimeWarning)
+    std_logging.getLogger('asyncio').addFilter(forget_given_up)
     verify(folder, step)  # Names the file, if one was changed.
+    path = folder.absolute() / str(step)
     raise StorageError(
-      f'checkpoint {folder.absolute() / str(step)} can not be loaded: '
-      + _brief(error)
+      f'checkpoint {path} can not be loaded: {_culprit(path, error)}'
     ) from error
 
 
@@ -305,7 +309,24 @@ def check_numbers(
     restore_some(folder, step, part, some)
 
 
-def _brief(error: Exception) -> str:
+def _culprit(path: pathlib.Path, error: BaseException) -> str:
+  """The file that an error, or what caused it, tells of; else its words."""
+  found: list[tuple[str, str]] = []
+  cause: BaseException | None = error
+  for _ in range(_MOST_CAUSES):
+    if cause is None:
+      break
+    names = re.findall(re.escape(f'{path}/') + r'[\w./-]*\w', str(cause))
+    found += [(name, type(cause).__name__) for name in names]
+    cause = cause.__cause__ or cause.__context__
+  if not found:
+    return _brief(error)
+  # What is furthest inside tells most.
+  name, kind = max(found, key=lambda pair: pair[0].count('/'))
+  return f'{name} is damaged or forged ({kind})'
+
+
+def _brief(error: BaseException) -> str:
   """The first line of an error that has words, however many it has."""
   lines = [line.strip() for line in str(error).splitlines()]
   words = next((line for line in lines if line), '')

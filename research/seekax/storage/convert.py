@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 from seekax.config import to_dict
+from seekax.files import check_size
 from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import file_hash, StorageError, write_atomically
@@ -102,7 +103,10 @@ def convert(
   """
   found = find(source, options.drop_mtp, options.averaged)
   for name in _CARRIED:
-    weights.refuse_leaving(found.folder / name)
+    path = found.folder / name
+    weights.refuse_leaving(path)
+    if path.is_file():
+      check_size(path, path.stat().st_size, 'a tokenizer', StorageError)
   found.check()
   conversion = _Conversion(found, pathlib.Path(target), options)
   if conversion.is_done():
