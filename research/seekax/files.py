@@ -24,6 +24,7 @@ LIMITS = {
   'run.json': 4 * MB,
   'summary.json': 16 * MB,
   'a manifest of SHA-256': 16 * MB,
+  'metadata of a checkpoint': 64 * MB,
   'a safetensors header': 32 * MB,
   'a safetensors index': 32 * MB,
   'a metrics file': 256 * MB,

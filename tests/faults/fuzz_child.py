@@ -27,6 +27,7 @@ import runs
 from seekax.cli import main
 from seekax.config import InputError, to_dict
 from seekax.data import formats, tokenizer
+from seekax.files import one_line
 from seekax.storage import checkpoint, manifest, rows, token_file
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
@@ -270,7 +271,7 @@ def _read(kind: Kind, folder: pathlib.Path) -> int:
   try:
     return kind.read(folder)
   except InputError as error:
-    print(f'seekax: {" ".join(str(error).split())}', file=sys.stderr)
+    print(f'seekax: {one_line(str(error))}', file=sys.stderr)
     return main.BAD_INPUT
 
 

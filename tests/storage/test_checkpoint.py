@@ -1,4 +1,5 @@
 import contextlib
+import os
 import pathlib
 from unittest import mock
 
@@ -110,6 +111,13 @@ class CheckpointTest(absltest.TestCase):
     self.assertNotIn('restore', str(caught.exception))
     stray.rename(self.folder / '5' / '.DS_Store')
     with self.assertLogs('absl', 'WARNING'):
+      checkpoint.restore(self.folder, 5, self.abstract)
+
+  def test_metadata_of_gigabytes_are_not_read(self):
+    self.save(5)
+    path = self.folder / '5' / '_CHECKPOINT_METADATA'
+    os.truncate(path, 40 << 30)
+    with self.assertRaisesRegex(StorageError, 'metadata of a checkpoint may'):
       checkpoint.restore(self.folder, 5, self.abstract)
 
   def test_forged_files_that_match_their_manifest_end_in_one_line(self):

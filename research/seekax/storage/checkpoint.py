@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from seekax.files import reason
+from seekax.files import check_size, reason
 from seekax.parallel import processes
 from seekax.storage.finite import check_tree
 from seekax.storage.manifest import (
@@ -165,6 +165,11 @@ def newest(folder: pathlib.Path) -> int | None:
 def verify(folder: pathlib.Path, step: int) -> None:
   """Raises StorageError if a file of this step differs from its SHA-256."""
   try:
+    for path in sorted((folder / str(step)).rglob('*')):
+      # Orbax reads these whole; arrays lie in files named by numbers.
+      if path.name.startswith('_') and path.is_file():
+        size = path.stat().st_size
+        check_size(path, size, 'metadata of a checkpoint', StorageError)
     verify_manifest(folder / str(step), manifest_path(folder, step))
   except StrayFileError:
     raise  # Nothing of the state is lost.
