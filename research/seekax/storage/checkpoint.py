@@ -317,27 +317,27 @@ def check_numbers(
 def _culprit(path: pathlib.Path, error: BaseException) -> str:
   """The file that an error, or what caused it, tells of; else its words."""
   found: list[tuple[str, str]] = []
-  cause: BaseException | None = error
+  first, cause = error, error
   for _ in range(_MOST_CAUSES):
     if cause is None:
       break
     names = re.findall(re.escape(f'{path}/') + r'[\w./-]*\w', str(cause))
     found += [(name, type(cause).__name__) for name in names]
+    first = cause
     cause = cause.__cause__ or cause.__context__
   if not found:
-    return _brief(error)
+    return _brief(first)
   # What is furthest inside tells most.
   name, kind = max(found, key=lambda pair: pair[0].count('/'))
   return f'{name} is damaged or forged ({kind})'
 
 
 def _brief(error: BaseException) -> str:
-  """The first line of an error that has words, however many it has."""
-  lines = [line.strip() for line in str(error).splitlines()]
-  words = next((line for line in lines if line), '')
-  kind = type(error).__name__
+  """The first words of an error, however many it has."""
   if isinstance(error, OSError):
     return reason(error)
+  words = ' '.join(str(error).split())
+  kind = type(error).__name__
   return f'{words[:_SHOWN]} ({kind})' if words else kind
 
 
