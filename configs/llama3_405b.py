@@ -17,4 +17,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.batch_size = 2048
   config.data.sequence_length = 8192
   config.optim.learning_rate = 8e-5
+  config.train.steps = 929_832  # 15.6T tokens.
   return presets.variant(config, arg)

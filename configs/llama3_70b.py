@@ -17,4 +17,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.batch_size = 1024
   config.data.sequence_length = 8192
   config.optim.learning_rate = 1.5e-4
+  config.train.steps = 1_788_140  # 15T tokens.
   return presets.variant(config, arg)

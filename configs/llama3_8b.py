@@ -17,4 +17,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.batch_size = 512
   config.data.sequence_length = 8192
   config.optim.learning_rate = 3e-4
+  config.train.steps = 3_576_279  # 15T tokens.
   return presets.variant(config, arg)

@@ -16,4 +16,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.sequence_length = 8192
   config.optim.learning_rate = 4.2e-4
   config.train.balance_weight = 0.001
+  config.train.steps = 339_747  # 5.7T tokens.
   return presets.variant(config, arg)

@@ -18,4 +18,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.batch_size = 9216  # After its ramp from 2,304.
   config.optim.learning_rate = 2.4e-4
   config.train.balance_weight = 0.003  # Expert-level balance, alpha 1.
+  config.train.steps = 214_577  # 8.1T tokens.
   return presets.variant(config, arg)

@@ -17,4 +17,5 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data.batch_size = 4608
   config.optim.learning_rate = 4.2e-4
   config.train.balance_weight = 0.001
+  config.train.steps = 301_997  # 5.7T tokens.
   return presets.variant(config, arg)

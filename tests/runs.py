@@ -1,6 +1,8 @@
 """Small runs for tests: a corpus, a config, the command line in a process."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import random
@@ -9,6 +11,7 @@ import sys
 
 from seekax import config as config_lib
 from seekax import presets
+from seekax.cli.main import main
 from seekax.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,6 +53,23 @@ def seekax(*args: str, **kwargs) -> subprocess.CompletedProcess:
   return subprocess.run(
     command(*args), capture_output=True, text=True, check=False, **kwargs
   )
+
+
+def in_process(
+  *args: str, cwd: str | os.PathLike = '.'
+) -> subprocess.CompletedProcess:
+  """The same in this process: for what is refused before a model is touched."""
+  out, err = io.StringIO(), io.StringIO()
+  with (
+    contextlib.chdir(cwd),
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
+    try:
+      code = main(args)
+    except SystemExit as end:
+      code = end.code
+  return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def start(*args: str) -> subprocess.Popen:

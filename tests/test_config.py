@@ -86,6 +86,27 @@ class ValidationTest(parameterized.TestCase):
     self.assertNotIn('\n', str(caught.exception))
 
 
+class DataShardsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (15360, 8, 8), (2, 8, 2), (1, 8, 1), (12, 8, 6), (7, 4, 1), (7, 8, 7)
+  )
+  def test_the_number_of_shards_is_a_divisor_of_the_batch(
+    self, rows, most, shards
+  ):
+    data = config_lib.DataConfig(batch_size=rows, num_shards=most)
+    self.assertEqual(data.num_shards, shards)
+    # What run.json keeps means the same when it is read again.
+    values = dataclasses.asdict(data)
+    self.assertEqual(config_lib.DataConfig(**values), data)
+
+  def test_a_small_batch_is_enough_to_say_at_laptop_size(self):
+    config = presets.shrink_run(presets.run_of(ModelConfig()))
+    self.assertEqual(config.data.num_shards, 4)
+    config.data.batch_size = 2
+    resolved = config_lib.from_config_dict(config)
+    self.assertEqual(resolved.data.num_shards, 2)
+
+
 class DictTest(parameterized.TestCase):
   def test_config_survives_dict_and_config_dict(self):
     config = Config()

@@ -14,7 +14,13 @@ import ml_collections
 
 
 class InputError(ValueError):
-  """What the user gave can't be used; one line says what, where, the fix."""
+  """What the user gave can't be used; one line says what, where, the fix.
+
+  Attributes:
+    exit_code: of the command that it ends.
+  """
+
+  exit_code = 2
 
 
 class ConfigError(InputError):
@@ -87,6 +93,8 @@ GROUPED_MATMULS = (
 ATTENTION_BACKENDS = ('auto', 'chunked', 'cudnn', 'tokamax', 'plain')
 LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
 REMAT_POLICIES = ('none', 'paper', 'full')
+# Of a batch; the stretches of a ramp are at most as many.
+MAX_MICRO_BATCHES = 2**16
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
 # From the slowest link to the fastest, as devices are numbered.
@@ -352,10 +360,22 @@ class DataConfig:
     "a tokenizer.json; '': that of the weights the run starts from, or a new "
     'one, trained on the source',
   )
+  text_field: str = _key('text', 'field of JSON lines, column of parquet')
+  include: str = _key(
+    '', "files of folders to read, as '*.md,docs/*'; '': all of them"
+  )
+  exclude: str = _key('', 'files of folders to leave out, written likewise')
+  max_document_bytes: int = _key(
+    256 << 20, 'a longer file of text, line or row is refused'
+  )
   heldout_fraction: float = _key(0.04, 'share of documents held out')
   sequence_length: int = _key(4096, 'tokens per sequence (S)')
   batch_size: int = _key(15360, 'sequences per optimizer step, all devices')
-  num_shards: int = _key(8, 'logical data shards, fixed for the life of a run')
+  num_shards: int = _key(
+    8,
+    'logical data shards, at most: the largest divisor of batch_size up to '
+    'this; fixed for the life of a run',
+  )
   isolate_documents: bool = _key(
     False, 'mask attention across documents and restart positions'
   )
@@ -375,17 +395,20 @@ class DataConfig:
       value = getattr(self, name)
       _require(0 <= value <= 1, f'data.{name}={value} is not in [0, 1]')
     _check_positive(
-      'data', self, ('sequence_length', 'batch_size', 'num_shards')
+      'data',
+      self,
+      ('sequence_length', 'batch_size', 'num_shards', 'max_document_bytes'),
     )
+    _require(bool(self.text_field), "data.text_field is ''; give a name")
     _require(
       0 < self.heldout_fraction < 1,
       f'data.heldout_fraction={self.heldout_fraction} is not between 0 and 1',
     )
-    _require(
-      self.batch_size % self.num_shards == 0,
-      f'data.batch_size={self.batch_size} is not divisible by '
-      f'data.num_shards={self.num_shards}; each shard gives equally many rows',
-    )
+    # Each shard gives equally many rows. Whoever reads the config finds the
+    # number that is used.
+    most = min(self.num_shards, self.batch_size)
+    divisors = (n for n in range(most, 0, -1) if self.batch_size % n == 0)
+    object.__setattr__(self, 'num_shards', next(divisors))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -484,12 +507,17 @@ def parse_mesh(description: str) -> dict[str, int]:
   return sizes
 
 
-def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
+def mesh_sizes(
+  description: str,
+  num_devices: int,
+  advice: str = 'or make others invisible (CUDA_VISIBLE_DEVICES)',
+) -> dict[str, int]:
   """The size of every axis, 1 for those that aren't named.
 
   Args:
     description: as `parallel.mesh`.
     num_devices: what -1 is the rest of.
+    advice: how to have another number of devices.
 
   Returns:
     {axis: size} in the order of MESH_AXES.
@@ -512,8 +540,7 @@ def mesh_sizes(description: str, num_devices: int) -> dict[str, int]:
   _require(
     wanted in (1, num_devices),
     f'parallel.mesh={description!r} has {wanted} devices, there are '
-    f'{num_devices}; give one axis -1, the rest of them, or make others '
-    'invisible (CUDA_VISIBLE_DEVICES)',
+    f'{num_devices}; give one axis -1, the rest of them, {advice}',
   )
   return {axis: sizes.get(axis, 1) for axis in MESH_AXES}
 
@@ -680,12 +707,6 @@ class TrainConfig:
 
   def __post_init__(self):
     _require_choice('train.precision', self.precision, TRAIN_PRECISIONS)
-    _, last_profiled = profiled_steps(self.profile_steps)
-    _require(
-      last_profiled <= self.steps,
-      f'train.profile_steps={self.profile_steps!r} is past the last of '
-      f'train.steps={self.steps}',
-    )
     _require(
       0 <= self.seed <= MAX_SEED,
       f'train.seed={self.seed} is not in 0 to {MAX_SEED}',
@@ -709,6 +730,16 @@ class TrainConfig:
       self.ramp_micro_batches <= self.micro_batches,
       f'train.ramp_micro_batches={self.ramp_micro_batches} is above '
       f'train.micro_batches={self.micro_batches}; a batch only grows',
+    )
+    _require(
+      self.micro_batches <= MAX_MICRO_BATCHES,
+      f'train.micro_batches={self.micro_batches} is above {MAX_MICRO_BATCHES}',
+    )
+    _, last_profiled = profiled_steps(self.profile_steps)
+    _require(
+      last_profiled <= self.steps,
+      f'train.profile_steps={self.profile_steps!r} is past the last of '
+      f'train.steps={self.steps}',
     )
 
 
@@ -977,9 +1008,14 @@ def _check_type(name: str, value: Any, default: Any) -> None:
   if wanted is float:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
   if wanted is tuple:
-    ok = isinstance(value, (list, tuple)) and all(
-      isinstance(item, type(default[0])) for item in value
+    item = type(default[0])
+    is_list = isinstance(value, (list, tuple))
+    strange = [x for x in value if not isinstance(x, item)] if is_list else []
+    _require(
+      not strange,
+      f'{name}={value!r} holds {strange[:1]}, which is no {item.__name__}',
     )
+    ok = is_list
   _require(
     ok, f'{name}={value!r} is a {type(value).__name__}, not a {wanted.__name__}'
   )

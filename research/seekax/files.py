@@ -28,6 +28,7 @@ LIMITS = {
   'a safetensors header': 32 * MB,
   'a safetensors index': 32 * MB,
   'a metrics file': 256 * MB,
+  'a text': 256 * MB,
   'token ids': 256 * MB,
   'a tokenizer': 256 * MB,
 }

@@ -4,7 +4,12 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import unittest
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
@@ -26,8 +31,17 @@ def train_args(workdir: pathlib.Path, source: pathlib.Path, *more: str):
   )
 
 
+# A command whose result latin-1 can't hold.
+_PRINTS = """
+import seekax.cli.report as report
+from seekax.cli import main
+report.run = lambda argv: print('caf\\xe9 \\u4e2d')
+main.main(['report'])
+"""
+
+
 class RefusalTest(parameterized.TestCase):
-  """Nothing here gets as far as importing JAX, but for the last ones."""
+  """What is refused before a model is touched."""
 
   @classmethod
   def setUpClass(cls):
@@ -37,11 +51,10 @@ class RefusalTest(parameterized.TestCase):
     cls.root = root
 
   def refused(self, *args: str, code: int = 2) -> str:
-    run = runs.seekax(*args, cwd=self.root)
+    run = runs.in_process(*args, cwd=self.root)
     self.assertEqual(run.returncode, code, msg=run.stderr)
     self.assertEqual(run.stdout, '')
     lines = run.stderr.strip().splitlines()
-    self.assertNotIn('Traceback', run.stderr)
     self.assertStartsWith(lines[-1], 'seekax: ')
     return lines[-1]
 
@@ -49,7 +62,20 @@ class RefusalTest(parameterized.TestCase):
     (('trian',), "did you mean 'train'?"),
     (('train', '--workdri=x'), "did you mean 'workdir'?"),
     (('train', '--config=tniy', '--workdir=x'), "did you mean 'tiny'?"),
-    (('train', '--config=configs/nope.py', '--workdir=x'), 'no such config'),
+    (('train', '--config=configs/nope.py', '--workdir=x'), 'no such file'),
+    (
+      ('train', '--config=configs/tiny.py', '--workdir=x'),
+      'a config of its own, --config=tiny',
+    ),
+    (('train', '--config=tiny', '--workdir=x', '--config.=1'), 'config key'),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.train.steps=-5'),
+      'train.steps=-5 must be above 0',
+    ),
+    (
+      ('train', '--config=tiny', '--workdir=x', '--config.eval.prompts=(1,)'),
+      'holds [1], which is no str',
+    ),
     (('train', '--config=tiny:tinny', '--workdir=x'), "did you mean 'tiny'?"),
     (
       ('train', '--config=tiny', '--workdir=x', '--config.model.num_expert=8'),
@@ -121,6 +147,44 @@ class RefusalTest(parameterized.TestCase):
     line = self.refused('train', f'--config={path}', '--workdir=x')
     self.assertIn("NameError: name 'nothing' is not defined", line)
 
+  def test_a_config_file_that_ends_the_process_is_named(self):
+    path = self.root / 'leaves.py'
+    path.write_text('raise SystemExit(7)\n')
+    line = self.refused('train', f'--config={path}', '--workdir=x')
+    self.assertIn('failed with SystemExit: 7', line)
+
+  def test_a_bare_name_never_runs_a_file_of_the_current_folder(self):
+    folder = self.root / 'foreign'
+    (folder / 'configs').mkdir(parents=True)
+    for path in ('configs/tiny.py', 'tiny.py', 'configs/mine.py'):
+      (folder / path).write_text('raise SystemExit(7)')
+    run = runs.in_process('plan', '--config=tiny', '--schedule', cwd=folder)
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    for name, words in (
+      ('mine', 'write --config=./configs/mine.py'),
+      ('./tiny.py', 'failed with SystemExit'),
+    ):
+      run = runs.in_process('plan', f'--config={name}', cwd=folder)
+      self.assertEqual(run.returncode, 2)
+      self.assertIn(words, run.stderr)
+
+  def test_a_tilde_after_an_equals_sign_is_the_home_folder(self):
+    home = self.root / 'home'
+    (home / 'x').mkdir(parents=True, exist_ok=True)
+    with mock.patch.dict(os.environ, HOME=str(home)):
+      line = self.refused('report', '--workdir=~/x')
+      self.assertIn(f'{home}/x is no workdir', line)
+      args = train_args(self.root / 'w', self.source)
+      line = self.refused(*args, '--config.train.init_from=~/x')
+      self.assertIn(f'{home}/x is no workdir', line)
+    self.assertFalse((self.root / '~').exists())
+
+  def test_a_line_of_error_is_short_and_safe_for_a_terminal(self):
+    line = self.refused('inspect', f'\x1b[31m{"x" * 5000}')
+    self.assertLess(len(line), 500)
+    self.assertIn(r'\x1b[31m', line)
+    self.assertTrue(line.isprintable())
+
   @parameterized.parameters(
     ('missing', 'does not exist|not found|No such'),
     ('empty', 'empty|no text|no documents'),
@@ -150,17 +214,87 @@ class RefusalTest(parameterized.TestCase):
     line = self.refused(*train_args(self.source / 'file00.py', self.source))
     self.assertIn('is not writable', line)
 
+  def test_a_folder_of_others_is_refused_before_a_byte_is_written(self):
+    theirs = self.root / 'theirs'
+    (theirs / 'samples').mkdir(parents=True)
+    names = ('samples/001.txt', 'tokenizer.json', 'report.html', 'run.json')
+    for name in names:
+      (theirs / name).write_text('{"mine": 1}')
+    line = self.refused(*train_args(theirs, self.source))
+    self.assertIn("holds 'report.html', 'run.json', 'samples' and 1 more", line)
+    found = sorted(
+      path.relative_to(theirs).as_posix()
+      for path in theirs.rglob('*')
+      if path.is_file()
+    )
+    self.assertEqual(found, sorted(names))
+    for name in names:
+      self.assertEqual((theirs / name).read_text(), '{"mine": 1}')
+
+  def test_a_start_that_fails_leaves_no_folder(self):
+    self.refused(*train_args(self.root / 'new' / 'er', self.root / 'nothing'))
+    self.assertFalse((self.root / 'new').exists())
+    empty = self.root / 'empty_before'
+    empty.mkdir()
+    self.refused(*train_args(empty, self.root / 'nothing'))
+    self.assertEqual(list(empty.iterdir()), [])
+
   def test_tokens_that_are_no_integers_are_refused(self):
     path = self.root / 'floats.npy'
     np.save(path, np.zeros((2, 3)))
     line = self.refused('score', '--checkpoint=x', f'--tokens={path}')
     self.assertIn('integers [B, L] are wanted', line)
 
+  def test_a_text_to_score_is_a_file_of_bounded_size(self):
+    pipe, large = self.root / 'pipe', self.root / 'large'
+    os.mkfifo(pipe)
+    with open(large, 'wb') as file:
+      file.truncate(4 << 30)
+    for path, words in (
+      (pipe, 'it is a pipe'),
+      ('/dev/zero', 'it is a device'),
+      (large, 'SEEKAX_LIMIT_FACTOR=10 allows'),
+    ):
+      line = self.refused('score', '--checkpoint=x', f'--text={path}')
+      self.assertIn(words, line)
+
   def test_help_lists_flags_presets_and_keys(self):
     run = runs.seekax('train', '--help')
     self.assertEqual(run.returncode, 0)
     for word in ('--workdir', 'v3_671b', 'model.num_experts', 'demo'):
       self.assertIn(word, run.stdout)
+
+  @parameterized.parameters('', '1')
+  def test_a_reader_that_went_away_ends_it_quietly(self, unbuffered):
+    run = subprocess.run(
+      f'{sys.executable} -m seekax --help | true; echo "${{PIPESTATUS[0]}}"',
+      shell=True,
+      executable='/bin/bash',
+      env={**os.environ, 'PYTHONUNBUFFERED': unbuffered},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    self.assertEqual((run.stdout, run.stderr), ('0\n', ''))
+
+  @unittest.skipUnless(os.path.exists('/dev/full'), 'Linux has it')
+  def test_a_full_disk_behind_stdout_is_a_line(self):
+    with open('/dev/full', 'w') as full:
+      run = subprocess.run(
+        runs.command('--help'), stdout=full, stderr=subprocess.PIPE, text=True
+      )
+    self.assertEqual(run.returncode, 2)
+    self.assertStartsWith(run.stderr, 'seekax: [Errno 28] No space left on')
+    self.assertEndsWith(run.stderr, 'make room, or write elsewhere\n')
+
+  def test_a_terminal_that_lacks_a_character_gets_another(self):
+    run = subprocess.run(
+      [sys.executable, '-c', _PRINTS],
+      env={**os.environ, 'PYTHONIOENCODING': 'latin-1'},
+      capture_output=True,
+      check=True,
+    )
+    self.assertEqual(run.stdout, b'caf\xe9 ?\n')
 
   def test_help_comes_at_once(self):
     start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -221,13 +355,60 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(summary, kept)
 
   def test_another_config_is_refused_with_the_difference(self):
-    run = runs.seekax(*self.args, '--config.model.num_layers=4')
+    run = runs.in_process(*self.args, '--config.model.num_layers=4')
     self.assertEqual(run.returncode, 2)
     self.assertIn('model.num_layers: 3 there, 4 here', run.stderr)
 
   def test_keys_that_touch_no_state_may_change(self):
-    run = runs.seekax(*self.args, '--config.train.profile_steps=5:6')
+    run = runs.in_process(*self.args, '--config.train.profile_steps=5:6')
     self.assertEqual(run.returncode, 0, msg=run.stderr)
+
+  def test_what_will_run_is_said_in_five_lines(self):
+    lines = self.trained.stderr.splitlines()
+    [start] = [i for i, line in enumerate(lines) if line.startswith('config:')]
+    self.assertEqual(
+      [line.split(':')[0] for line in lines[start : start + 5]],
+      ['config', 'model', 'data', 'device', 'plan'],
+    )
+    self.assertIn("seekax's own tiny", lines[start])
+    self.assertNotIn('n/a', self.trained.stderr)
+
+  def test_a_finished_run_says_so(self):
+    run = runs.in_process(*self.args)
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    self.assertEqual(
+      run.stderr, 'finished at 80/80; --config.train.steps=N goes on\n'
+    )
+    self.assertEqual(json.loads(run.stdout), json.loads(self.trained.stdout))
+
+  def test_more_steps_are_refused_where_earlier_ones_would_be_others(self):
+    more = ('--config.train.steps=90', f'--workdir={self.workdir}')
+    run = runs.in_process('train', *more)
+    self.assertEqual(run.returncode, 2)
+    self.assertIn('learning_rate of step 14', run.stderr)
+    self.assertIn('--config.optim.decay_tokens=17408 ends it', run.stderr)
+
+  @pytest.mark.slow
+  def test_more_steps_go_on_where_the_schedule_allows_it(self):
+    workdir = shutil.copytree(self.workdir, self.root / 'longer')
+    more = (
+      '--config.train.steps=83',
+      '--config.optim.decay_tokens=17408',
+      '--config.train.checkpoint_every=100',
+    )
+    run = runs.seekax('train', f'--workdir={workdir}', *more)
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    self.assertIn('step 81/83', run.stderr)
+    self.assertEqual(checkpoint.newest(workdir / 'checkpoints'), 83)
+    again = runs.in_process('train', f'--workdir={workdir}')
+    self.assertIn('finished at 83/83', again.stderr)
+
+  def test_a_run_goes_on_from_any_folder(self):
+    kept = workdir_lib.read_run(self.workdir)
+    self.assertTrue(os.path.isabs(kept['config']['data']['source']))
+    self.assertEqual(kept['folder'], os.getcwd())
+    run = runs.in_process('train', f'--workdir={self.workdir}', cwd=self.root)
+    self.assertIn('finished at 80/80', run.stderr)
 
   def test_generate_prints_the_continuation_alone(self):
     args = ('--prompt=def f', '--max_new_tokens=8', '--seed=1')

@@ -217,6 +217,39 @@ class RefusedTest(CliCase):
       self.assertIn('has no tokenizer.json', self.refused(*args))
 
 
+class EndIdsTest(CliCase):
+  """Several ids may end a text; they go wherever the model goes."""
+
+  def ends(self, folder) -> str:
+    code, out, err = call('inspect', str(folder))
+    self.assertEqual(code, 0, msg=err)
+    [line] = [x for x in out.splitlines() if x.startswith('tokenizer:')]
+    return line
+
+  def test_they_are_shown_and_survive_both_ways(self):
+    self.write(eos_token_id=[1, 2])
+    path = self.source / 'generation_config.json'
+    path.write_text('{"eos_token_id": 3, "top_p": 0.9}')
+    self.assertIn('ends at [1, 2, 3]', self.ends(self.source))
+    self.convert()
+    self.assertIn('ends at [1, 2, 3]', self.ends(self.target))
+    back = str(self.root / 'back')
+    call(
+      'convert',
+      f'--source={self.target}',
+      f'--target={back}',
+      '--format=huggingface',
+    )
+    self.assertIn('ends at [1, 2, 3]', self.ends(back))
+    fields = json.loads(pathlib.Path(back, 'config.json').read_text())
+    self.assertEqual(fields['eos_token_id'], [1, 2])
+
+  def test_an_id_that_is_none_is_refused(self):
+    self.write(eos_token_id='<|eos|>')
+    self.assertIn('unusable: ', self.ends(self.source))
+    self.assertIn("eos_token_id='<|eos|>' is neither", self.ends(self.source))
+
+
 class ConvertTest(CliCase):
   def test_there_and_back_and_again(self):
     code, out, err = self.convert('--shard_size=20KB')

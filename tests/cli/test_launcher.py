@@ -1,5 +1,7 @@
 """Who a run of several processes is, and what is said if somebody is missing."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
@@ -22,7 +24,14 @@ class DescribedTest(parameterized.TestCase):
     (('', 0, -1), {}, None),
     (('a:1', 2, 0), {}, Processes('a:1', 2, 0)),
     (('a:1', 1, 0), {}, None),
-    (('', 0, -1), {'SLURM_NTASKS': '8'}, Processes()),
+    (
+      ('', 0, -1),
+      {'SLURM_NTASKS': '8', 'SLURM_STEP_NODELIST': 'n[1-8]'},
+      Processes(),
+    ),
+    # An allocation's shell or batch script, whose tasks srun didn't start.
+    (('', 0, -1), {'SLURM_NTASKS': '8', 'SLURM_PROCID': '0'}, None),
+    (('', 1, -1), {'SLURM_NTASKS': '8', 'SLURM_STEP_NODELIST': 'n1'}, None),
     (('', 0, -1), {'SLURM_NTASKS': '1'}, None),
     (('', 0, -1), {'OMPI_COMM_WORLD_SIZE': '2'}, Processes()),
     (
@@ -40,6 +49,12 @@ class DescribedTest(parameterized.TestCase):
   )
   def test_flags_then_environment(self, given, environment, expected):
     self.assertEqual(described(*given, environment), expected)
+
+  def test_a_lone_process_in_an_allocation_says_so(self):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+      self.assertIsNone(described('', 0, -1, {'SLURM_NTASKS': '4'}))
+    self.assertIn('it trains alone; srun seekax', said.getvalue())
 
   @parameterized.parameters(
     (('a:1', 0, -1), {}, 'give all three'),

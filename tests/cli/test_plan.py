@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -165,9 +166,23 @@ class PlanTest(parameterized.TestCase):
     self.assertIn('4,096 A100 in bfloat16', text)
     self.assertIn('A100 has no FP8', text)
 
-  def test_tokens_are_the_configs_own_or_said_to_be_assumed(self):
+  def test_tokens_and_price_are_the_configs_own_if_not_given(self):
     _, text, _ = seekax('plan', '--config=v3_671b')
-    self.assertIn('14.8T tokens (assumed: --tokens= was not given)', text)
+    self.assertIn('14.8T tokens (the 242,940 steps of this config)', text)
+    self.assertIn('$2.00 per device hour', text)
+    one = ('plan', '--hardware=cpu', '--devices=1')
+    path = self.folder / 'demo.json'
+    _, text, _ = seekax(*one, '--config=demo', f'--json={path}')
+    self.assertIn('demo: 1.516M tokens (the 740 steps of this config)', text)
+    self.assertIn('$0.1 per device hour', text)
+    # A model of 5e-5 of V3's FLOP per token isn't taught in V3's hours.
+    hours = json.loads(path.read_text())['hours']
+    share = 0.012035 / 250.5
+    self.assertAlmostEqual(
+      hours['posttraining'] / (5000 * 1515520 / 14.8e12 * share), 1, delta=1e-3
+    )
+    _, text, _ = seekax(*one, '--config=demo', '--price=3')
+    self.assertIn('$3.00 per device hour', text)
     _, text, _ = seekax('plan', '--config=v3_671b', '--tokens=1T')
     self.assertIn('v3_671b: 1T tokens on', text)
     _, text, _ = seekax('plan', '--config=v3_extend_32k')
@@ -244,6 +259,37 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(out, '')
     self.assertLen(err.strip().splitlines(), 1)
     self.assertIn("pip install 'jax[cuda13]", err)
+
+  def test_a_schedule_much_longer_than_the_run_is_there_at_once(self):
+    code, text, _ = seekax(
+      'plan',
+      '--config=tiny',
+      '--schedule',
+      '--config.train.micro_batches=2',
+      '--config.train.ramp_tokens=469000000000',
+    )
+    self.assertEqual(code, 0)
+    self.assertLen(text.splitlines(), 21)
+
+  def test_a_page_has_the_tables_of_search_and_comparison(self):
+    path = self.folder / 'page.html'
+    code, _, err = seekax(
+      'plan',
+      '--config=v2_lite',
+      '--devices=64',
+      '--search',
+      '--compare=moonlight',
+      f'--report={path}',
+    )
+    self.assertEqual(code, 0, msg=err)
+    page = path.read_text()
+    for title in ('Pre-training by layout', 'Figure by figure'):
+      self.assertIn(title, page)
+    # On a narrow screen every number says its head.
+    for head in ('s/step', 'tokens/s/device', 'moonlight', 'device hours'):
+      self.assertIn(f'data-head="{head}">', page)
+    cells = re.findall(r'<td class="value"(.*?)>', page.split('</header>')[1])
+    self.assertTrue(all('data-head=' in cell for cell in cells))
 
   def test_schedule_has_the_phases_of_the_report(self):
     code, text, _ = seekax('plan', '--config=v3_671b', '--schedule')
@@ -333,7 +379,10 @@ class PlanTest(parameterized.TestCase):
     ),
     (('--config=v3_671b', '--compare=v3_671b'), 'is --config already'),
     (('--config=v3_671b', '--compare=v2,v2'), 'v2 is compared already'),
-    (('--config=v3_671b', '--compare=foo'), '--compare=foo: no such config'),
+    (
+      ('--config=v3_671b', '--compare=foo'),
+      '--compare=foo: seekax has no such config',
+    ),
     (('--config=v3_671b', '--compare=v22'), "did you mean 'v2'?"),
     (('--config=v3_671b', '--json=/not/there/x.json'), 'No such file'),
     (('--config=v3_671b', '--report=/not/there/x.html'), 'No such file'),

@@ -64,6 +64,31 @@ class TokenizeTest(absltest.TestCase):
     self.assertEqual(shown.count('\n'), 1)
     self.assertRegex(shown, r'\r5 shards, 30 documents, 0\.0 MB of text, ')
 
+  def test_the_cores_are_found_where_the_system_does_not_tell(self):
+    with (
+      mock.patch.object(os, 'sched_getaffinity', create=True),
+      mock.patch('sys.stdout', new_callable=io.StringIO),
+    ):
+      del os.sched_getaffinity  # As on macOS.
+      code = main_lib.main(['tokenize', *self.arguments('mac', workers=0)])
+    self.assertEqual(code, 0)
+
+  def test_flags_say_how_files_are_read(self):
+    folder = self.root / 'folder'
+    folder.mkdir()
+    (folder / 'a.jsonl').write_text('{"body": "one"}\n{"body": "two"}')
+    (folder / 'b.txt').write_text('three')
+    (folder / 'c.md').write_text('four')
+    for target, changes, documents in (
+      ('flags1', {'text_field': 'body', 'exclude': '*.md'}, 3),
+      ('flags2', {'include': '*.txt,*.md'}, 2),
+    ):
+      with mock.patch('sys.stdout', new_callable=io.StringIO):
+        arguments = self.arguments(target, source=folder, **changes)
+        self.assertEqual(main_lib.main(['tokenize', *arguments]), 0)
+      written = shards.TokenFolder(str(self.root / target), '')
+      self.assertLen(written.lengths, documents)
+
   def test_bad_input_is_one_line_and_exit_code_2(self):
     for changes, words in (
       ({'source': ''}, '--source= is missing'),
@@ -73,6 +98,12 @@ class TokenizeTest(absltest.TestCase):
       ({'target': str(self.root)}, 'neither empty nor a begun folder'),
       ({'shard_documents': 0}, 'must be above 0'),
       ({'workers': -1}, 'must not be negative'),
+      ({'text_field': 'body'}, '--text_field'),
+      ({'max_document_bytes': 9}, 'raise --max_document_bytes'),
+      ({'max_document_bytes': 0}, 'must be above 0'),
+      ({'include': '*.md'}, 'holds no text'),
+      ({'source': '/dev/zero'}, 'is not a regular file'),
+      ({'tokenizer': '/dev/zero'}, 'is not a file'),
     ):
       with (
         self.subTest(words),

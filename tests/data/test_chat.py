@@ -361,12 +361,43 @@ class RenderTest(parameterized.TestCase):
       code += f'_limit(1 << 30, 4.2)\n{source}'
       result = subprocess_run([*args[:-1], code], **kwargs)
       limits.extend(map(int, result.stdout.split()))
-      return mock.Mock(returncode=0, stdout=b'{"text": ""}')
+      return mock.Mock(returncode=0, stdout=b'{"text": ""}\n')
 
     limits, subprocess_run = [], subprocess.run
     with mock.patch.object(subprocess, 'run', spy):
       self.render('')
     self.assertEqual(limits, [1 << 30, 5, 0, 0])
+
+  def test_many_are_rendered_in_one_process_each_like_alone(self):
+    talks = [_talk(f'[EOT] word {n}') for n in range(40)]
+    render_all = chat.renderer(_TOKENIZER, _CHATML)
+    with mock.patch.object(subprocess, 'run', wraps=subprocess.run) as run:
+      results = render_all(talks)
+    self.assertEqual(run.call_count, 1)
+    for n, result in enumerate(results):
+      self.assertIn(f'[EOT] word {n}', result.text)
+    names = (_TOKENIZER.bos, _TOKENIZER.eos)
+    alone = chat.render(_CHATML, talks[7], *names, add_generation_prompt=False)
+    self.assertEqual(results[7].text, alone)
+    np.testing.assert_array_equal(
+      _TOKENIZER.encode_with_controls(results[7].marked, results[7].mark),
+      chat.encode_chat(_TOKENIZER, _CHATML, talks[7], False),
+    )
+
+  def test_what_fails_among_many_is_told_apart(self):
+    template = (
+      "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}"
+      "{% elif messages[0].content == 'slow' %}{% for a in range(99999) %}"
+      '{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}x'
+    )
+    render_all = chat.renderer(_TOKENIZER, template)
+    talks = [_talk('good'), _talk('bad'), [], _talk('slow'), _talk('good')]
+    with mock.patch.object(chat, '_SECONDS', 2):
+      good, bad, empty, slow, _ = render_all(talks)
+    self.assertEqual((good.text, good.marked, good.mark), ('x', 'x', '\ufdd0'))
+    self.assertEqual(bad, 'the chat template refuses the messages: no')
+    self.assertEqual(empty, 'there are no messages')
+    self.assertStartsWith(slow, 'the chat template takes longer than 2.06 s')
 
   def test_child_sees_neither_secrets_nor_the_current_folder(self):
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Laws of tokenizing: one result, whatever the processes and interruptions."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.data import shard_writer, shards, sources
+from seekax.data import formats, shard_writer, shards, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError, Document
 
@@ -96,11 +97,8 @@ class ResultTest(WriterTestCase):
 
   def test_long_documents_end_a_shard_early(self):
     documents = [Document(f'{n}', 'x' * 100) for n in range(10)]
-    with (
-      mock.patch.object(shard_writer, '_SHARD_BYTES', 250),
-      mock.patch.object(sources, 'stream', return_value=documents),
-    ):
-      batches = shard_writer._batches(sources.parse('stdlib')[0], 1000)
+    with mock.patch.object(shard_writer, '_SHARD_BYTES', 250):
+      batches = shard_writer._batches(documents, 1000)
       self.assertEqual([len(batch) for batch in batches], [3, 3, 3, 1])
 
   def test_a_folder_is_tokenized_like_its_files(self):
@@ -113,6 +111,88 @@ class ResultTest(WriterTestCase):
     read = shards.TokenFolder(str(target), '')
     self.assertLen(read.lengths, 99)
     np.testing.assert_array_equal(read.read(3), read.read(9 + 3))
+
+
+class SourceTest(WriterTestCase):
+  def folder_of_text(self) -> pathlib.Path:
+    folder = self.fresh()
+    folder.mkdir()
+    for n, text in enumerate(_TEXTS[:9]):
+      (folder / f'{n}.py').write_text(text)
+    return folder
+
+  def documents(self, target: pathlib.Path) -> int:
+    return len(shards.TokenFolder(str(target), '').lengths)
+
+  def test_target_and_tokenizer_inside_the_source_are_no_text(self):
+    folder = self.folder_of_text()
+    tokenizer = folder / 'tokenizer.json'
+    tokenizer.write_bytes(self.tokenizer.read_bytes())
+    call = {'source': str(folder), 'tokenizer_path': str(tokenizer)}
+    target = folder / 'tokens'
+    self.assertTrue(self.tokenize(target, **call))
+    self.assertEqual(self.documents(target), 9)
+    self.assertFalse(self.tokenize(target, **call))
+    (target / 'manifest.json').rename(target / 'plan.json')  # Unfinished.
+    self.assertTrue(self.tokenize(target, **call))
+    self.assertEqual(self.documents(target), 9)
+    self.assertTrue(self.tokenize(folder / 'more', **call))
+    self.assertEqual(self.documents(folder / 'more'), 9)
+
+  def test_what_is_no_text_is_left_out_until_nothing_is_left(self):
+    folder = self.folder_of_text()
+    (folder / 'image.png').write_bytes(b'\x89PNG')
+    os.mkfifo(folder / 'pipe')
+    target = self.fresh()
+    with self.assertLogs(level='WARNING') as logs:
+      self.tokenize(target, source=str(folder))
+    self.assertIn('not text (2)', logs.output[0])
+    self.assertEqual(self.documents(target), 9)
+    with self.assertRaisesRegex(DataError, 'image.png is not UTF-8 at byte 0'):
+      self.tokenize(self.fresh(), source=str(folder / 'image.png'))
+
+  def test_rules_are_part_of_what_a_target_was_begun_with(self):
+    folder, target = self.folder_of_text(), self.fresh()
+    rules = formats.Rules(exclude='1.py,2.py')
+    self.tokenize(target, source=str(folder), rules=rules)
+    self.assertEqual(self.documents(target), 7)
+    with self.assertRaisesRegex(DataError, 'begun with another source'):
+      self.tokenize(target, source=str(folder))
+    with self.assertRaisesRegex(DataError, 'begun with another text_field'):
+      other = dataclasses.replace(rules, text_field='body')
+      self.tokenize(target, source=str(folder), rules=other)
+
+  def test_conversations_get_the_control_tokens_of_the_template_alone(self):
+    folder = self.fresh()
+    folder.mkdir()
+    text = self.tokenizer.read_text()
+    (folder / 'tokenizer.json').write_text(text)
+    (folder / 'chat_template.jinja').write_text(
+      '{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}'
+      '{% endfor %}'
+    )
+    talk = [
+      {'role': 'user', 'content': 'def <|eos|>'},
+      {'role': 'assistant', 'content': 'return'},
+    ]
+    source = folder / 'a.jsonl'
+    source.write_text(json.dumps({'messages': talk}) + '\n{"text": "def"}')
+    target = self.fresh()
+    with self.assertLogs(level='WARNING') as logs:
+      self.tokenize(target, source=str(source), tokenizer_path=str(folder))
+    self.assertIn(
+      "1 rows hold 'messages'; they are rendered by", logs.output[0]
+    )
+    read = shards.TokenFolder(str(target), '')
+    encode, eos = read.tokenizer.encode, read.tokenizer.eos_id
+    np.testing.assert_array_equal(
+      read.read(0),
+      [0, *encode('def <|eos|>'), eos, *encode('return'), eos],
+    )
+    np.testing.assert_array_equal(read.read(1), [0, *encode('def'), eos])
+    (folder / 'chat_template.jinja').write_text('{{ messages[0].content }}')
+    with self.assertRaisesRegex(DataError, 'with another chat_template'):
+      self.tokenize(target, source=str(source), tokenizer_path=str(folder))
 
 
 class InterruptionTest(WriterTestCase):
@@ -214,6 +294,21 @@ class RefusalTest(WriterTestCase):
     with self.assertRaisesRegex(DataError, 'holds no text'):
       self.tokenize(target, source=str(empty))
     self.assertFalse(sources.is_tokens(str(target)))
+
+  def test_after_a_source_without_text_the_target_can_be_used(self):
+    empty, target = self.root / 'blank.jsonl', self.fresh()
+    empty.write_text('\n')
+    with self.assertRaisesRegex(DataError, 'holds no text'):
+      self.tokenize(target, source=str(empty))
+    self.assertTrue(self.tokenize(target))
+    self.assertEqual(files_of(target), files_of(self.whole))
+
+  def test_a_plan_of_something_else_is_not_taken_over(self):
+    target = self.fresh()
+    target.mkdir()
+    (target / 'plan.json').write_text('{"mine": 1}')
+    with self.assertRaisesRegex(DataError, 'begun with another source'):
+      self.tokenize(target)
 
   def test_weights_and_tokens_are_no_source(self):
     with self.assertRaisesRegex(DataError, 'has weights; tokenize each'):

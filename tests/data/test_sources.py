@@ -1,6 +1,7 @@
 """Laws of the sources: names, order, the split, and every bad input."""
 
 import contextlib
+import json
 import os
 import pathlib
 import sysconfig
@@ -9,7 +10,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from seekax.config import Config, DataConfig, TrainConfig
 from seekax.data import sources
+from seekax.data.formats import Rules
 
 
 class SourcesTestCase(parameterized.TestCase):
@@ -136,7 +139,7 @@ class BadSourceTest(SourcesTestCase):
     path = self.write('a.txt', 'a')
     error = PermissionError(13, 'Permission denied')
     with (
-      mock.patch.object(pathlib.Path, 'read_bytes', side_effect=error),
+      mock.patch.object(pathlib.Path, 'open', side_effect=error),
       self.assertRaisesRegex(
         sources.DataError, r'cannot read .*a\.txt \(Permission denied\)'
       ),
@@ -152,6 +155,11 @@ class BadSourceTest(SourcesTestCase):
     ):
       self.read_folder()
 
+  @parameterized.parameters('/dev/zero', '/dev/null')
+  def test_a_device_is_not_read(self, path):
+    with self.assertRaisesRegex(sources.DataError, 'is not a regular file'):
+      sources.read_documents(path)
+
   def test_pipe_and_dangling_link_are_named_not_waited_for(self):
     os.mkfifo(self.folder / 'pipe')
     with self.assertRaisesRegex(sources.DataError, 'pipe is not a regular'):
@@ -165,6 +173,130 @@ class BadSourceTest(SourcesTestCase):
     with self.assertRaises(sources.DataError) as caught:
       sources.read_documents(self.write('a.jsonl', '{"text":\n"a"}'))
     self.assertNotIn('\n', str(caught.exception))
+
+
+class PassedOverTest(SourcesTestCase):
+  def test_what_is_no_text_is_passed_over_and_counted(self):
+    self.write('a.txt', 'a')
+    for n in range(5):
+      self.write(f'image{n}.png', b'\x89PNG\xff')
+    os.mkfifo(self.folder / 'pipe')
+    os.symlink('nowhere', self.folder / 'link')
+    with self.assertLogs(level='WARNING') as logs:
+      self.assertEqual(self.read_folder(), {'a.txt': 'a'})
+    self.assertLen(logs.output, 1)
+    self.assertEndsWith(
+      logs.output[0],
+      "passed over files that are not text (7): 'image0.png', 'image1.png', "
+      "'image2.png', ...",
+    )
+
+  def test_patterns_choose_files(self):
+    for name in ('a.md', 'b.txt', 'docs/c.md', 'docs/old/d.md', 'docs/e.rst'):
+      self.write(name, name)
+
+    def read(**patterns) -> list[str]:
+      (source,) = sources.parse(str(self.folder))
+      documents = sources.read_text(source, Rules(**patterns))
+      return [document.name for document in documents]
+
+    self.assertEqual(
+      read(include='*.md'), ['a.md', 'docs/c.md', 'docs/old/d.md']
+    )
+    self.assertEqual(
+      read(include='docs/*, b.txt', exclude='*/old/*,e.rst'),
+      [
+        'b.txt',
+        'docs/c.md',
+      ],
+    )
+    self.assertEqual(read(exclude='docs/*'), ['a.md', 'b.txt'])
+    with self.assertRaisesRegex(sources.DataError, 'holds no text'):
+      read(include='*.py')
+
+  def test_a_link_to_a_folder_elsewhere_is_followed(self):
+    elsewhere = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    (elsewhere / 'inner').mkdir()
+    (elsewhere / 'b.txt').write_text('b')
+    (elsewhere / 'inner/c.txt').write_text('c')
+    self.write('x/a.txt', 'a')
+    os.symlink(elsewhere, self.folder / 'link')
+    os.symlink(elsewhere / 'b.txt', self.folder / 'file.txt')
+    self.assertEqual(
+      self.read_folder(),
+      {'file.txt': 'b', 'link/b.txt': 'b', 'link/inner/c.txt': 'c'}
+      | {'x/a.txt': 'a'},
+    )
+
+  def test_links_in_a_circle_and_to_what_is_read_are_named(self):
+    elsewhere = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    (elsewhere / 'b.txt').write_text('b')
+    os.symlink(self.folder, elsewhere / 'back')
+    self.write('x/a.txt', 'a')
+    for name, place in (
+      ('again', elsewhere),
+      ('link', elsewhere),
+      ('self', '.'),
+      ('up', '..'),
+      ('x/other', self.folder / 'x'),
+    ):
+      os.symlink(place, self.folder / name)
+    with self.assertLogs(level='WARNING') as logs:
+      documents = self.read_folder()
+    self.assertEqual(documents, {'again/b.txt': 'b', 'x/a.txt': 'a'})
+    self.assertIn(
+      'passed over links to folders that are read anyway (5)', logs.output[0]
+    )
+
+
+class OwnOutputTest(SourcesTestCase):
+  def setUp(self):
+    super().setUp()
+    self.write('a.txt', 'a')
+
+  def assert_left_out(self, kind: str) -> None:
+    with self.assertLogs(level='WARNING') as logs:
+      self.assertEqual(self.read_folder(), {'a.txt': 'a'})
+    self.assertIn(f"what seekax writes, {kind} (1): 'sub/out'", logs.output[0])
+
+  def test_a_workdir_is_left_out_wherever_it_is(self):
+    run = {'config': {'model': {}, 'data': {}}, 'command': 'x'}
+    self.write('sub/out/run.json', json.dumps(run))
+    self.write('sub/out/metrics.jsonl', '{"step": 1}')
+    self.assert_left_out('the workdir of a run')
+    with self.assertRaisesRegex(sources.DataError, 'is the workdir of a run'):
+      sources.read_documents(str(self.folder / 'sub/out'))
+
+  @parameterized.parameters('manifest.json', 'plan.json')
+  def test_tokens_are_left_out_also_unfinished_ones(self, name):
+    keys = ('source_sha256', 'tokenizer_sha256', 'shard_documents')
+    self.write(f'sub/out/{name}', json.dumps(dict.fromkeys(keys, 'x')))
+    self.write('sub/out/part-000000.array_record', 'x')
+    self.write('sub/out/tokenizer.json', '{}')
+    self.assert_left_out('a folder of tokens')
+
+  def test_weights_are_left_out_with_what_belongs_to_them(self):
+    self.write('sub/out/model-00001-of-00002.safetensors', b'\x00')
+    self.write('sub/out/config.json', '{}')
+    self.assert_left_out('a folder of weights')
+
+  @parameterized.parameters('run.json', 'manifest.json', 'plan.json')
+  def test_files_of_others_with_such_a_name_are_text(self, name):
+    self.write(f'sub/{name}', '{"config": "x"}')
+    self.write(f'other/{name}', 'no JSON')
+    self.assertLen(self.read_folder(), 3)
+
+  def test_the_tokenizer_of_the_run_is_no_text(self):
+    self.write('tokenizer.json', '{}')
+    self.write('tokenizer_config.json', '{}')
+    (source,) = sources.parse(str(self.folder))
+    for path, count in (
+      (self.folder / 'tokenizer.json', 2),
+      (self.folder, 1),
+      ('', 3),
+    ):
+      rules = Rules(tokenizer=str(path) if path else '')
+      self.assertLen(sources.read_text(source, rules), count)
 
 
 class ParseTest(SourcesTestCase):
@@ -220,6 +352,39 @@ class ParseTest(SourcesTestCase):
     self.write('books/b.jsonl', '{"text": "1"}\n' * 11)
     names = [d.name for d in sources.stream(sources.parse('books')[0])]
     self.assertEqual(names, ['a.txt', *(f'b.jsonl:{n}' for n in range(1, 12))])
+
+
+class AbsoluteTest(parameterized.TestCase):
+  """Paths that mean the same from any folder."""
+
+  @parameterized.parameters(
+    ('stdlib', 'stdlib'),
+    ('text', '/at/text'),
+    ('/x/text', '/x/text'),
+    ('~/text', '/home/me/text'),
+    ('a, b/../c', '/at/a,/at/c'),
+    ('0.7*a,0.3*~/b', '0.7*/at/a,0.3*/home/me/b'),
+    ('0.5*stdlib,0.5*a', '0.5*stdlib,0.5*/at/a'),
+  )
+  def test_every_path_of_a_source_is_made_absolute(self, given, expected):
+    with mock.patch.dict(os.environ, HOME='/home/me'):
+      self.assertEqual(sources.absolute(given, '/at'), expected)
+
+  def test_a_folder_with_a_comma_in_its_name_cuts_nothing(self):
+    self.assertEqual(sources.absolute('a,b', '/at,home'), 'a,b')
+    self.assertEqual(sources.absolute('hf://x/y', '/at'), 'hf://x/y')
+
+  def test_all_paths_of_a_config_are(self):
+    config = Config(
+      data=DataConfig(source='a', tokenizer='t.json'),
+      train=TrainConfig(init_from='w', compilation_cache='auto'),
+    )
+    found = sources.absolute_paths(config, '/at')
+    self.assertEqual(
+      (found.data.source, found.data.tokenizer), ('/at/a', '/at/t.json')
+    )
+    self.assertEqual(found.train.init_from, '/at/w')
+    self.assertEqual(found.train.compilation_cache, 'auto')
 
 
 if __name__ == '__main__':

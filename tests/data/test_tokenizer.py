@@ -105,6 +105,20 @@ class TrainTest(parameterized.TestCase):
   def test_encode_adds_no_control_token(self):
     self.assertGreater(_small().encode('def').min(), 1)
 
+  def test_what_the_library_can_not_do_is_one_line(self):
+    class PanicException(BaseException):
+      """As the library raises it."""
+
+    tokenizer = _small()
+    tokenizer._encoder = mock.Mock()
+    call = tokenizer._encoder.encode_batch_fast
+    call.side_effect = PanicException('called `Result::unwrap()`\n on an Err')
+    with self.assertRaisesRegex(sources.DataError, 'fails on a text .called'):
+      tokenizer.encode('x')
+    call.side_effect = KeyboardInterrupt
+    with self.assertRaises(KeyboardInterrupt):
+      tokenizer.encode('x')
+
   def test_many_equals_one_at_a_time(self):
     tokenizer = _small()
     with mock.patch.object(tokenizer_lib, '_BLOCK_CHARACTERS', 100):
@@ -345,6 +359,48 @@ class LoadTest(parameterized.TestCase):
     with self.assertRaisesRegex(sources.DataError, message) as raised:
       tokenizer_lib.load_folder(self.folder(config))
     self.assertNotIn('\n', str(raised.exception))
+
+  def test_tokens_of_the_config_alone_are_one_id_each(self):
+    names = {318: '<s>', 322: '<|im_end|>', 323: ' tool '}
+    entries = {
+      str(i): {'content': x, 'special': i < 323} for i, x in names.items()
+    }
+    config = json.dumps({'added_tokens_decoder': entries})
+    tokenizer = tokenizer_lib.load_folder(self.folder(config))
+    self.assertEqual(tokenizer.vocab_size, 324)
+    ids = tokenizer.encode_with_controls('x<|im_end|>')
+    self.assertEqual(ids[-1], 322)
+    # Text never becomes one, but for those that are plain text.
+    self.assertNotIn(322, tokenizer.encode('x<|im_end|>'))
+    self.assertIn(323, tokenizer.encode('a tool x'))
+    # It is one file from now on.
+    again = tokenizer_lib.Tokenizer(tokenizer.to_json())
+    self.assertEqual(again.encode_with_controls('<|im_end|>'), [322])
+
+  @parameterized.parameters(
+    ({'5': {'content': '<s>'}}, "gives '<s>' the id 5, tokenizer.json has"),
+    ({'400': {'content': '<x>'}}, "'<x>' has id 400 but must have 322"),
+    ({'x': {'content': '<x>'}}, "maps 'x' to no token"),
+    ({'322': {'content': 7}}, "maps '322' to no token"),
+    ([], 'is no JSON object'),
+  )
+  def test_tokens_of_the_config_that_can_not_be_are_refused(self, given, words):
+    config = json.dumps({'added_tokens_decoder': given or [1]})
+    with self.assertRaisesRegex(sources.DataError, words):
+      tokenizer_lib.load_folder(self.folder(config))
+
+  def test_for_other_tools_bos_comes_before_every_text(self):
+    tokenizer = _small()
+    theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json_with_bos())
+    ids = [tokenizer.bos_id, *tokenizer.encode('def f')]
+    self.assertEqual(theirs.encode('def f').ids, ids)
+    self.assertEqual(
+      theirs.encode('def f', add_special_tokens=False).ids, ids[1:]
+    )
+    # Once is enough, and what a release says stays.
+    again = tokenizer_lib.Tokenizer(tokenizer.to_json_with_bos())
+    self.assertEqual(again.to_json_with_bos(), tokenizer.to_json_with_bos())
+    np.testing.assert_array_equal(again.encode('def f'), ids[1:])
 
   def test_config_that_is_no_file_is_an_error(self):
     path = self.folder(None) / 'tokenizer_config.json'

@@ -43,7 +43,7 @@ class GenerateTest(parameterized.TestCase):
   def test_eos_ends_the_text_and_is_not_given(self):
     greedy = _generate(_PROMPT, 8)
     eos = greedy[3]
-    stopped = _generate(_PROMPT, 8, eos_id=eos)
+    stopped = _generate(_PROMPT, 8, end_ids=(eos,))
     self.assertEqual(stopped, greedy[: greedy.index(eos)])
 
   def test_generation_stops_where_the_context_is_full(self):

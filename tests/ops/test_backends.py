@@ -1,9 +1,7 @@
 """The ladder of implementations, on machines made up."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 
 from absl.testing import absltest, parameterized
 import jax
@@ -225,16 +223,6 @@ class PresentTest(absltest.TestCase):
     if jax.default_backend() == 'cpu':
       with self.assertRaisesRegex(ConfigError, 'needs an NVIDIA GPU'):
         backends.for_training(model, 'float32', False)
-
-  def test_a_choice_is_announced_once(self):
-    choice = backends.Choice('blocked', 'only in this test', 'grouped matmul')
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-      backends.announce(choice)
-      backends.announce(choice)
-    self.assertEqual(
-      said.getvalue(), 'grouped matmul: blocked (only in this test)\n'
-    )
 
   def test_choices_are_made_for_the_device_compiled_for(self):
     before = backends.present()

@@ -156,6 +156,23 @@ class CheckpointTest(absltest.TestCase):
       sorted(p.name for p in self.folder.iterdir()), ['6', '6.sha256']
     )
 
+  def test_what_orbax_did_not_write_is_neither_deleted_nor_replaced(self):
+    self.folder.mkdir()
+    for name in ('3', '7'):
+      (self.folder / name).mkdir()
+      (self.folder / name / 'mine.txt').write_text('mine')
+    (self.folder / '4').write_text('a file')
+    with self.assertRaisesRegex(StorageError, 'is in the way of a checkpoint'):
+      self.save(7)
+    for step in (8, 9):
+      self.save(step)
+    checkpoint.clean(self.folder, keep=1)
+    self.assertEqual(
+      sorted(path.name for path in self.folder.iterdir()),
+      ['3', '4', '7', '9', '9.sha256'],
+    )
+    self.assertEqual((self.folder / '3' / 'mine.txt').read_text(), 'mine')
+
   def test_only_the_newest_are_kept(self):
     for step in (1, 2, 3):
       self.save(step)

@@ -102,7 +102,7 @@ class EveryLoadTest(parameterized.TestCase):
       self.assertFalse((target / 'run.json').exists())
       self.assertFalse((target / 'config.json').exists())
     with mock.patch('sys.stderr') as stderr:
-      self.assertEqual(main.main(['inspect', '--verify', str(source)]), 2)
+      self.assertEqual(main.main(['inspect', '--verify', str(source)]), 3)
     self.assertIn(name, str(stderr.write.mock_calls))
 
   def test_the_position_is_that_of_the_published_tensor(self):

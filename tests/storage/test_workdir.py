@@ -48,6 +48,40 @@ class WorkdirTest(absltest.TestCase):
     with self.assertRaisesRegex(StorageError, 'is not writable'):
       workdir_lib.prepare(self.workdir)
 
+  def test_only_a_new_an_empty_or_a_folder_of_ours_is_taken(self):
+    workdir_lib.refuse_foreign(self.workdir / 'new')
+    workdir_lib.refuse_foreign(self.workdir)
+    # What systems leave, and a start that was killed, are in nobody's way.
+    for name in ('.DS_Store', '._x', '.lock', '.probe-7', 'run.json.tmp-7'):
+      (self.workdir / name).touch()
+    workdir_lib.refuse_foreign(self.workdir)
+    (self.workdir / 'notes.txt').write_text('mine')
+    with self.assertRaisesRegex(StorageError, "holds 'notes.txt', and no run"):
+      workdir_lib.refuse_foreign(self.workdir)
+    (self.workdir / 'run.json').write_text('{"config": {"mine": 1}}')
+    with self.assertRaisesRegex(StorageError, 'choose a new or empty folder'):
+      workdir_lib.refuse_foreign(self.workdir)
+    workdir_lib.write_run(self.workdir, {'config': to_dict(Config())})
+    workdir_lib.refuse_foreign(self.workdir)
+
+  def test_a_lock_leaves_what_a_file_of_its_name_holds(self):
+    (self.workdir / '.lock').write_text('mine')
+    with self.assertRaisesRegex(StorageError, "holds '.lock'"):
+      workdir_lib.refuse_foreign(self.workdir)
+    workdir_lib.lock(self.workdir).close()
+    self.assertEqual((self.workdir / '.lock').read_text(), 'mine')
+
+  def test_a_failed_start_is_forgotten_with_the_folders_it_made(self):
+    made = workdir_lib.prepare(self.workdir / 'a' / 'b')
+    self.assertEqual(made, [self.workdir / 'a', self.workdir / 'a' / 'b'])
+    workdir_lib.lock(made[-1]).close()
+    (self.workdir / 'a' / 'theirs').touch()
+    workdir_lib.forget(made[-1], made)
+    self.assertEqual(
+      sorted(self.workdir.rglob('*')),
+      [self.workdir / 'a', self.workdir / 'a' / 'theirs'],
+    )
+
   def test_config_comes_back_from_run_json(self):
     config = Config()
     workdir_lib.write_run(self.workdir, {'config': to_dict(config)})

@@ -63,6 +63,42 @@ class CorpusTest(absltest.TestCase):
       corpus_lib.load(config, None)
 
 
+class ConversationTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    texts = [f'question {n} ' * 20 for n in range(60)]
+    self.tokenizer = tokenizer_lib.train(texts, 300)
+    self.tokenizer.save(self.folder / 'tokenizer.json')
+    talks = [[{'role': 'user', 'content': text}] for text in texts]
+    lines = [json.dumps({'messages': talk}) for talk in talks]
+    (self.folder / 'a.jsonl').write_text('\n'.join(lines))
+    self.config = runs.small_config(self.folder / 'a.jsonl')
+
+  def config_with(self, **data):
+    path = str(self.folder / 'tokenizer.json')
+    data = dataclasses.replace(self.config.data, tokenizer=path, **data)
+    return dataclasses.replace(self.config, data=data)
+
+  def test_without_a_template_they_are_plain_text(self):
+    with self.assertLogs(level='WARNING') as logs:
+      corpus = corpus_lib.load(self.config, None)
+    self.assertIn('60 rows', logs.output[0])
+    self.assertIn('there is no chat template', logs.output[0])
+    text = corpus.tokenizer.decode(corpus.heldout[0])
+    self.assertStartsWith(text, 'user: question ')
+
+  def test_the_template_beside_the_tokenizer_renders_them(self):
+    (self.folder / 'chat_template.jinja').write_text(
+      '{{ bos_token }}{{ messages[0].content }}{{ eos_token }}>'
+    )
+    corpus = corpus_lib.load(self.config_with(), None)
+    self.assertEqual(corpus.heldout[0].tolist().count(0), 1)
+    self.assertEqual(corpus.heldout[0].tolist().count(1), 2)
+    with self.assertRaisesRegex(DataError, 'set data.fim_rate=0'):
+      corpus_lib.load(self.config_with(fim_rate=0.1), None)
+
+
 class MixtureTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):

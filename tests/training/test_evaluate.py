@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -26,6 +27,37 @@ class WindowsTest(parameterized.TestCase):
     for start, _, fresh in list(evaluate.windows(1000, 64))[1:]:
       self.assertGreaterEqual(fresh, 31)
       self.assertEqual(start % 32, 0)
+
+
+class PaddingTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (1, 163840, 256),
+    (256, 163840, 256),
+    (257, 163840, 512),
+    (100_000, 163840, 131072),
+    (140_000, 163840, 163840),
+    (5, 32, 32),
+  )
+  def test_it_follows_the_text_up_to_the_context(self, length, context, padded):
+    self.assertEqual(evaluate.padded_length(length, context), padded)
+
+  def test_work_follows_the_longest_window_and_the_number_of_them(self):
+    config = dataclasses.replace(presets.tiny(), context_length=163840)
+    shapes = []
+
+    def scores(config, params, bias, tokens_BL, targets_BL):
+      del config, params, bias, targets_BL
+      shapes.append(tokens_BL.shape)
+      return np.zeros(tokens_BL.shape)
+
+    texts = [np.arange(n) for n in (20, 700, 21, 22)]
+    with mock.patch.object(evaluate, '_target_log_probabilities', scores):
+      evaluate.log_likelihoods(config, {}, {}, texts[:1], 8)
+      evaluate.log_likelihoods(config, {}, {}, texts, 2)
+      evaluate.log_likelihoods(config, {}, {}, texts, 8, context=32)
+    # A long window doesn't lengthen those that are computed after it.
+    self.assertEqual(shapes[:3], [(1, 256), (2, 1024), (2, 256)])
+    self.assertEqual(set(shapes[3:]), {(8, 32)})
 
 
 class LogLikelihoodTest(absltest.TestCase):

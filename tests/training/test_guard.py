@@ -51,6 +51,14 @@ class GuardTest(parameterized.TestCase):
     self.assertEqual(int(state.spikes), taken.count(False) - 3)
     self.assertEqual(int(state.spikes) > 3, deviations > 0)
 
+  def test_the_window_is_full_at_its_length_and_not_a_step_before(self):
+    calm = [1.0, 1.1, 0.9, 1.0]
+    # The fourth step has only three before it.
+    taken, _ = _run([*calm[:3], 9.0], np.ones(4), 2.0, 4)
+    self.assertEqual(taken, [True, True, True, True])
+    taken, _ = _run([*calm, 9.0], np.ones(5), 2.0, 4)
+    self.assertEqual(taken, [True, True, True, True, False])
+
   def test_counts_in_a_row(self):
     counts = []
     state = guard.init_guard(TrainConfig())

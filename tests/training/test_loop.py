@@ -246,15 +246,20 @@ class LoopTest(absltest.TestCase):
       if next(corpus.batches) is not None
     ]
     path = workdir / workdir_lib.SKIPPED
+    optim = dataclasses.replace(self.config.optim, ema_decay=0.5, ema_every=2)
+    config = dataclasses.replace(self.config, optim=optim)
     with mock.patch.object(schedules.Schedule, 'rates', spoilt):
-      launch.start(self.config, {}, workdir)
+      launch.start(config, {}, workdir)
+    # An average is due after steps 2, 4, 6 and 8, of which two changed nothing.
+    saved = checkpoint.read_progress(workdir / workdir_lib.CHECKPOINTS, 8)
+    self.assertEqual(saved['ema_updates'], 2)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     self.assertEqual([row['step'] for row in rows], [2, 6])
     self.assertEqual([row['records'] for row in rows], [names[1], names[5]])
     self.assertNotEmpty(names[1][0])
     self.assertEqual(rows[0]['reason'], 'nonfinite')
     self.assertEqual(rows[0]['gradient_norm'], 'nan')
-    launch.start(self.config, {}, workdir, restore_step=4)
+    launch.start(config, {}, workdir, restore_step=4)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     self.assertEqual([row['step'] for row in rows], [2])
     self.assertFalse((self.unbroken / workdir_lib.SKIPPED).exists())

@@ -113,6 +113,18 @@ class RampTest(parameterized.TestCase):
     self.assertEqual(parts, sorted(parts))
     self.assertEqual(schedule.total_tokens, schedule.tokens_before(100))
 
+  def test_a_ramp_that_outlasts_the_run_by_far_is_answered_at_once(self):
+    ramp = {'micro_batches': 4, 'ramp_tokens': 10**18}
+    schedule = Schedule(_config(0, 0, 0, 0, steps=10**10, **ramp))
+    third = 10**18 // 3 + 1  # The first at which a second micro-batch comes.
+    step = schedule.step_at(third)
+    self.assertEqual(step, -(-third // (_TOKENS // 4)))
+    self.assertEqual(
+      [schedule.micro_batches(k) for k in (0, step - 1, step)], [1, 1, 2]
+    )
+    self.assertEqual(schedule.micro_batches(10**18), 4)
+    self.assertEqual(schedule.total_tokens, 10**10 * _TOKENS // 4)
+
   def test_without_one_every_batch_is_full(self):
     schedule = Schedule(_config(0, 0, 0, 0, micro_batches=6))
     self.assertEqual({schedule.micro_batches(k) for k in range(9)}, {6})
@@ -153,6 +165,35 @@ class SwitchTest(parameterized.TestCase):
     schedule = Schedule(_config(0, 0, 0, 0))
     self.assertEqual(schedule.bias_update_rate(10**6), 1e-3)
     self.assertEqual(schedule.mtp_weight(10**6), 0.3)
+
+
+class GoingOnTest(parameterized.TestCase):
+  """A schedule may change as long as the steps behind don't."""
+
+  @parameterized.parameters(
+    # The rate is constant until step 20, whatever the run's length.
+    ({'steps': 100}, {'steps': 200}, 20, ''),
+    ({'steps': 100}, {'steps': 200}, 25, 'learning_rate of step 2[2-5]'),
+    ({}, {'mtp_weight_tokens': 30 * _TOKENS}, 30, ''),
+    ({}, {'mtp_weight_tokens': 29 * _TOKENS}, 30, 'mtp_weight of step 30'),
+    ({}, {'bias_update_tokens': 29 * _TOKENS}, 30, 'bias_update_rate'),
+    (_RAMP, _RAMP | {'ramp_tokens': 21 * _TOKENS}, 30, 'batch_tokens'),
+  )
+  def test_the_first_difference_is_found(self, there, here, step, message):
+    # Where the length differs, the decay ends with the run.
+    phases = (0, 20, 0 if 'steps' in there else 10, 0)
+    one, other = (Schedule(_config(*phases, **x)) for x in (there, here))
+    found = one.first_difference(other, step)
+    if message:
+      self.assertRegex(found, message)
+    else:
+      self.assertEqual(found, '')
+
+  def test_a_decay_made_explicit_is_the_same(self):
+    one = Schedule(_config(5, 20, 0, 0, steps=100))
+    longer = _config(5, 20, one.decay_tokens // _TOKENS, 0, steps=150)
+    self.assertEqual(one.first_difference(Schedule(longer), 100), '')
+    self.assertEqual(Schedule(longer).learning_rate(120), _FINAL)
 
 
 class PaperTest(absltest.TestCase):

@@ -19,10 +19,8 @@ def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
   define = {'flag_values': values}
-  flags.DEFINE_string(
-    'source', '', 'a workdir or a Hugging Face folder', **define
-  )
-  flags.DEFINE_string('target', '', 'folder to write', **define)
+  flags_lib.define_path(values, 'source', 'a workdir or a Hugging Face folder')
+  flags_lib.define_path(values, 'target', 'folder to write')
   flags.DEFINE_bool(
     'ema', False, "a run's averaged weights (optim.ema_decay)", **define
   )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 import pathlib
 import re
 import runpy
@@ -18,11 +19,20 @@ from seekax.config import (
   from_config_dict,
   GROUPS,
   InputError,
+  to_config_dict,
 )
-from seekax.presets import PRESETS, run_of, variant
 
-# The configs of a source checkout, for any working directory.
-_CONFIGS = pathlib.Path(__file__).resolve().parents[3] / 'configs'
+# Exit code of a run that something stopped that is no number.
+NOT_FINITE = 3
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# The configs are a part of seekax: an installation has them beside its other
+# rooms, a checkout at its top.
+_CONFIGS = next(
+  folder
+  for folder in (_PACKAGE / 'configs', _PACKAGE.parents[1] / 'configs')
+  if folder.is_dir()
+)
 
 
 def parse(
@@ -64,14 +74,47 @@ def require(values: flags.FlagValues, *names: str) -> None:
       raise InputError(f'--{name}= is missing: {values[name].help}')
 
 
+def define_compilation_cache(values: flags.FlagValues) -> None:
+  """Defines where compiled programs are kept."""
+  define_path(
+    values,
+    'compilation_cache',
+    "folder of compiled programs, so that the next call starts sooner; 'auto': "
+    "seekax/xla in $XDG_CACHE_HOME or ~/.cache; '': none",
+    'auto',
+  )
+
+
+def say(line: str) -> None:
+  """Prints a line for the person at the terminal, not for programs."""
+  print(line, file=sys.stderr, flush=True)
+
+
+class _PathParser(flags.ArgumentParser):
+  """A path. Shells expand a ~ at the start of a word alone, not after `=`."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
+def define_path(
+  values: flags.FlagValues, name: str, text: str, default: str = ''
+) -> None:
+  """Defines a flag that is the path of a file or folder."""
+  flags.DEFINE(_PathParser(), name, default, text, flag_values=values)
+
+
 def define_config(
-  values: flags.FlagValues, argv: Sequence[str]
+  values: flags.FlagValues,
+  argv: Sequence[str],
+  default: Config | None = None,
 ) -> tuple[list[str], bool]:
   """Defines --config and its overrides, checked before absl reads them.
 
   Args:
     values: the command's own flags.
     argv: what follows the command's name.
+    default: the config where --config is left out; None: there is none.
 
   Returns:
     (argv without --config itself, whether there is a config).
@@ -82,19 +125,22 @@ def define_config(
   argv = _joined(argv)
   named = [word for word in argv if re.match(r'--?config=', word)]
   argv = [word for word in argv if word not in named]
-  _check_keys(argv, bool(named))
-  text = 'a preset, or a config file: configs/<file>.py[:variant]'
-  if named:
+  has_config = bool(named) or default is not None
+  _check_keys(argv, has_config)
+  text = 'a name below, or the path of a config file: ./mine.py[:variant]'
+  if has_config:
     config_flags.DEFINE_config_dict(
       'config',
-      load_config(named[-1].partition('=')[2]),
+      load_config(named[-1].partition('=')[2])
+      if named
+      else to_config_dict(default),
       text,
       flag_values=values,
       sys_argv=['seekax', *argv],
     )
   else:
     flags.DEFINE_string('config', '', text, flag_values=values)
-  return argv, bool(named)
+  return argv, has_config
 
 
 def config_name(argv: Sequence[str]) -> str:
@@ -109,35 +155,67 @@ def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
   return from_config_dict(values['config'].value), dict(overrides)
 
 
-def find_config(name: str) -> pathlib.Path | None:
-  """The file of a name or path, without its variant; None: a preset without.
+def find_config(name: str) -> pathlib.Path:
+  """The file of a config, whose variant is left out.
+
+  A bare name is one of seekax's own, whatever lies in the current folder: a
+  config file is code, so that one of the user's has to be asked for by a path.
+
+  Args:
+    name: `demo`, or the path of a .py file.
 
   Raises:
     ConfigError: there is none; the nearest name is offered.
   """
-  folders = (pathlib.Path('configs'), _CONFIGS)
-  candidates = [pathlib.Path(name)]
-  candidates += [folder / f'{name}.py' for folder in folders]
-  for path in candidates:
-    if path.is_file() and path.suffix == '.py':
+  path = pathlib.Path(name).expanduser()
+  if _is_path(name):
+    if path.is_file():
       return path.resolve()
-  if name in PRESETS:  # An installation without the configs of the source.
-    return None
-  known = {path.stem for folder in folders for path in folder.glob('*.py')}
+    own = _CONFIGS / path.name
+    raise ConfigError(
+      f'--config={name}: there is no such file'
+      + (f'; seekax has a config of its own, --config={path.stem}')
+      * own.is_file()
+    )
+  own = _CONFIGS / f'{name}.py'
+  if own.is_file():
+    return own
+  known = config_names()
+  here = [pathlib.Path(f'{name}.py'), pathlib.Path('configs', f'{name}.py')]
+  found = next((file for file in here if file.is_file()), None)
   raise ConfigError(
-    f'--config={name}: no such config file or preset'
+    f'--config={name}: seekax has no such config'
     + (
-      did_you_mean(pathlib.Path(name).stem, known)
-      or f'; known: {", ".join(sorted(known))}'
+      f'; for the file that lies here write --config=./{found}'
+      if found
+      else did_you_mean(name, known) or f'; known: {", ".join(known)}'
     )
   )
+
+
+def config_names() -> list[str]:
+  """The configs of seekax, sorted."""
+  return sorted(
+    path.stem for path in _CONFIGS.glob('*.py') if path.stem != '__init__'
+  )
+
+
+def describe_config(value: str) -> str:
+  """Which file a --config is, in words."""
+  name, _, arg = value.partition(':')
+  what = find_config(name) if _is_path(name) else f"seekax's own {name}"
+  return f'{what}{f", variant {arg}" if arg else ""}'
+
+
+def _is_path(name: str) -> bool:
+  return name.endswith('.py') or os.sep in name
 
 
 def load_config(value: str) -> ConfigDict:
   """Runs a config file's get_config.
 
   Args:
-    value: a preset or a file, with `:variant` or without.
+    value: a name or a file, with `:variant` or without.
 
   Raises:
     ConfigError: there is none, or it fails.
@@ -145,12 +223,11 @@ def load_config(value: str) -> ConfigDict:
   name, _, arg = value.partition(':')
   path = find_config(name)
   try:
-    if path is None:
-      return variant(run_of(PRESETS[name]()), arg)
     config = runpy.run_path(str(path))['get_config'](arg)
   except ConfigError as error:
     raise ConfigError(f'--config={value}: {error}') from error
-  except Exception as error:  # A config file is the user's code.
+  # A config file is the user's code; it may also end the process.
+  except (Exception, SystemExit) as error:
     raise ConfigError(
       f'--config={value}: {path} failed with {type(error).__name__}: {error}'
     ) from error
@@ -179,7 +256,7 @@ def _check_keys(argv: Sequence[str], given: bool) -> None:
     for field in dataclasses.fields(kind)
   }
   for word in argv:
-    match = re.match(r'--?(?:no)?config\.([^=]+)', word)
+    match = re.match(r'--?(?:no)?config\.([^=]*)', word)
     if not match:
       continue
     key = match.group(1)
@@ -208,10 +285,8 @@ def _help(values: flags.FlagValues, name: str, text: str) -> str:
 
 
 def _config_help() -> list[str]:
-  folders = (pathlib.Path('configs'), _CONFIGS)
-  names = {path.stem for folder in folders for path in folder.glob('*.py')}
-  lines = ['Presets and configs (each also as <name>:tiny, at laptop size):']
-  lines.append(f'  {", ".join(sorted(names | set(PRESETS)))}')
+  lines = ['Configs (each also as <name>:tiny, at laptop size):']
+  lines.append(f'  {", ".join(config_names())}')
   lines += ['', 'Config keys, overridden by --config.<group>.<key>=<value>']
   lines.append('(defaults: the released 671B model and its pre-training):')
   for group, kind in GROUPS.items():

@@ -15,8 +15,8 @@ def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
   define = {'flag_values': values}
-  flags.DEFINE_string(
-    'checkpoint', '', 'a workdir or a Hugging Face folder', **define
+  flags_lib.define_path(
+    values, 'checkpoint', 'a workdir or a Hugging Face folder'
   )
   flags.DEFINE_bool(
     'ema', False, "a run's averaged weights (optim.ema_decay)", **define
@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
+  flags_lib.define_compilation_cache(values)
   flags_lib.parse(
     values, argv, 'generate', 'Continues a prompt; prints the continuation.'
   )
@@ -51,14 +52,23 @@ def run(argv: Sequence[str]) -> int:
   from seekax.inference import engine
   from seekax.model.stack import taken_apart
   from seekax.storage import open as open_lib
+  from seekax.training import compilation_cache
 
+  compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
   found = open_lib.find(values.checkpoint, averaged=values.ema)
-  tokenizer = found.tokenizer()
+  tokenizer, end_ids = found.tokenizer(), found.end_ids()
   prompt = _prompt(values, tokenizer)
   opened = open_lib.open_checkpoint(found, values.precision)
   model, router_bias = opened.config.model, opened.router_bias
   params = taken_apart(model, opened.params)
   del opened  # The weights are held once.
+  room = found.model.context_length - len(prompt)
+  if 0 < room < values.max_new_tokens:
+    flags_lib.say(
+      f'--max_new_tokens={values.max_new_tokens} is more than the context of '
+      f'{found.model.context_length} leaves to {len(prompt)} tokens of prompt: '
+      f'at most {room} are added'
+    )
   tokens = engine.generate(
     model,
     params,
@@ -68,10 +78,14 @@ def run(argv: Sequence[str]) -> int:
     temperature=values.temperature,
     top_p=values.top_p,
     seed=values.seed,
-    eos_id=tokenizer.eos_id,
+    end_ids=end_ids,
   )
-  for text in tokenizer.stream(tokens):
-    print(text, end='', flush=True)
+  try:
+    for text in tokenizer.stream(tokens):
+      print(text, end='', flush=True)
+  except engine.NonFiniteError as error:
+    print(f'seekax: {values.checkpoint}: {error}', file=sys.stderr)
+    return flags_lib.NOT_FINITE
   if sys.stdout.isatty():
     print()
   return 0

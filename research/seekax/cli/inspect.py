@@ -193,13 +193,14 @@ def _tokenizer(model) -> str:
   if not (model.folder / workdir_lib.TOKENIZER).is_file():
     return 'none'
   try:
-    tokenizer = model.tokenizer()
+    tokenizer, ends = model.tokenizer(), model.end_ids()
     template = bool(chat.find_template(model.folder))
   except InputError as error:
     return f'unusable: {error}'
   return (
     f'{tokenizer.vocab_size} ids, bos {tokenizer.bos!r}, eos '
-    f'{tokenizer.eos!r}, {"a" if template else "no"} chat template'
+    f'{tokenizer.eos!r}, ends at {list(ends)}, '
+    f'{"a" if template else "no"} chat template'
   )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import os
+import sys
 
 from absl import flags
 
@@ -12,9 +13,30 @@ from seekax.config import InputError
 COORDINATOR = 'SEEKAX_COORDINATOR'
 NUM_PROCESSES = 'SEEKAX_NUM_PROCESSES'
 PROCESS_ID = 'SEEKAX_PROCESS_ID'
-# Launchers that JAX finds the others through by itself, and where they say how
-# many tasks they started.
-LAUNCHERS = {'Slurm': 'SLURM_NTASKS', 'Open MPI': 'OMPI_COMM_WORLD_SIZE'}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launcher:
+  """One that JAX finds the other processes through by itself.
+
+  Attributes:
+    tasks: the variable that says how many tasks there are.
+    started: a variable that is set in those alone that it started. A batch
+      script and the shell of an allocation know the number of tasks, too.
+    advice: how to let it start all of them.
+  """
+
+  tasks: str
+  started: str
+  advice: str
+
+
+_LAUNCHERS = {
+  'Slurm': _Launcher('SLURM_NTASKS', 'SLURM_STEP_NODELIST', 'srun seekax ...'),
+  'Open MPI': _Launcher(
+    'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE', 'mpirun seekax ...'
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +77,8 @@ def described(
   coordinator = coordinator or environment.get(COORDINATOR, '')
   count = count or _number(environment, NUM_PROCESSES, 0)
   index = index if index >= 0 else _number(environment, PROCESS_ID, -1)
+  if count == 1 and not coordinator and index <= 0:
+    return None
   if coordinator or count or index >= 0:
     if not coordinator or count < 1 or not 0 <= index < count:
       raise InputError(
@@ -69,9 +93,17 @@ def described(
         'port from 1 to 65535'
       )
     return Processes(coordinator, count, index) if count > 1 else None
-  for variable in LAUNCHERS.values():
-    if _number(environment, variable, 1) > 1:
+  for name, launcher in _LAUNCHERS.items():
+    tasks = _number(environment, launcher.tasks, 1)
+    if tasks > 1 and environment.get(launcher.started):
       return Processes()
+    if tasks > 1:
+      print(
+        f'{name} has room for {tasks} tasks and did not start this process: it '
+        f'trains alone; {launcher.advice} starts all of them, '
+        '--num_processes=1 is one without this line',
+        file=sys.stderr,
+      )
   return None
 
 

@@ -4,11 +4,13 @@ Nothing here imports JAX; a command's module is imported when it is called.
 """
 
 from collections.abc import Sequence
+import errno
 import importlib
 import os
 import sys
 
 from seekax.config import did_you_mean, InputError
+from seekax.files import one_line
 
 COMMANDS = {
   'train': 'train a model, or go on with a run that was stopped',
@@ -49,26 +51,58 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  if not argv or argv[0] in ('--help', '-h', 'help', '--helpfull'):
-    print(usage())
-    return 0 if argv else BAD_INPUT
+  _print_anything()
   try:
-    if argv[0] not in COMMANDS:
-      raise InputError(
-        f'unknown command {argv[0]!r}'
-        + (did_you_mean(argv[0], COMMANDS) or '; see seekax --help')
-      )
-    command = importlib.import_module(f'seekax.cli.{argv[0]}')
-    return command.run(argv[1:])
-  except InputError as error:
-    print(f'seekax: {" ".join(str(error).split())}', file=sys.stderr)
-    return BAD_INPUT
+    code = _run(argv)
+    # Here, where what goes wrong has words; the interpreter would do it later.
+    if sys.stdout is not None:
+      sys.stdout.flush()
+    return code
   except BrokenPipeError:
     # The reader went away (`| head`); it has what it wanted.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _forget_output()
     return 0
-  except OSError as error:  # A disk that is full, a file that is gone.
-    print(f'seekax: {" ".join(str(error).split())}', file=sys.stderr)
+  except InputError as error:
+    _forget_output()
+    _refuse(str(error))
+    return error.exit_code
+  except OSError as error:  # A disk that is full, behind stdout or a file.
+    _forget_output()
+    advice = '; make room, or write elsewhere' * (error.errno == errno.ENOSPC)
+    _refuse(f'{error}{advice}')
     return BAD_INPUT
   except KeyboardInterrupt:
     return INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
+  if not argv or argv[0] in ('--help', '-h', 'help', '--helpfull'):
+    print(usage())
+    return 0 if argv else BAD_INPUT
+  if argv[0] not in COMMANDS:
+    raise InputError(
+      f'unknown command {argv[0]!r}'
+      + (did_you_mean(argv[0], COMMANDS) or '; see seekax --help')
+    )
+  return importlib.import_module(f'seekax.cli.{argv[0]}').run(argv[1:])
+
+
+def _refuse(message: str) -> None:
+  """Prints an error as one line that a terminal can't mistake for commands."""
+  print(f'seekax: {one_line(message)}', file=sys.stderr)
+
+
+def _print_anything() -> None:
+  """Lets both streams replace what the terminal's encoding lacks."""
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='replace')
+
+
+def _forget_output() -> None:
+  """Drops what stdout holds and nobody can take, or Python would complain."""
+  try:
+    if sys.stdout is not None:
+      sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

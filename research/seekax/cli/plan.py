@@ -21,6 +21,7 @@ from seekax.config import (
 from seekax.dryrun import gpus
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
+from seekax.planning import search as search_lib
 from seekax.planning.layout import Layout
 
 # Layouts that --search shows; rows of --schedule.
@@ -56,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     device=hardware.find_device(values.hardware),
     devices=values.devices,
     tokens=tokens,
-    price=values.price,
+    price=plan_flags.price_of(values, config),
     posttraining_hours=values.posttraining_hours,
     layout=layout,
     layout_flag=layout_flag,
@@ -85,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     dry_run, figures = _compiled(
       config, plans[named].run.layout, values.devices, topology
     )
-  _write(values, plans, figures)
+  _write(values, plans, figures, found)
   if found:
     print(plan_text.search_table(request, found), end='\n\n')
   if values.compare:
@@ -198,6 +199,7 @@ def _write(
   values: flags.FlagValues,
   plans: dict[str, plan_lib.Plan],
   figures: dict[str, Any],
+  searched: Sequence[search_lib.Found],
 ) -> None:
   """--json, with the dry run's figures, and --report.
 
@@ -217,7 +219,7 @@ def _write(
     from seekax.cli import plan_page
     from seekax.training.page import render
 
-    files['report'] = render(plan_page.page(plans))
+    files['report'] = render(plan_page.page(plans, searched))
   for flag, text in files.items():
     try:
       write_atomically(pathlib.Path(values[flag].value), text)

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags
 
+from seekax.cli import flags as flags_lib
 from seekax.config import (
   BATCH_AXES,
   check_mesh,
@@ -15,7 +16,10 @@ from seekax.config import (
 )
 from seekax.dryrun import gpus
 from seekax.planning import hardware
+from seekax.planning.batch_ramp import BatchRamp
 
+# What an H800 is rented for in DeepSeek-V3's table 1.
+_PRICE = 2.0
 _POWERS = {'': 1.0, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
 # What prints no price, and the flags that it looks at.
 _NO_PRICE = {'schedule': (), 'sharding': ('devices', 'hardware', 'layout')}
@@ -41,8 +45,8 @@ class _Told(flags.ArgumentParser):
 _STRINGS = {
   'hardware': ('h800', 'of the devices: ' + ', '.join(hardware.planned())),
   'tokens': (
-    '14.8T',
-    'of pre-training, also as 500B; a config of context extension has its own',
+    '',
+    "of pre-training, as 500B or 14.8T; '': those of the config's steps",
   ),
   'layout': (
     '',
@@ -92,15 +96,25 @@ def define(values: flags.FlagValues) -> None:
     'posttraining_hours': 'write hours as a number, as 5000',
   }
   flags.DEFINE_integer('devices', 2048, 'how many', **define)
-  flags.DEFINE_float('price', 2.0, 'dollars per device hour', **define)
+  flags.DEFINE_float(
+    'price',
+    -1.0,
+    "dollars per device hour; -1: the config's train.price_per_device_hour, or "
+    f'{_PRICE:g} where it has none',
+    **define,
+  )
   flags.DEFINE_float(
     'posttraining_hours',
     -1.0,
-    "device hours, an input; -1: DeepSeek-V3's 5,000 in proportion to --tokens",
+    "device hours, an input; -1: DeepSeek-V3's 5,000 in proportion to the FLOP "
+    'of pre-training',
     **define,
   )
   for name, (default, text) in _STRINGS.items():
-    flags.DEFINE_string(name, default, text, **define)
+    if name in ('report', 'json'):
+      flags_lib.define_path(values, name, text)
+    else:
+      flags.DEFINE_string(name, default, text, **define)
   for name, text in _BOOLEANS.items():
     flags.DEFINE_bool(name, False, text, **define)
     advice[name] = f'write --{name}, or leave it out'
@@ -164,15 +178,22 @@ def layout_of(values: flags.FlagValues, config: Config) -> tuple[str, str]:
   return text, f'--config.parallel.mesh={mesh}'
 
 
+def price_of(values: flags.FlagValues, config: Config) -> float:
+  """Dollars per device hour."""
+  if values['price'].present and values.price != -1:
+    return values.price
+  return config.train.price_per_device_hour or _PRICE
+
+
 def tokens_of(values: flags.FlagValues, config: Config) -> tuple[float, str]:
   """The tokens of a plan, and where they are from if they weren't given."""
-  if values['tokens'].present:
+  if values.tokens:
     return _tokens(values.tokens), ''
-  if config.train.extend_context:
-    steps, data = config.train.steps, config.data
-    tokens = steps * data.batch_size * data.sequence_length
-    return float(tokens), f'the {steps:,} steps of this config'
-  return _tokens(values.tokens), 'assumed: --tokens= was not given'
+  steps = config.train.steps
+  return (
+    float(BatchRamp(config).total_tokens),
+    f'the {steps:,} steps of this config',
+  )
 
 
 def _tokens(text: str) -> float:

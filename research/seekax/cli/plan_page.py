@@ -1,21 +1,29 @@
 """A plan as a page of HTML, made of the template and plots of all pages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from seekax.cli import plan_text
 from seekax.planning import memory, parameters, serving
 from seekax.planning.plan import Plan
+from seekax.planning.search import Found
 from seekax.training import plots
-from seekax.training.page import Entry, Page, Section, Table, Tile
+from seekax.training.page import Grid, Page, Section, Tile
 
 
-def page(plans: Mapping[str, Plan]) -> Page:
-  """The page of the first plan, with the others beside it."""
+def page(plans: Mapping[str, Plan], found: Sequence[Found] = ()) -> Page:
+  """The page of the first plan.
+
+  Args:
+    plans: by name; those after the first are compared with it.
+    found: the layouts of a search, the cheapest first.
+  """
   name, plan = next(iter(plans.items()))
   request, step = plan.request, plan.step
   counts = parameters.count_parameters(plan.run.model)
   device = plan.run.device.name
   sections = [_step(plan), _cost(plan), _serving(plan)]
+  if found:
+    sections.insert(0, _searched(plan, found))
   if len(plans) > 1:
     sections.insert(0, _beside(plans))
   return Page(
@@ -77,11 +85,16 @@ def _step(plan: Plan) -> Section:
       plots.stacked_bars('A step, seconds', 'seconds', {'step': phases}),
       plots.stacked_bars('Memory of the fullest device, GB', 'GB', {'': parts}),
     ],
-    tables=[
-      Table(
+    grids=[
+      Grid(
         'Traffic per trained token',
+        (
+          '',
+          f'KB over {plan_text.LINKS[0]}, between nodes',
+          f'KB over {plan_text.LINKS[1]}, within one',
+        ),
         [
-          Entry(
+          (
             plan_text.TRAFFIC[kind],
             f'{one.network / 1e3:,.1f}',
             f'{one.link / 1e3:,.1f}',
@@ -89,11 +102,6 @@ def _step(plan: Plan) -> Section:
           for kind, one in sent.items()
         ],
         remark='KB sent by all devices together, one direction of each link',
-        head=(
-          '',
-          f'KB over {plan_text.LINKS[0]}, between nodes',
-          f'KB over {plan_text.LINKS[1]}, within one',
-        ),
       )
     ]
     if sent
@@ -117,19 +125,38 @@ def _of_extensions(plan: Plan) -> str:
 def _cost(plan: Plan) -> Section:
   return Section(
     'What it costs',
-    tables=[
-      Table(
+    grids=[
+      Grid(
         'Device hours and dollars by stage',
+        ('stage', 'device hours', 'dollars'),
         [
-          Entry(
+          (
             text,
-            f'{plan.hours[stage]:,.0f}',
+            plan_text.few(plan.hours[stage]),
             plan_text.money(plan.dollars[stage]),
-            marked=stage == 'total',
           )
           for stage, text in plan_text.STAGES.items()
         ],
-        head=('stage', 'device hours', 'dollars'),
+        marked=list(plan_text.STAGES).index('total'),
+      )
+    ],
+  )
+
+
+def _searched(plan: Plan, found: Sequence[Found]) -> Section:
+  head, *rows = plan_text.search_rows(plan.request, found)
+  return Section(
+    'Layouts that were found',
+    'The cheapest that fit, by the same model of time and memory.',
+    grids=[
+      Grid(
+        'Pre-training by layout',
+        ('layout', *head[1:]),
+        [
+          (item.layout.describe(), *row[1:])
+          for item, row in zip(found, rows, strict=True)
+        ],
+        marked=0,
       )
     ],
   )
@@ -152,19 +179,18 @@ def _serving(plan: Plan) -> Section:
     f'At full load: {service.requests} requests at once on a device, each with '
     f'{service.cache_bytes_per_request / 1e6:,.0f} MB of cache and '
     f'{service.tokens_per_second_per_user:.1f} tokens per second.',
-    tables=[
-      Table(
+    grids=[
+      Grid(
         'Rates',
+        ('unit', 'tokens/s per device', 'dollars per million'),
         [
-          Entry(
+          (
             kind,
             f'{rate:,.0f}',
-            plan_text.money(serving.dollars_per_million(rate, price))
-            + ' per million',
+            plan_text.money(serving.dollars_per_million(rate, price)),
           )
           for kind, rate in rates.items()
         ],
-        head=('unit', 'tokens/s per device', 'dollars'),
       )
     ],
   )
@@ -196,4 +222,11 @@ def _beside(plans: Mapping[str, Plan]) -> Section:
         },
       ),
     ],
+    grids=[_side_by_side(plans)],
   )
+
+
+def _side_by_side(plans: Mapping[str, Plan]) -> Grid:
+  """Every figure of the comparison, a plan in each column."""
+  head, *rows = plan_text.comparison_rows(plans)
+  return Grid('Figure by figure', head, rows)

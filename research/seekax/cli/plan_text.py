@@ -107,8 +107,8 @@ def table(name: str, plan: Plan) -> str:
   )
 
 
-def comparison(plans: Mapping[str, Plan]) -> str:
-  """Plans side by side, the first against all others."""
+def comparison_rows(plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
+  """Plans side by side, the first against all others; the names come first."""
   first = next(iter(plans.values()))
   rows = [('', *plans)]
   figures = {
@@ -135,6 +135,12 @@ def comparison(plans: Mapping[str, Plan]) -> str:
     (text, *(figure(plan) for plan in plans.values()))
     for text, figure in figures.items()
   ]
+  return rows
+
+
+def comparison(plans: Mapping[str, Plan]) -> str:
+  """What is compared, the figures, and every layout."""
+  first = next(iter(plans.values()))
   layouts = [(name, plan.run.layout.describe()) for name, plan in plans.items()]
   notes = [
     f'{name}: no price of output, {why_not_served(plan)}'
@@ -146,7 +152,7 @@ def comparison(plans: Mapping[str, Plan]) -> str:
     [
       f'{tokens(request)} on {request.devices:,} '
       f'{first.run.device.name} at {money(request.price)} per hour',
-      columns(rows),
+      columns(comparison_rows(plans)),
       'Layouts\n' + '\n'.join(f'{name}: {text}' for name, text in layouts),
       *notes,
     ]
@@ -172,8 +178,10 @@ def tokens(request: Request) -> str:
   return f'{short(request.tokens)} tokens{note}'
 
 
-def search_table(request: Request, found: Sequence[Found]) -> str:
-  """The cheapest layout and the runners-up."""
+def search_rows(
+  request: Request, found: Sequence[Found]
+) -> list[tuple[str, ...]]:
+  """The cheapest layout and the runners-up, below a head."""
   data = request.config.data
   step_tokens = data.batch_size * data.sequence_length
   rows = [('', 'hours', 'dollars', 's/step', 'tokens/s/device', 'GB')]
@@ -190,6 +198,12 @@ def search_table(request: Request, found: Sequence[Found]) -> str:
         f'{item.memory / 1e9:.1f}',
       )
     )
+  return rows
+
+
+def search_table(request: Request, found: Sequence[Found]) -> str:
+  """The cheapest layout and the runners-up, as text."""
+  rows = search_rows(request, found)
   layouts = [f'{i} {item.layout.describe()}' for i, item in enumerate(found, 1)]
   return columns(rows) + '\n\n' + '\n'.join(layouts)
 

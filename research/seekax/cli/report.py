@@ -12,7 +12,7 @@ from seekax.storage import workdir as workdir_lib
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
-  flags.DEFINE_string('workdir', '', 'folder of the run', flag_values=values)
+  flags_lib.define_path(values, 'workdir', 'folder of the run')
   flags_lib.parse(
     values,
     argv,

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 import json
-import pathlib
+import math
+import sys
 from typing import Any
 
 from absl import flags
@@ -10,32 +11,42 @@ import numpy as np
 
 from seekax.cli import flags as flags_lib
 from seekax.config import InputError, PRECISIONS
+from seekax.files import read_bounded
+
+# Windows at once; more are no faster on any device.
+_MAX_BATCH = 2**16
 
 
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
   define = {'flag_values': values}
-  flags.DEFINE_string(
-    'checkpoint', '', 'a workdir or a Hugging Face folder', **define
+  flags_lib.define_path(
+    values, 'checkpoint', 'a workdir or a Hugging Face folder'
   )
   flags.DEFINE_bool(
     'ema', False, "a run's averaged weights (optim.ema_decay)", **define
   )
-  flags.DEFINE_string('text', '', 'UTF-8 file to score', **define)
-  flags.DEFINE_string('tokens', '', '.npy file of ids [B, L]', **define)
-  flags.DEFINE_string(
-    'logits_out', '', '.npy for float32 logits [B, L, V]', **define
+  flags_lib.define_path(values, 'text', 'UTF-8 file to score')
+  flags_lib.define_path(values, 'tokens', '.npy file of ids [B, L]')
+  flags_lib.define_path(
+    values, 'logits_out', '.npy for float32 logits [B, L, V]'
   )
-  flags.DEFINE_string(
-    'mtp_logits_out', '', '.npy for MTP logits [J, B, L, V]', **define
+  flags_lib.define_path(
+    values, 'mtp_logits_out', '.npy for MTP logits [J, B, L, V]'
   )
   flags.DEFINE_integer(
-    'batch_size', 8, 'windows at once, for --text', lower_bound=1, **define
+    'batch_size',
+    8,
+    'windows at once, for --text',
+    lower_bound=1,
+    upper_bound=_MAX_BATCH,
+    **define,
   )
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
+  flags_lib.define_compilation_cache(values)
   flags_lib.parse(
     values,
     argv,
@@ -52,23 +63,33 @@ def run(argv: Sequence[str]) -> int:
   tokens_BL = _read_tokens(values.tokens) if values.tokens else None
   # Only now: everything above answers in a fraction of a second.
   from seekax.storage import open as open_lib
+  from seekax.training import compilation_cache
 
+  compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
   found = open_lib.find(values.checkpoint, averaged=values.ema)
   opened = open_lib.open_checkpoint(found, values.precision)
   if text is not None:
     result = _score_text(values, opened, text)
   else:
     result = _score_tokens(values, opened, tokens_BL)
+  if not math.isfinite(result['log_likelihood']):
+    print(
+      f'seekax: the log-likelihood by {values.checkpoint} is '
+      f'{result["log_likelihood"]}: its weights are broken, or overflow in '
+      f'--precision={values.precision}',
+      file=sys.stderr,
+    )
+    return flags_lib.NOT_FINITE
   print(json.dumps(result))
   return 0
 
 
 def _read_text(name: str) -> str:
+  """A text without its byte order mark, as training reads it."""
+  content = read_bounded(name, 'a text')
   try:
-    # Not read_text, which would turn CRLF into LF and miscount the bytes.
-    text = pathlib.Path(name).read_bytes().decode('utf-8')
-  except OSError as error:
-    raise InputError(f'--text={name}: {error.strerror}') from error
+    # Not as text, which would turn CRLF into LF and miscount the bytes.
+    text = content.decode('utf-8').removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise InputError(
       f'--text={name} is not UTF-8 (byte {error.start}); convert it first'

@@ -9,7 +9,9 @@ import time
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import InputError
+from seekax.config import DataConfig, InputError
+
+_MAX_WORKERS = 1024
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,15 +25,34 @@ def run(argv: Sequence[str]) -> int:
     "or several as 'a,b'",
     **define,
   )
-  flags.DEFINE_string(
-    'tokenizer', '', 'a tokenizer.json, or a folder that has one', **define
+  flags_lib.define_path(
+    values, 'tokenizer', 'a tokenizer.json, or a folder that has one'
   )
-  flags.DEFINE_string('target', '', 'folder to write', **define)
+  flags_lib.define_path(values, 'target', 'folder to write')
   flags.DEFINE_integer(
-    'workers', 0, 'processes; 0: one for each core', **define
+    'workers',
+    0,
+    'processes; 0: one for each core',
+    upper_bound=_MAX_WORKERS,
+    **define,
   )
   flags.DEFINE_integer(
     'shard_documents', 16384, 'documents in a shard, at most', **define
+  )
+  flags.DEFINE_string(
+    'text_field', 'text', 'field of JSON lines, column of parquet', **define
+  )
+  flags.DEFINE_string(
+    'include', '', "files of folders to read, as '*.md,docs/*'", **define
+  )
+  flags.DEFINE_string(
+    'exclude', '', 'files of folders to leave out, written likewise', **define
+  )
+  flags.DEFINE_integer(
+    'max_document_bytes',
+    DataConfig.max_document_bytes,
+    'a longer file of text, line or row is refused',
+    **define,
   )
   flags_lib.parse(
     values,
@@ -46,19 +67,32 @@ def run(argv: Sequence[str]) -> int:
       f'--workers={values.workers} must not be negative and '
       f'--shard_documents={values.shard_documents} must be above 0'
     )
+  if values.max_document_bytes < 1 or not values.text_field:
+    raise InputError(
+      f'--max_document_bytes={values.max_document_bytes} must be above 0 and '
+      f'--text_field={values.text_field!r} a name'
+    )
   signal.signal(signal.SIGTERM, _terminate)
   # Only now: everything above answers in a fraction of a second.
-  from seekax.data import shard_writer
+  from seekax.data import shard_writer, sources
+  from seekax.data.formats import Rules
 
   progress = _ProgressLine()
   try:
     fresh = shard_writer.tokenize(
-      values.source,
+      sources.absolute(values.source, os.getcwd()),
       values.tokenizer,
       values.target,
-      values.workers or len(os.sched_getaffinity(0)),
+      values.workers or _cores(),
       values.shard_documents,
       progress.update,
+      Rules(
+        text_field=values.text_field,
+        include=values.include,
+        exclude=values.exclude,
+        max_document_bytes=values.max_document_bytes,
+        limit_option='--max_document_bytes',
+      ),
     )
   except KeyboardInterrupt:
     print('stopped; the same command goes on', file=sys.stderr)
@@ -69,6 +103,13 @@ def run(argv: Sequence[str]) -> int:
     print(f'{values.target} is complete already', file=sys.stderr)
   print(values.target)
   return 0
+
+
+def _cores() -> int:
+  """The cores that this process may use, where the system tells."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _terminate(number: int, frame) -> None:

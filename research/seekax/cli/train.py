@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -16,10 +17,10 @@ from absl import flags
 from seekax.cli import flags as flags_lib
 from seekax.cli import launcher
 from seekax.config import check_mesh, Config, InputError, to_dict
+from seekax.data import sources
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
-NOT_FINITE = 3
 COMPUTES_WRONG = 4
 
 # Keys that a run may change when it goes on: none of them touches the state.
@@ -33,13 +34,29 @@ _FREE_KEYS = (
   'train.profile_steps',
   'train.replay_every',
 )
+# Those that decide what a step's rates and batch are: they may change as long
+# as the steps behind stay what they were.
+_SCHEDULE_KEYS = (
+  'train.steps',
+  'train.ramp_tokens',
+  'train.ramp_micro_batches',
+  'train.mtp_weight_tokens',
+  'train.mtp_late_weight',
+  'train.bias_update_tokens',
+  'optim.warmup_steps',
+  'optim.constant_tokens',
+  'optim.decay_tokens',
+  'optim.final_tokens',
+  'optim.final_learning_rate',
+  'optim.last_learning_rate',
+)
 
 
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
-  flags.DEFINE_string(
-    'workdir', '', 'folder of the run; made if missing', flag_values=values
+  flags_lib.define_path(
+    values, 'workdir', 'folder of the run: new, empty, or that of a run'
   )
   flags.DEFINE_string(
     'restore',
@@ -47,9 +64,17 @@ def run(argv: Sequence[str]) -> int:
     "the checkpoint to go on from: newest, previous, or a step's number",
     flag_values=values,
   )
+  flags.DEFINE_bool(
+    'verbose',
+    False,
+    'print the whole config and every parameter before the first step',
+    flag_values=values,
+  )
   launcher.define_flags(values)
   given = argv
-  argv, has_config = flags_lib.define_config(values, argv)
+  named = flags_lib.config_name(argv)
+  run = None if named else _run_of(argv)
+  argv, has_config = flags_lib.define_config(values, argv, run)
   flags_lib.parse(
     values,
     argv,
@@ -58,32 +83,89 @@ def run(argv: Sequence[str]) -> int:
   )
   flags_lib.require(values, 'workdir')
   workdir = pathlib.Path(values.workdir)
-  if has_config:
-    config, overrides = flags_lib.config_of(values)
-  elif (workdir / workdir_lib.RUN).is_file():
-    config = workdir_lib.read_config(workdir)
-    overrides = workdir_lib.read_run(workdir).get('overrides', {})
-  else:
+  if not has_config:
     raise InputError(
-      "--config= is missing: a preset or config file, e.g. 'demo'; only a "
+      "--config= is missing: a config's name or file, e.g. 'demo'; only a "
       '--workdir that holds a run can do without'
     )
+  config, overrides = flags_lib.config_of(values)
+  if named:
+    described = flags_lib.describe_config(named)
+  else:
+    described = f'that of {workdir / workdir_lib.RUN}'
+    overrides = workdir_lib.read_run(workdir).get('overrides', {}) | overrides
+  config = sources.absolute_paths(config, os.getcwd())
   check_mesh(config)
+  workdir_lib.refuse_foreign(workdir)
   first = _join(values)
-  workdir_lib.prepare(workdir)
+  made = workdir_lib.prepare(workdir)
   # One lock for all processes of a run.
   lock = workdir_lib.lock(workdir) if first else contextlib.nullcontext()
   with lock:
-    step = None
-    if workdir_lib.has_checkpoint(workdir):
-      _refuse_other_config(workdir, config)
-      step = _step_to_restore(workdir, values.restore)
-    elif values.restore != 'newest':
-      raise InputError(
-        f'--restore={values.restore}: {workdir} holds no checkpoint'
+    try:
+      step = _step_to_go_on_from(workdir, config, values.restore)
+      if step is not None and step >= config.train.steps:
+        return _finished(workdir, step, first)
+      about = {
+        'command': shlex.join(['seekax', 'train', *given]),
+        'config_file': described,
+        'folder': os.getcwd(),
+      }
+      restore_step = None if values.restore == 'newest' else step
+      return _train(
+        config, overrides, workdir, restore_step, about, first, values.verbose
       )
-    command = shlex.join(['seekax', 'train', *given])
-    return _train(config, overrides, workdir, step, command, first)
+    finally:
+      if first:
+        workdir_lib.forget(workdir, made)
+
+
+def _run_of(argv: Sequence[str]) -> Config | None:
+  """The config of the run that --workdir names, if it names one."""
+  for word, following in zip(argv, [*argv[1:], ''], strict=True):
+    match = re.fullmatch(r'--?workdir(?:=(.*))?', word, re.DOTALL)
+    if not match:
+      continue
+    workdir = pathlib.Path(match[1] or following).expanduser()
+    if (workdir / workdir_lib.RUN).is_file():
+      return workdir_lib.read_config(workdir)
+  return None
+
+
+def _step_to_go_on_from(
+  workdir: pathlib.Path, config: Config, restore: str
+) -> int | None:
+  """The step of the checkpoint to go on from; None for a new run.
+
+  Raises:
+    StorageError: the workdir holds another run, or no such checkpoint.
+  """
+  if not workdir_lib.has_checkpoint(workdir):
+    if restore != 'newest':
+      raise InputError(f'--restore={restore}: {workdir} holds no checkpoint')
+    return None
+  from seekax.storage import checkpoint
+
+  step = _step_to_restore(workdir, restore)
+  if step is None:
+    step = checkpoint.newest(workdir / workdir_lib.CHECKPOINTS)
+  _refuse_other_config(workdir, config, step or 0)
+  return step
+
+
+def _finished(workdir: pathlib.Path, step: int, first: bool) -> int:
+  """Says that nothing is left to do; report and summary are made anew."""
+  if not first:
+    return 0
+  from seekax.training import report
+
+  report.write(workdir)
+  print(
+    f'finished at {step:,}/{step:,}; --config.train.steps=N goes on',
+    file=sys.stderr,
+  )
+  print(json.dumps(json.loads((workdir / workdir_lib.SUMMARY).read_text())))
+  return 0
 
 
 def _join(values: flags.FlagValues) -> bool:
@@ -104,8 +186,9 @@ def _train(
   overrides: dict[str, Any],
   workdir: pathlib.Path,
   step: int | None,
-  command: str,
+  about: dict[str, str],
   first: bool,
+  verbose: bool,
 ) -> int:
   stop = _Stop()
   # Only now: everything above answers in a fraction of a second.
@@ -116,12 +199,12 @@ def _train(
 
   try:
     finished = launch.start(
-      config, overrides, workdir, stop.requested, command, step
+      config, overrides, workdir, stop.requested, about, step, verbose
     )
   except (journal.NonFiniteError, replay.ReplayError) as error:
     print(f'seekax: {error}; {_last_good(workdir)}', file=sys.stderr)
     lost = isinstance(error, journal.NonFiniteError)
-    return NOT_FINITE if lost else COMPUTES_WRONG
+    return flags_lib.NOT_FINITE if lost else COMPUTES_WRONG
   if not finished:
     saved = workdir_lib.has_checkpoint(workdir)
     if first:
@@ -140,22 +223,71 @@ def _train(
   return 0
 
 
-def _refuse_other_config(workdir: pathlib.Path, config: Config) -> None:
-  """Raises StorageError, with the difference, for another run's workdir."""
-  old, new = to_dict(workdir_lib.read_config(workdir)), to_dict(config)
-  changed = [
-    f'{group}.{key}: {old[group][key]!r} there, {value!r} here'
+def _refuse_other_config(
+  workdir: pathlib.Path, config: Config, step: int
+) -> None:
+  """Raises StorageError, with the difference, for another run's workdir.
+
+  The schedule may change where the steps behind remain what they were: a
+  finished run goes on with more of them.
+  """
+  run = workdir_lib.read_run(workdir)
+  there = workdir_lib.read_config(workdir)
+  old, new = to_dict(_with_absolute_paths(there, run)), to_dict(config)
+  changed = {
+    f'{group}.{key}': f'{old[group][key]!r} there, {value!r} here'
     for group, entries in new.items()
     if group not in _FREE_GROUPS
     for key, value in entries.items()
     if f'{group}.{key}' not in _FREE_KEYS and old[group][key] != value
+  }
+  others = [
+    f'{key}: {text}'
+    for key, text in changed.items()
+    if key not in _SCHEDULE_KEYS
   ]
-  if changed:
+  if others:
     raise StorageError(
       f'--workdir={workdir} holds a run of another config ('
-      + '; '.join(changed)
+      + '; '.join(others)
       + '); choose another folder, or leave --config out to go on with that run'
     )
+  if changed:
+    _refuse_other_schedule(workdir, there, config, step)
+
+
+def _refuse_other_schedule(
+  workdir: pathlib.Path, there: Config, here: Config, step: int
+) -> None:
+  """Raises StorageError if steps that are done would have been others."""
+  from seekax.training.schedules import Schedule
+
+  if here.train.steps < step:
+    raise StorageError(
+      f'train.steps={here.train.steps} is below the {step} steps that '
+      f'{workdir} is trained for; raise it'
+    )
+  old = Schedule(there)
+  difference = old.first_difference(Schedule(here), step)
+  if not difference:
+    return
+  hint = 'choose another folder, or leave the schedule as it was'
+  if not there.optim.decay_tokens and not here.optim.decay_tokens:
+    hint = (
+      'the decay of optim.decay_tokens=0 ends with the run; '
+      f'--config.optim.decay_tokens={old.decay_tokens} ends it where it ended, '
+      'and further steps keep optim.final_learning_rate'
+    )
+  raise StorageError(
+    f'{workdir} is at step {step}, and steps that are done would have been '
+    f'others: {difference}; {hint}'
+  )
+
+
+def _with_absolute_paths(config: Config, run: dict[str, Any]) -> Config:
+  """A config of a run.json whose paths may be relative, as older ones' are."""
+  folder = run.get('folder')
+  return sources.absolute_paths(config, folder if folder else os.getcwd())
 
 
 def _step_to_restore(workdir: pathlib.Path, word: str) -> int | None:

@@ -6,7 +6,9 @@ a process of its own, with limits to both. What users write never turns into a
 control token; what the template writes does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -20,10 +22,13 @@ import numpy as np
 
 from seekax.config import InputError
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.formats import Rendered, Rules
 
 ROLES = ('system', 'user', 'assistant', 'tool')
 
 _SECONDS = 5  # Of wall clock; starting the interpreter is part of it.
+# More for each of many conversations that one process renders.
+_SECONDS_EACH = 0.02
 _MAX_MEMORY_BYTES = 1 << 30
 _MAX_CHARACTERS = 8_000_000
 _MAX_TEMPLATE_BYTES = 1 << 20
@@ -108,7 +113,17 @@ def encode_chat(
   """
   _check(messages)
   mark = _unused_character(template, messages)
-  marked = [
+  marked = _marked(tokenizer, messages, mark)
+  text = render(
+    template, marked, tokenizer.bos, tokenizer.eos, add_generation_prompt
+  )
+  return tokenizer.encode_with_controls(text, mark)
+
+
+def _marked(
+  tokenizer: tokenizer_lib.Tokenizer, messages: Sequence[Message], mark: str
+) -> list[Message]:
+  return [
     {
       'role': message['role'],
       'content': tokenizer.break_controls(
@@ -119,10 +134,80 @@ def encode_chat(
     }
     for message in messages
   ]
-  text = render(
-    template, marked, tokenizer.bos, tokenizer.eos, add_generation_prompt
+
+
+def renderer(
+  tokenizer: tokenizer_lib.Tokenizer, template: str
+) -> Callable[[Sequence[Sequence[Message]]], list[Rendered | str]]:
+  """Returns what renders conversations to train on, many in one process.
+
+  Control tokens come from the template alone, as in `encode_chat`. No answer
+  is asked for.
+
+  Args:
+    tokenizer: that of the model.
+    template: a Jinja chat template.
+
+  Returns:
+    A function of conversations. It returns for each the rendered text, or in
+    words why there is none.
+  """
+
+  def render_all(
+    conversations: Sequence[Sequence[Message]],
+  ) -> list[Rendered | str]:
+    results: list[Rendered | str] = [''] * len(conversations)
+    requests, marks = {}, {}
+    for number, messages in enumerate(conversations):
+      try:
+        _check(messages)
+        marks[number] = _unused_character(template, messages)
+        marked = _marked(tokenizer, messages, marks[number])
+      except ChatError as error:
+        results[number] = str(error)
+        continue
+      requests[number] = _variables(
+        marked, tokenizer.bos, tokenizer.eos, add_generation_prompt=False
+      )
+    answers = _render_in_child(template, list(requests.values()))
+    for number, answer in zip(requests, answers, strict=True):
+      if 'text' in answer:
+        text, mark = answer['text'], marks[number]
+        results[number] = Rendered(text.replace(mark, ''), text, mark)
+      else:
+        results[number] = f'the chat template {_one_line(answer["error"])}'
+    return results
+
+  return render_all
+
+
+def rules_with_template(
+  rules: Rules, tokenizer: tokenizer_lib.Tokenizer, path: str
+) -> tuple[Rules, str]:
+  """Rules that render conversations by a tokenizer's own template.
+
+  Args:
+    rules: any.
+    tokenizer: what renders for it must not let control tokens through.
+    path: of the tokenizer.json, or of its folder, '' for none.
+
+  Returns:
+    The rules, unchanged without a template, and its SHA-256, '' without one.
+
+  Raises:
+    InputError: see `find_template`.
+  """
+  folder = pathlib.Path(path)
+  folder = folder if folder.is_dir() else folder.parent
+  template = find_template(folder) if path else ''
+  if not template:
+    return rules, ''
+  rules = dataclasses.replace(
+    rules,
+    render=renderer(tokenizer, template),
+    rendering=f'by the chat template of {folder}',
   )
-  return tokenizer.encode_with_controls(text, mark)
+  return rules, hashlib.sha256(template.encode('utf-8', 'replace')).hexdigest()
 
 
 def _unused_character(template: str, messages: Sequence[Message]) -> str:
@@ -156,7 +241,17 @@ def render(
       them, does what it must not, or takes too much time or memory.
   """
   _check(messages)
-  variables = {
+  variables = _variables(messages, bos, eos, add_generation_prompt)
+  (answer,) = _render_in_child(template, [variables])
+  if 'text' not in answer:
+    raise ChatError(f'the chat template {_one_line(answer["error"])}')
+  return answer['text']
+
+
+def _variables(
+  messages: Sequence[Message], bos: str, eos: str, add_generation_prompt: bool
+) -> dict[str, object]:
+  return {
     'messages': [dict(message) for message in messages],
     'tools': None,
     'documents': None,
@@ -164,18 +259,27 @@ def render(
     'eos_token': eos,
     'add_generation_prompt': add_generation_prompt,
   }
+
+
+def _render_in_child(
+  template: str, variables: Sequence[dict[str, object]]
+) -> list[dict[str, str]]:
+  """Returns {'text': ...} or {'error': ...} for each of the variables."""
+  if not variables:
+    return []
+  seconds = _SECONDS + _SECONDS_EACH * (len(variables) - 1)
   request = {
     'template': template,
     'variables': variables,
     'path': _jinja_path(),
-    'seconds': _SECONDS,
+    'seconds': seconds,
     'memory': _MAX_MEMORY_BYTES,
     'characters': _MAX_CHARACTERS,
   }
-  answer = _ask_child(json.dumps(request).encode())
-  if 'text' not in answer:
-    raise ChatError(f'the chat template {_one_line(answer["error"])}')
-  return answer['text']
+  answers, problem = _ask_child(json.dumps(request).encode(), seconds)
+  # The first one without an answer is the one that has to do with it.
+  missing = len(variables) - len(answers)
+  return answers + [{'error': problem}] * missing
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -213,10 +317,17 @@ def _jinja_path() -> list[str]:
   return sorted({str(pathlib.Path(spec.origin).parents[1]) for spec in specs})
 
 
-def _ask_child(request: bytes) -> dict[str, str]:
-  """Renders in a process of its own, which has ended when this returns."""
-  functions = (_limit, _environment, _answer, _serve)
+def _ask_child(
+  request: bytes, seconds: float
+) -> tuple[list[dict[str, str]], str]:
+  """Renders in a process of its own, which has ended when this returns.
+
+  Returns:
+    The answers that it gave, and why there are no more.
+  """
+  functions = (_limit, _environment, _compile, _answer, _serve)
   code = '\n'.join(map(inspect.getsource, functions)) + '\n_serve()\n'
+  too_long = f'takes longer than {seconds:g} s'
   try:
     child = subprocess.run(
       # Neither the user's folders nor the current one nor any `.pth` file.
@@ -224,24 +335,27 @@ def _ask_child(request: bytes) -> dict[str, str]:
       input=request,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
-      timeout=_SECONDS,
+      timeout=seconds,
       env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
       check=False,
     )
-  except subprocess.TimeoutExpired:
-    return {'error': f'takes longer than {_SECONDS} s'}
+  except subprocess.TimeoutExpired as error:
+    return _read_answers(error.stdout or b''), too_long
   except OSError as error:
-    return {'error': f'cannot be rendered in a process ({error})'}
+    return [], f'cannot be rendered in a process ({error})'
+  answers = _read_answers(child.stdout)
   if child.returncode == -signal.SIGXCPU:
-    return {'error': f'takes longer than {_SECONDS} s'}
-  try:
-    return json.loads(child.stdout)
-  except ValueError:
-    return {'error': f'ended its process with code {child.returncode}'}
+    return answers, too_long
+  return answers, f'ended its process with code {child.returncode}'
+
+
+def _read_answers(output: bytes) -> list[dict[str, str]]:
+  """One answer a line; the last line may be cut."""
+  return [json.loads(line) for line in output.split(b'\n')[:-1]]
 
 
 # The rest runs in the child alone, as a program of its own that knows of this
-# file nothing but the four functions.
+# file nothing but the five functions.
 
 
 def _serve():
@@ -251,7 +365,11 @@ def _serve():
   request = json.load(sys.stdin.buffer)
   sys.path += request['path']
   _limit(request['memory'], request['seconds'])
-  sys.stdout.write(json.dumps(_answer(request)))
+  template, error = _compile(request)
+  for variables in request['variables']:
+    answer = error or _answer(template, variables, request)
+    sys.stdout.write(json.dumps(answer) + '\n')
+    sys.stdout.flush()
 
 
 def _limit(memory, seconds):
@@ -319,16 +437,31 @@ def _environment():
   return result
 
 
-def _answer(request):
+def _compile(request):
+  import jinja2
+
+  try:
+    return _environment().from_string(request['template']), None
+  except MemoryError:
+    return None, {'error': f'needs more than {request["memory"] >> 20} MiB'}
+  except jinja2.TemplateSyntaxError as error:
+    words = f'has an error in line {error.lineno}: {error.message}'
+    return None, {'error': words}
+  except Exception as error:
+    words = f'fails with {type(error).__name__}: {error}'
+    return None, {'error': words}
+
+
+def _answer(template, variables, request):
   import jinja2
   import jinja2.sandbox
 
-  limit, length, pieces = request['characters'], 0, []
+  limit, pieces = request['characters'], []
   try:
-    template = _environment().from_string(request['template'])
-    for piece in template.generate(**request['variables']):
-      length += len(piece)
-      if length > limit:
+    for piece in template.generate(**variables):
+      # Of all answers together: the parent holds them at once.
+      request['characters'] -= len(piece)
+      if request['characters'] < 0:
         return {'error': f'writes more than {limit} characters'}
       pieces.append(piece)
     return {'text': ''.join(pieces)}

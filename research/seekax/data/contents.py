@@ -10,7 +10,7 @@ import numpy as np
 from seekax.config import DataConfig
 from seekax.data import sources, split
 from seekax.data.documents import Chosen, Documents, frame, InMemory, Joined
-from seekax.data.formats import DataError, Document
+from seekax.data.formats import DataError, Document, Rules, rules_of
 from seekax.data.shards import CorruptRecordError, TokenFolder
 from seekax.data.tokenizer import Tokenizer
 
@@ -104,15 +104,20 @@ class Contents:
     return [self.source.weight, len(self.train_texts), folders]
 
 
-def read(config: DataConfig) -> list[Contents]:
+def read(config: DataConfig, rules: Rules | None = None) -> list[Contents]:
   """Reads the sources and holds out a part; an only text is cut in two.
+
+  Args:
+    config: the `data` group.
+    rules: how files are read; None: as the config says.
 
   Raises:
     DataError: a source can't be read, or leaves nothing to train on, or
       nothing at all is held out.
   """
   parsed = sources.parse(config.source)
-  texts = [sources.read_text(source) for source in parsed]
+  rules = rules_of(config) if rules is None else rules
+  texts = [sources.read_text(source, rules) for source in parsed]
   folders = [_open_folders(source, config.skip_corrupt) for source in parsed]
   if len(parsed) == 1 and len(texts[0]) == 1 and not folders[0]:
     train, heldout = split.split_lines(texts[0][0], config.heldout_fraction)
@@ -176,8 +181,7 @@ def tokenize(
   documents: Sequence[Document], tokenizer: Tokenizer
 ) -> list[np.ndarray]:
   """Returns each document as int32 [bos, tokens..., eos]."""
-  texts = [document.text for document in documents]
   return [
     frame(tokens, tokenizer.bos_id, tokenizer.eos_id)
-    for tokens in tokenizer.encode_many(texts)
+    for tokens in tokenizer.encode_documents(documents)
   ]

@@ -1,6 +1,6 @@
-"""Files of text: plain, JSONL (also gzipped) and parquet, read as a stream."""
+"""Files of text: plain, JSON lines (also gzipped) and parquet, as a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import gzip
 import json
@@ -8,55 +8,161 @@ import pathlib
 from typing import Any, BinaryIO
 import zlib
 
-from seekax.config import InputError
+from seekax.config import DataConfig, InputError
 
-_PARQUET_ROWS = 1024  # Read at a time.
+# Endings count in any letter case.
+_LINES = ('.jsonl', '.ndjson')
+_GZIPPED_LINES = ('.jsonl.gz', '.ndjson.gz')
+_BOM = '\ufeff'
+_HEAD_BYTES = 1 << 16  # Tell whether a file that is too long is text at all.
+_MAX_BLANK_LINES = 10_000_000  # In a row; a small gzip file may hold many more.
+_PARQUET_ROWS = 64  # Read at a time.
+_PARQUET_BUFFER_BYTES = 1 << 20
+# Of conversations that are rendered together.
+_RENDERED_ROWS = 512
+_RENDERED_BYTES = 1 << 20
+_MAX_REASON_CHARACTERS = 200
 
 
 class DataError(InputError):
   """Data that cannot work; the message says what, where, the fix."""
 
 
-class NotUtf8Error(DataError):
+class NotTextError(DataError):
+  """A file that is passed over if there are others: it holds no text."""
+
+
+class NotUtf8Error(NotTextError):
   """A file has another coding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A text and its name, which is unique and the same on every machine."""
+  """A text.
+
+  Attributes:
+    name: unique, and the same on every machine.
+    text: what it says.
+    marked: for a conversation that a chat template rendered, the text with
+      `mark` in it, as `Tokenizer.encode_with_controls` takes it.
+    mark: see there.
+    from_messages: whether it is a conversation.
+  """
 
   name: str
   text: str
+  marked: str = ''
+  mark: str = ''
+  from_messages: bool = False
 
 
-def read_file(path: pathlib.Path, name: str) -> Iterator[Document]:
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+  """A conversation as text; see `Document`."""
+
+  text: str
+  marked: str = ''
+  mark: str = ''
+
+
+Messages = Sequence[Any]
+
+
+def render_plainly(conversations: Sequence[Messages]) -> list[Rendered | str]:
+  """What stands in for a chat template: `role: content`, a blank line between.
+
+  Returns:
+    One each; a text says why there is none.
+  """
+  return [_render_plainly(messages) for messages in conversations]
+
+
+def _render_plainly(messages: Messages) -> Rendered | str:
+  for message in messages:
+    fields = message if isinstance(message, dict) else {}
+    if not all(isinstance(fields.get(k), str) for k in ('role', 'content')):
+      return 'a message is not an object of a role and a content, both strings'
+  turns = (f'{m["role"]}: {m["content"]}\n' for m in messages)
+  return Rendered('\n'.join(turns))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """How files are read.
+
+  Attributes:
+    text_field: the field of JSON lines, the column of parquet.
+    include: patterns of the files to read, '' for all; see `DataConfig`.
+    exclude: patterns of those to leave out.
+    max_document_bytes: a longer document is refused.
+    limit_option: what to name as the option that raises the limit.
+    tokenizer: a path whose files are no text, if they lie in the source.
+    render: makes text of conversations, as `render_plainly`.
+    rendering: how, in words.
+  """
+
+  text_field: str = 'text'
+  include: str = ''
+  exclude: str = ''
+  max_document_bytes: int = DataConfig.max_document_bytes
+  limit_option: str = '--config.data.max_document_bytes'
+  tokenizer: str = ''
+  render: Callable[[Sequence[Messages]], list[Rendered | str]] = render_plainly
+  rendering: str = 'as plain text, for there is no chat template'
+
+
+DEFAULT_RULES = Rules()
+
+
+def rules_of(config: DataConfig) -> Rules:
+  """The rules that a run's config gives."""
+  return Rules(
+    text_field=config.text_field,
+    include=config.include,
+    exclude=config.exclude,
+    max_document_bytes=config.max_document_bytes,
+    tokenizer=config.tokenizer,
+  )
+
+
+def read_file(
+  path: pathlib.Path, name: str, rules: Rules = DEFAULT_RULES
+) -> Iterator[Document]:
   """Yields the documents of a file, without the empty ones.
 
+  A byte order mark at the start of a file or a line is dropped.
+
   Args:
-    path: `.jsonl` and `.jsonl.gz` have an object with a string `text` on each
-      line, `.parquet` a column `text` of strings; any other file is one text.
+    path: JSON lines (`.jsonl`, `.ndjson`, also with `.gz`) have an object with
+      the text, or with `messages`, on each line, `.parquet` a column of
+      strings; any other file is one text.
     name: of the document, or of all of them, followed by `:line` or `:row`.
+    rules: see `Rules`.
 
   Raises:
-    DataError: the file is unreadable, or not what its name says.
+    NotTextError: the file is no text, nor named like data.
+    DataError: the file is unreadable, not what its name says, or too long.
   """
   if not path.is_file():  # A pipe would block; a dangling link has no text.
-    raise DataError(f'{path} is not a regular file; remove it from the source')
+    raise NotTextError(
+      f'{path} is not a regular file; remove it from the source'
+    )
+  ending = path.name.lower()
   try:
-    if path.name.endswith('.jsonl.gz'):
+    if ending.endswith(_GZIPPED_LINES):
       with gzip.open(path) as file:
-        yield from _read_lines(file, path, name)
-    elif path.suffix == '.jsonl':
+        yield from _rendered(_read_lines(file, path, name, rules), rules)
+    elif ending.endswith(_LINES):
       with path.open('rb') as file:
-        yield from _read_lines(file, path, name)
-    elif path.suffix == '.parquet':
-      yield from _read_parquet(path, name)
-    elif path.suffix == '.array_record':
+        yield from _rendered(_read_lines(file, path, name, rules), rules)
+    elif ending.endswith('.parquet'):
+      yield from _read_parquet(path, name, rules)
+    elif ending.endswith('.array_record'):
       raise DataError(
         f'{path} is a shard of tokens; give the folder that seekax tokenize '
         'wrote, as a source of its own'
       )
-    elif text := _decode(path.read_bytes(), path):
+    elif text := _read_text(path, rules):
       yield Document(name, text)
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise DataError(
@@ -73,50 +179,158 @@ def unreadable(path: Any, error: OSError) -> DataError:
   )
 
 
-def _decode(content: bytes, path: pathlib.Path, offset: int = 0) -> str:
+def _too_long(where: str, rules: Rules) -> DataError:
+  return DataError(
+    f'{where} is longer than {rules.max_document_bytes} bytes; cut it into '
+    f'several documents, or raise {rules.limit_option} (a document is held in '
+    'memory several times)'
+  )
+
+
+def _read_text(path: pathlib.Path, rules: Rules) -> str:
+  """All of a file, of which no more than the limit is ever read."""
+  with path.open('rb') as file:
+    content = file.read(_HEAD_BYTES)
+    try:
+      content.decode('utf-8')
+    except UnicodeDecodeError as error:
+      # The last character may be cut.
+      if error.start < _HEAD_BYTES - 4:
+        raise _not_utf8(path, error.start) from error
+    if path.stat().st_size <= rules.max_document_bytes:
+      content += file.read(rules.max_document_bytes + 1 - len(content))
+    if max(path.stat().st_size, len(content)) > rules.max_document_bytes:
+      raise _too_long(str(path), rules)
   try:
-    return content.decode('utf-8')
+    return content.decode('utf-8').removeprefix(_BOM)
   except UnicodeDecodeError as error:
-    raise NotUtf8Error(
-      f'{path} is not UTF-8 at byte {offset + error.start}; convert it to '
-      'UTF-8 or remove it from the source'
-    ) from error
+    raise _not_utf8(path, error.start) from error
+
+
+def _not_utf8(path: pathlib.Path, offset: int) -> NotUtf8Error:
+  return NotUtf8Error(
+    f'{path} is not UTF-8 at byte {offset}; convert it to UTF-8 or remove it '
+    'from the source'
+  )
 
 
 def _read_lines(
-  file: BinaryIO, path: pathlib.Path, name: str
-) -> Iterator[Document]:
-  offset = 0
+  file: BinaryIO, path: pathlib.Path, name: str, rules: Rules
+) -> Iterator[tuple[Document | Messages, str, str, int]]:
+  """Yields what `_rendered` takes."""
+  offset, number, blank = 0, 0, 0
   # Of bytes: JSON strings may hold U+2028 and its kin unescaped.
-  for number, content in enumerate(file, 1):
-    line = _decode(content, path, offset)
+  while content := file.readline(rules.max_document_bytes + 1):
+    number += 1
+    where = f'{path}:{number}'
+    if len(content) > rules.max_document_bytes:
+      raise _too_long(f'the line {where}', rules)
+    try:
+      line = content.decode('utf-8').removeprefix(_BOM)
+    except UnicodeDecodeError as error:
+      # Not to be passed over: some of its lines may be read already.
+      raise DataError(str(_not_utf8(path, offset + error.start))) from error
     offset += len(content)
-    if line.strip() and (text := _parse_line(line, f'{path}:{number}')):
-      yield Document(f'{name}:{number}', text)
+    if not line.strip():
+      blank += 1
+      if blank > _MAX_BLANK_LINES:
+        raise DataError(f'{where}: {blank} lines in a row are blank; cut them')
+      continue
+    blank = 0
+    found = _parse_line(line, where, rules.text_field)
+    if isinstance(found, str) and found:
+      yield Document(f'{name}:{number}', found), '', '', 0
+    elif not isinstance(found, str):
+      yield found, f'{name}:{number}', where, len(content)
 
 
-def _parse_line(line: str, where: str) -> str:
+def _parse_line(line: str, where: str, field: str) -> str | Messages:
+  """The text of a line, or its messages."""
   try:
-    record = json.loads(line)
+    # Numbers are not used, and Python refuses to convert very long ones.
+    record = json.loads(line, parse_int=_no_number)
   except (ValueError, RecursionError) as error:
     raise DataError(
       f'{where} is not JSON ({error}); each line must be one object with a '
-      "string 'text'"
+      f'string {field!r}'
     ) from error
-  text = record.get('text') if isinstance(record, dict) else None
-  if not isinstance(text, str):
-    raise DataError(f"{where} is not a JSON object with a string 'text'")
+  fields = record if isinstance(record, dict) else {}
+  found = fields.get(field)
+  if found is None and isinstance(fields.get('messages'), list):
+    try:
+      spelt = json.dumps(fields['messages'], ensure_ascii=False)
+    except RecursionError as error:
+      raise DataError(f"{where} has 'messages' nested too deeply") from error
+    _check_unicode(spelt, where, 'messages')
+    return fields['messages']
+  if not isinstance(found, str):
+    raise DataError(
+      f'{where} is not a JSON object with a string {field!r}, nor with '
+      "'messages'; data.text_field (tokenize: --text_field) names another field"
+    )
+  _check_unicode(found, where, field)
+  return found
+
+
+def _no_number(digits: str) -> int:
+  del digits
+  return 0
+
+
+def _check_unicode(text: str, where: str, what: str) -> None:
   try:
     text.encode('utf-8')
   except UnicodeEncodeError as error:
     raise DataError(
-      f"{where} has a lone surrogate in 'text' at character {error.start}; "
+      f'{where} has a lone surrogate in {what!r} at character {error.start}; '
       'write valid Unicode'
     ) from error
-  return text
 
 
-def _read_parquet(path: pathlib.Path, name: str) -> Iterator[Document]:
+def _rendered(
+  rows: Iterator[tuple[Document | Messages, str, str, int]], rules: Rules
+) -> Iterator[Document]:
+  """Turns conversations into documents, many at a time, in their order.
+
+  Args:
+    rows: a document; or messages, the name of the document to be, where they
+      stand, and how many bytes they take.
+    rules: with the way to render.
+  """
+  waiting, conversations, num_bytes = [], 0, 0
+  for row in rows:
+    if not waiting and isinstance(row[0], Document):
+      yield row[0]
+      continue
+    waiting.append(row)
+    conversations += not isinstance(row[0], Document)
+    num_bytes += row[3] or len(row[0].text)
+    if conversations >= _RENDERED_ROWS or num_bytes >= _RENDERED_BYTES:
+      yield from _render(waiting, rules)
+      waiting, conversations, num_bytes = [], 0, 0
+  yield from _render(waiting, rules)
+
+
+def _render(
+  rows: Sequence[tuple[Document | Messages, str, str, int]], rules: Rules
+) -> Iterator[Document]:
+  conversations = [r[0] for r in rows if not isinstance(r[0], Document)]
+  results = iter(rules.render(conversations) if conversations else ())
+  for row, name, where, _ in rows:
+    if isinstance(row, Document):
+      yield row
+      continue
+    result = next(results)
+    if isinstance(result, str):
+      reason = ' '.join(result.split())[:_MAX_REASON_CHARACTERS]
+      raise DataError(f"{where} has 'messages' that can't be used: {reason}")
+    if result.text:
+      yield Document(name, result.text, result.marked, result.mark, True)
+
+
+def _read_parquet(
+  path: pathlib.Path, name: str, rules: Rules
+) -> Iterator[Document]:
   try:
     import pyarrow
     import pyarrow.parquet
@@ -124,21 +338,42 @@ def _read_parquet(path: pathlib.Path, name: str) -> Iterator[Document]:
     raise DataError(
       f"{path}: parquet needs pyarrow; pip install 'seekax[data]'"
     ) from error
+  field, row = rules.text_field, 0
   try:
-    with pyarrow.parquet.ParquetFile(path) as file:
-      kinds = {field.name: field.type for field in file.schema_arrow}
-      if not _is_string(kinds.get('text')):
-        raise DataError(f"{path} has no column 'text' of strings")
-      row = 0
-      for batch in file.iter_batches(_PARQUET_ROWS, columns=['text']):
-        for text in batch.column(0).to_pylist():
+    with pyarrow.parquet.ParquetFile(
+      path, buffer_size=_PARQUET_BUFFER_BYTES
+    ) as file:
+      kinds = {entry.name: entry.type for entry in file.schema_arrow}
+      if not _is_string(kinds.get(field)):
+        raise DataError(
+          f'{path} has no column {field!r} of strings; data.text_field '
+          '(tokenize: --text_field) names another'
+        )
+      _check_pages(file.metadata, path, rules)
+      for batch in file.iter_batches(_PARQUET_ROWS, columns=[field]):
+        for value in batch.column(0):
           row += 1
-          if text:
-            yield Document(f'{name}:{row}', text)
+          # Before a Python string is made of it.
+          buffer = value.as_buffer()
+          if buffer is not None and buffer.size > rules.max_document_bytes:
+            raise _too_long(f'row {row} of {path}', rules)
+          if buffer is not None and buffer.size:
+            yield Document(f'{name}:{row}', value.as_py())
   except UnicodeDecodeError as error:
-    raise NotUtf8Error(f'{path} is not UTF-8 in row {row + 1}') from error
+    raise DataError(f'{path} is not UTF-8 in row {row}') from error
   except pyarrow.ArrowException as error:
     raise DataError(f'{path} is no parquet file ({error})') from error
+
+
+def _check_pages(metadata: Any, path: pathlib.Path, rules: Rules) -> None:
+  """Refuses groups whose rows are too long on the average, before reading."""
+  paths = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
+  column = paths.index(rules.text_field)
+  for number in range(metadata.num_row_groups):
+    group = metadata.row_group(number)
+    size = group.column(column).total_uncompressed_size
+    if size > rules.max_document_bytes * max(group.num_rows, 1):
+      raise _too_long(f'a row of group {number} of {path}', rules)
 
 
 def _is_string(kind: Any) -> bool:

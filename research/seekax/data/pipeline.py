@@ -337,7 +337,9 @@ def fingerprint(
   """
   decisive = {
     'version': _FORMAT_VERSION,
-    'documents': [(d.name, sources.sha256(d.text)) for d in documents],
+    'documents': [
+      (d.name, sources.sha256(d.marked or d.text)) for d in documents
+    ],
     'tokenizer': sources.sha256(tokenizer.to_json()),
     'sequence_length': config.sequence_length,
     'batch_size': config.batch_size,

@@ -4,7 +4,7 @@ The reader hands documents out in one fixed order, so that what the shards hold
 depends neither on the number of processes nor on interruptions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
 from concurrent.futures import process as process_pool
 import contextlib
@@ -18,16 +18,20 @@ import pathlib
 import threading
 from typing import Any
 
+from seekax.data import chat, sources
 from seekax.data import shards as shards_lib
-from seekax.data import sources
 from seekax.data import tokenizer as tokenizer_lib
-from seekax.data.formats import DataError, Document
+from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
 from seekax.data.shards import Shard
 from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
 from seekax.data.tokenizer import Tokenizer
 
 # A shard also ends here, so that long documents don't fill the memory.
 _SHARD_BYTES = 64 << 20
+
+# Keys of the plan that must be the same for a call to go on.
+_DECISIVE = ('source_sha256', 'tokenizer_sha256', 'shard_documents')
+_DECISIVE += ('text_field', 'chat_template_sha256')
 
 _tokenizer: Tokenizer  # Of a worker process, set when it starts.
 
@@ -56,6 +60,7 @@ def tokenize(
   workers: int,
   shard_documents: int,
   report: Callable[[Progress], None] = lambda progress: None,
+  rules: Rules = DEFAULT_RULES,
 ) -> bool:
   """Writes a folder that `shards.TokenFolder` reads.
 
@@ -66,6 +71,8 @@ def tokenize(
     workers: processes.
     shard_documents: at most so many in a shard.
     report: called after every shard.
+    rules: how files are read; conversations are rendered by the tokenizer's
+      own chat template, if it has one.
 
   Returns:
     False if the folder was complete already.
@@ -76,14 +83,19 @@ def tokenize(
   """
   parsed = _parse(source)
   tokenizer = _load_tokenizer(tokenizer_path)
+  rules = dataclasses.replace(rules, tokenizer=tokenizer_path)
+  rules, template = chat.rules_with_template(rules, tokenizer, tokenizer_path)
   folder = pathlib.Path(target)
   plan = {
     'source': [os.path.basename(os.path.abspath(p)) for p in parsed.paths],
-    'source_sha256': fingerprint(parsed),
+    'source_sha256': fingerprint(parsed, rules),
     'tokenizer_sha256': shards_lib.sha256_of(tokenizer),
     'bos': tokenizer.bos,
     'eos': tokenizer.eos,
     'shard_documents': shard_documents,
+    # What older folders lack is said only where it differs from them.
+    **({'text_field': rules.text_field} if rules.text_field != 'text' else {}),
+    **({'chat_template_sha256': template} if template else {}),
   }
   if _is_complete(folder, plan):
     _remove_traces(folder)
@@ -91,13 +103,12 @@ def tokenize(
   folder.mkdir(parents=True, exist_ok=True)
   with _locked(folder):
     _begin(folder, plan, tokenizer)
-    written = _write_shards(
-      folder, _batches(parsed, shard_documents), tokenizer, workers, report
-    )
+    passed = sources.PassedOver()
+    documents = sources.stream(parsed, rules, passed)
+    batches = _batches(documents, shard_documents)
+    written = _write_shards(folder, batches, tokenizer, workers, report)
     if not written:
-      raise DataError(
-        f'--source={source} holds no text; give one with text in it'
-      )
+      raise sources.no_text(f'--source={source}', passed)
     shards_lib.write_manifest(folder, plan, tokenizer, written)
     _remove_traces(folder)
   return True
@@ -136,15 +147,13 @@ def _load_tokenizer(path: str) -> Tokenizer:
   return tokenizer_lib.load(path)
 
 
-def fingerprint(source: sources.Source) -> str:
+def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
   """SHA-256 over the names and contents of a source's files."""
   total = hashlib.sha256()
   for path, prefix in zip(source.paths, source.prefixes, strict=True):
-    for file, name in sources.find_files(path):
+    for file, name in sources.find_files(path, rules):
       if not file.is_file():
-        raise DataError(
-          f'{file} is not a regular file; remove it from the source'
-        )
+        continue  # Nor is it read.
       try:
         entry = [prefix + name, shards_lib.file_sha256(file)]
       except OSError as error:
@@ -159,8 +168,14 @@ def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
     if not (folder / name).is_file():
       continue
     found = tokenizer_lib.read_json(folder / name, max_bytes=1 << 30)
-    for key in ('source_sha256', 'tokenizer_sha256', 'shard_documents'):
-      if found.get(key) != plan[key]:
+    is_ours = found.keys() >= {'source_sha256', 'tokenizer_sha256'}
+    begun = name == TOKENS_MANIFEST or any(folder.glob('part-*.done'))
+    if is_ours and not begun:
+      return False  # Nothing was written yet, perhaps for want of text.
+    # A folder written before there were templates tells of none.
+    found.setdefault('chat_template_sha256', plan.get('chat_template_sha256'))
+    for key in _DECISIVE:
+      if found.get(key) != plan.get(key):
         what = key.removesuffix('_sha256')
         raise DataError(
           f'--target={folder} was begun with another {what}; give what it was '
@@ -196,10 +211,10 @@ def _remove_traces(folder: pathlib.Path) -> None:
 
 
 def _batches(
-  source: sources.Source, shard_documents: int
+  documents: Iterable[Document], shard_documents: int
 ) -> Iterator[list[Document]]:
   batch, num_bytes = [], 0
-  for document in sources.stream(source):
+  for document in documents:
     batch.append(document)
     num_bytes += len(document.text)
     if len(batch) >= shard_documents or num_bytes >= _SHARD_BYTES:

@@ -95,7 +95,7 @@ def write_shard(
     str(temporary), _WRITER_OPTIONS
   )
   dtype = dtype_for(tokenizer.vocab_size)
-  for number, ids in enumerate(tokenizer.encode_many(texts)):
+  for number, ids in enumerate(tokenizer.encode_documents(documents)):
     tokens = frame(ids, tokenizer.bos_id, tokenizer.eos_id)
     writer.write(tokens.astype(dtype).tobytes())
     text = texts[number]

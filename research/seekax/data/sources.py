@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import fnmatch
 import hashlib
+import logging
 import math
 import os
 import pathlib
 import re
 import sysconfig
 
-from seekax.data import formats
-from seekax.data.formats import DataError, Document
+from seekax.config import Config
+from seekax.data import formats, own_output
+from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
+
+_logger = logging.getLogger(__name__)
 
 STDLIB = 'stdlib'
 STDLIB_LICENCE = 'PSF-2.0 (Python Software Foundation License)'
@@ -24,7 +29,42 @@ _STDLIB_SKIPPED = _SKIPPED.union(
   ('site-packages', 'dist-packages', 'test', 'idlelib', 'lib2to3')
   + ('pydoc_data', 'encodings')
 )
+_NAMED = 3  # Of the files of a kind that are passed over.
 _WEIGHTED = re.compile(r'\s*([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*(.+)', re.DOTALL)
+
+
+class PassedOver:
+  """What a reading leaves out, by reason, to be said in a line of the log."""
+
+  def __init__(self):
+    self.first_problem = ''
+    self._names = {}
+    self._conversations = 0
+
+  def add(self, reason: str, name: str, problem: str = '') -> None:
+    """Notes a file or a folder; `problem` is its message as an only one."""
+    self._names.setdefault(reason, []).append(name)
+    self.first_problem = self.first_problem or problem
+
+  def add_conversation(self) -> None:
+    """Notes a row that was rendered."""
+    self._conversations += 1
+
+  def say(self, source: object, rules: Rules) -> None:
+    """Writes the lines."""
+    for reason, names in self._names.items():
+      named = ', '.join(ascii(name) for name in names[:_NAMED])
+      more = ', ...' if len(names) > _NAMED else ''
+      _logger.warning(
+        '%s: passed over %s (%d): %s%s', source, reason, len(names), named, more
+      )
+    if self._conversations:
+      _logger.warning(
+        "%s: %d rows hold 'messages'; they are rendered %s",
+        source,
+        self._conversations,
+        rules.rendering,
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +150,55 @@ def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
   )
 
 
+def absolute_paths(config: Config, folder: str) -> Config:
+  """A run's config whose paths mean the same from any folder.
+
+  Args:
+    config: of a run; a leading ~ is the user's home.
+    folder: what its relative paths are relative to.
+  """
+  train = {
+    key: _absolute(getattr(config.train, key), folder)
+    for key in ('init_from', 'compilation_cache')
+  }
+  data = {
+    'source': absolute(config.data.source, folder),
+    'tokenizer': _absolute(config.data.tokenizer, folder),
+  }
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, **data),
+    train=dataclasses.replace(config.train, **train),
+  )
+
+
+def absolute(text: str, folder: str) -> str:
+  """`data.source` with absolute paths; see `parse`.
+
+  It stays as it is where the folder's own name has a comma, at which `parse`
+  would cut it.
+  """
+  whole = _absolute(text, folder)
+  if text == STDLIB or os.path.exists(whole):
+    return whole
+  if ',' in folder or ',' in os.path.expanduser('~'):
+    return text
+  items = []
+  for item in text.split(','):
+    match = _WEIGHTED.fullmatch(item)
+    weight, path = (f'{match[1]}*', match[2]) if match else ('', item)
+    path = path.strip()
+    items.append(weight + (_absolute(path, folder) if path else ''))
+  return ','.join(items)
+
+
+def _absolute(path: str, folder: str) -> str:
+  """An absolute path; words that are no paths stay."""
+  if path in ('', STDLIB, 'auto') or '://' in path:
+    return path
+  return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+
+
 def is_tokens(path: str) -> bool:
   """Whether this is a folder of tokens, and not of text.
 
@@ -139,7 +228,7 @@ def read_documents(source: str) -> list[Document]:
   return read_text(parsed[0])
 
 
-def read_text(source: Source) -> list[Document]:
+def read_text(source: Source, rules: Rules = DEFAULT_RULES) -> list[Document]:
   """Reads the texts of a source, sorted by name; empty ones are left out.
 
   Folders of tokens are passed over.
@@ -152,39 +241,98 @@ def read_text(source: Source) -> list[Document]:
     DataError: a file is unreadable or not what its name says, or there is
       neither text nor a folder of tokens.
   """
-  documents = list(stream(source))
+  passed = PassedOver()
+  documents = list(stream(source, rules, passed))
   if not documents and not any(map(is_tokens, source.paths)):
-    raise DataError(
-      f"data.source='{source}' holds no text; give a file or folder with text "
-      'in it (hidden files are not read)'
-    )
+    raise no_text(f"data.source='{source}'", passed)
   return sorted(documents, key=lambda document: document.name)
 
 
-def stream(source: Source) -> Iterator[Document]:
-  """Yields the texts of a source, file by file in the order of their names."""
+def no_text(source: str, passed: PassedOver) -> DataError:
+  """What to raise for a source of which nothing is left."""
+  if passed.first_problem:
+    return DataError(f'{source} holds no text: {passed.first_problem}')
+  return DataError(
+    f'{source} holds no text; give a file or folder with text in it (hidden '
+    'files are not read, nor what include and exclude leave out)'
+  )
+
+
+def stream(
+  source: Source, rules: Rules = DEFAULT_RULES, passed: PassedOver | None = None
+) -> Iterator[Document]:
+  """Yields the texts of a source, file by file in the order of their names.
+
+  What isn't text is passed over, and said in the log at the end.
+
+  Args:
+    source: what to read.
+    rules: how.
+    passed: takes what was passed over.
+  """
+  passed = PassedOver() if passed is None else passed
   for path, prefix in zip(source.paths, source.prefixes, strict=True):
     if is_tokens(path):
       continue
-    for file, name in find_files(path):
+    for file, name in find_files(path, rules, passed):
       try:
-        yield from formats.read_file(file, prefix + name)
-      except formats.NotUtf8Error:
+        for document in formats.read_file(file, prefix + name, rules):
+          if document.from_messages:
+            passed.add_conversation()
+          yield document
+      except formats.NotTextError as error:
         if path != STDLIB:  # A few of its files declare another coding.
-          raise
+          passed.add('files that are not text', prefix + name, str(error))
+  passed.say(source, rules)
 
 
-def find_files(path: str) -> list[tuple[pathlib.Path, str]]:
-  """The files of a path, with their names relative to it, sorted by these."""
+def find_files(
+  path: str, rules: Rules = DEFAULT_RULES, passed: PassedOver | None = None
+) -> list[tuple[pathlib.Path, str]]:
+  """The files of a path, with their names relative to it, sorted by these.
+
+  Raises:
+    DataError: a folder can't be read, or is one that seekax writes.
+  """
+  passed = PassedOver() if passed is None else passed
+  root = pathlib.Path(path)
   if path == STDLIB:
     root = pathlib.Path(sysconfig.get_path('stdlib'))
-    files = [p for p in _walk(root, _STDLIB_SKIPPED) if p.suffix == '.py']
+    walked = _walk(root, _STDLIB_SKIPPED, passed)
+    files = [p for p in walked if p.suffix == '.py']
+  elif root.is_dir():
+    if kind := own_output.kind(root):
+      raise DataError(
+        f'{path} is {kind}, which holds no text to train on; give the folder '
+        'of the text'
+      )
+    files = list(_walk(root, _SKIPPED, passed))
   else:
-    root = pathlib.Path(path)
-    files = list(_walk(root)) if root.is_dir() else [root]
-    root = root if root.is_dir() else root.parent
+    files, root = [root], root.parent
   named = [(file, file.relative_to(root).as_posix()) for file in files]
-  return sorted(named, key=lambda entry: entry[1])
+  tokenizer = own_output.tokenizer_files(rules.tokenizer)
+  result = []
+  for file, name in sorted(named, key=lambda entry: entry[1]):
+    if tokenizer and os.path.realpath(file) in tokenizer:
+      passed.add('files of the tokenizer', name)
+    elif _is_wanted(name, rules):
+      result.append((file, name))
+  return result
+
+
+def _is_wanted(name: str, rules: Rules) -> bool:
+  """Whether the patterns take a file; `*` also stands for slashes."""
+
+  def matches(patterns: str) -> bool:
+    return any(
+      fnmatch.fnmatchcase(part, pattern.strip())
+      for pattern in patterns.split(',')
+      for part in (name, name.rpartition('/')[2])
+    )
+
+  return (not rules.include or matches(rules.include)) and not matches(
+    rules.exclude
+  )
 
 
 def sha256(text: str) -> str:
@@ -194,19 +342,46 @@ def sha256(text: str) -> str:
 
 
 def _walk(
-  root: pathlib.Path, skipped: frozenset[str] = _SKIPPED
+  top: pathlib.Path, skipped: frozenset[str], passed: PassedOver
 ) -> Iterator[pathlib.Path]:
-  """Yields the files below a folder: none hidden, none in a skipped folder."""
+  """Yields the files below a folder: none hidden, none in a skipped folder.
 
-  def fail(error: OSError):  # os.walk would pass over the folder in silence.
+  Links to folders elsewhere are followed. A link into what is read anyway, or
+  to a folder around it, is not: it would give documents twice, or for ever.
+  What seekax writes is no text.
+  """
+  read = [os.path.realpath(top)]
+  waiting = [top]
+  while waiting:
+    folder = waiting.pop()
+    folders = []
+    for entry in _entries(folder):
+      path, name = folder / entry.name, entry.name
+      if name.startswith('.') or (entry.is_dir() and name in skipped):
+        continue
+      if not entry.is_dir():
+        yield path
+        continue
+      label, real = path.relative_to(top).as_posix(), os.path.realpath(path)
+      if entry.is_symlink():
+        if any(_is_inside(real, r) or _is_inside(r, real) for r in read):
+          passed.add('links to folders that are read anyway', label)
+          continue
+        read.append(real)
+      if kind := own_output.kind(path):
+        passed.add(f'what seekax writes, {kind}', label)
+      else:
+        folders.append(path)
+    waiting += reversed(folders)
+
+
+def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(entries, key=lambda entry: entry.name)
+  except OSError as error:
     raise formats.unreadable(error.filename, error) from error
 
-  for folder, folders, files in os.walk(root, onerror=fail):
-    folders[:] = [
-      name
-      for name in folders
-      if not name.startswith('.') and name not in skipped
-    ]
-    for name in files:
-      if not name.startswith('.'):
-        yield pathlib.Path(folder, name)
+
+def _is_inside(path: str, folder: str) -> bool:
+  return path == folder or path.startswith(folder.rstrip('/') + '/')

@@ -85,6 +85,11 @@ def split_lines(
   Raises:
     DataError: there would be no line left to train on.
   """
+  if document.mark:
+    raise DataError(
+      f'{document.name} is the only document, a conversation, which can not be '
+      'cut into one to train on and one held out; give more'
+    )
   lines = document.text.splitlines(keepends=True)
   num_heldout = math.ceil(len(lines) * heldout_fraction)
   if num_heldout >= len(lines):

@@ -6,6 +6,7 @@ chat template writes is read with its control tokens (`encode_with_controls`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+import functools
 import json
 import os
 import pathlib
@@ -14,9 +15,15 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+  decoders,
+  models,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
-from seekax.data import sources
+from seekax.data import foreign_tokenizer, long_text, sources, text_stream
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
@@ -48,11 +55,13 @@ _PIECES = (
 )
 _SPACES = re.compile(r'\s*')
 _WORD = re.compile(r'\w')
+_ADDED_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _MAX_CONFIG_BYTES = 16 << 20
+_MAX_TOKENIZER_BYTES = 256 << 20
 # Part of the cache key: raise it with every change of `train`.
 _RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
-_BLOCK_CHARACTERS = 1 << 20
+_BLOCK_CHARACTERS = 1 << 19
 
 
 class Tokenizer:
@@ -158,18 +167,45 @@ class Tokenizer:
     return self.encode_many([text])[0]
 
   def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Encodes texts on all cores; see `encode`."""
+    """Encodes texts on all cores, long ones in pieces; see `encode`."""
+    parts = [[] for _ in texts]
+    for block in _blocks(self._pieces(texts)):
+      encoded = self._encode_batch([piece for _, piece in block])
+      for (number, _), ids in zip(block, encoded, strict=True):
+        parts[number].append(ids)
+    return [p[0] if len(p) == 1 else np.concatenate(p) for p in parts]
+
+  def _pieces(self, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    for number, text in enumerate(texts):
+      for piece in long_text.cut(text, self._agrees):
+        yield number, piece
+
+  def _agrees(self, left: str, gap: str, right: str) -> bool:
+    """Whether cutting a text leaves its tokens as they are."""
+    whole, *parts = self._encode_batch([left + gap + right, left, right])
+    return np.array_equal(whole, np.concatenate(parts))
+
+  def _encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     try:
       return [
         np.array(encoding.ids, np.int32)
-        for block in _blocks(texts)
         for encoding in self._encoder.encode_batch_fast(
-          block, add_special_tokens=False
+          texts, add_special_tokens=False
         )
       ]
     except TypeError as error:
       raise sources.DataError(
         f'cannot encode text that is not valid Unicode ({error})'
+      ) from error
+    except BaseException as error:
+      # What the library can't do ends in a panic, which is no Exception.
+      known = isinstance(error, Exception)
+      if not known and type(error).__name__ != 'PanicException':
+        raise
+      reason = ' '.join(str(error).split())[:200]
+      raise sources.DataError(
+        f'the tokenizer fails on a text ({reason}); take another tokenizer or '
+        'other text'
       ) from error
 
   def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
@@ -196,6 +232,31 @@ class Tokenizer:
     for token_id, piece in zip(ids, encoded[1:], strict=True):
       parts += [np.array([token_id], np.int32), piece]
     return np.concatenate(parts)
+
+  def encode_documents(
+    self, documents: Sequence[sources.Document]
+  ) -> list[np.ndarray]:
+    """Encodes documents: texts, and conversations with their control tokens.
+
+    Returns:
+      int32 ids [L] of each, without BOS and EOS around it, also where a chat
+      template writes them.
+
+    Raises:
+      DataError: see `encode`.
+    """
+    texts = (document.text for document in documents if not document.mark)
+    encoded = iter(self.encode_many(list(texts)))
+    return [
+      self._encode_rendered(document) if document.mark else next(encoded)
+      for document in documents
+    ]
+
+  def _encode_rendered(self, document: sources.Document) -> np.ndarray:
+    ids = self.encode_with_controls(document.marked, document.mark)
+    start = int(ids[:1].tolist() == [self.bos_id])
+    end = len(ids) - int(ids[start:][-1:].tolist() == [self.eos_id])
+    return ids[start:end]
 
   def break_controls(
     self, text: str, mark: str, keep: Collection[str] = ()
@@ -252,25 +313,46 @@ class Tokenizer:
     return self._decoder.decode(ids, skip_special_tokens=True)
 
   def stream(self, ids: Iterable[int]) -> Iterator[str]:
-    """Decodes ids as they come; a piece waits until its UTF-8 is whole.
+    """Decodes ids as they come; text waits until no later id can change it.
 
     The pieces together are what `decode` makes of all the ids.
     """
-    stream = decoders.DecodeStream(skip_special_tokens=True)
-    seen, length = [], 0
-    for token_id in ids:
-      seen.append(int(token_id))
-      piece = stream.step(self._decoder, seen[-1])
-      if piece:
-        length += len(piece)
-        yield piece
-    rest = self.decode(seen)[length:]
-    if rest:
-      yield rest
+    return text_stream.stream(
+      map(int, ids), self.decode, self._byte_ids, self._skipped_ids
+    )
+
+  @functools.cached_property
+  def _byte_ids(self) -> frozenset[int]:
+    """Ids of byte fallback, which stand for a byte each."""
+    names = (f'<0x{byte:02X}>' for byte in range(256))
+    ids = map(self._decoder.token_to_id, names)
+    return frozenset(x for x in ids if x is not None)
+
+  @functools.cached_property
+  def _skipped_ids(self) -> frozenset[int]:
+    """Ids that `decode` makes nothing of."""
+    added = self._decoder.get_added_tokens_decoder()
+    return frozenset(x for x, token in added.items() if token.special)
 
   def to_json(self) -> str:
     """Returns the text of the tokenizer.json, unchanged if it was loaded."""
     return self._source
+
+  def to_json_with_bos(self) -> str:
+    """The same with a post-processor that puts BOS before every text.
+
+    Unchanged if it has a post-processor already. Nothing here runs it; other
+    people's tools do.
+    """
+    made = _parse(self._source)
+    if made.post_processor is not None:
+      return self._source
+    made.post_processor = processors.TemplateProcessing(
+      single=f'{self.bos} $A',
+      pair=f'{self.bos} $A {self.bos} $B:1',
+      special_tokens=[(self.bos, self.bos_id)],
+    )
+    return made.to_str()
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json that `load` and other people's tools read.
@@ -304,12 +386,7 @@ def train(
       '; raise model.vocab_size'
     )
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
+  tokenizer.pre_tokenizer = _words()
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
@@ -317,20 +394,58 @@ def train(
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
-  tokenizer.train_from_iterator(texts, trainer)
+  # Of its own: the tokenizer is locked while it learns.
+  same_words = functools.partial(_same_words, _words())
+  pieces = (
+    piece for text in texts for piece in long_text.cut(text, same_words)
+  )
+  tokenizer.train_from_iterator(pieces, trainer)
   return Tokenizer(tokenizer.to_str())
 
 
-def load(path: str | os.PathLike, bos: str = '', eos: str = '') -> Tokenizer:
-  """Reads a Hugging Face tokenizer.json; `bos`, `eos`: see `Tokenizer`.
+def _words() -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+
+
+def _same_words(
+  words: pre_tokenizers.PreTokenizer, left: str, gap: str, right: str
+) -> bool:
+  """Whether the words that a tokenizer learns from are the same after a cut."""
+  whole, *parts = (
+    [word for word, _ in words.pre_tokenize_str(text)]
+    for text in (left + gap + right, left, right)
+  )
+  return whole == sum(parts, [])
+
+
+def load(
+  path: str | os.PathLike,
+  bos: str = '',
+  eos: str = '',
+  more_tokens: Sequence[dict[str, Any]] = (),
+) -> Tokenizer:
+  """Reads a Hugging Face tokenizer.json.
+
+  Args:
+    path: of the file.
+    bos: see `Tokenizer`.
+    eos: see `Tokenizer`.
+    more_tokens: added tokens that another file lists.
 
   Raises:
     DataError: the file is missing, broken, or lacks the BOS or EOS token.
   """
   try:
     # As bytes: reading as text would turn CRLF into LF, and `save` change it.
-    source = pathlib.Path(path).read_bytes().decode('utf-8')
-    return Tokenizer(source, bos, eos)
+    source = _read_bytes(pathlib.Path(path), _MAX_TOKENIZER_BYTES)
+    text = source.decode('utf-8')
+    foreign_tokenizer.check(text, _verdicts())
+    return Tokenizer(_with_tokens(text, more_tokens), bos, eos)
   except OSError as error:
     raise sources.DataError(
       f'cannot read tokenizer {path} ({error.strerror}); give the path of a '
@@ -366,7 +481,63 @@ def load_folder(folder: pathlib.Path) -> Tokenizer:
     _token_name(config_path, key, config.get(key))
     for key in ('bos_token', 'eos_token')
   )
-  return load(path, bos, eos)
+  return load(path, bos, eos, _config_tokens(config_path, config))
+
+
+def _config_tokens(
+  path: pathlib.Path, config: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """The entries of `added_tokens_decoder`, as tokenizer.json spells them.
+
+  Raises:
+    DataError: they are no objects of ids and names.
+  """
+  entries, found = config.get('added_tokens_decoder') or {}, []
+  if not isinstance(entries, dict):
+    raise sources.DataError(f'{path}: added_tokens_decoder is no JSON object')
+  for key, entry in entries.items():
+    name = entry.get('content') if isinstance(entry, dict) else None
+    if not (key.isdecimal() and len(key) < 11 and isinstance(name, str)):
+      raise sources.DataError(
+        f'{path}: added_tokens_decoder maps {key[:40]!r} to no token with a '
+        'content'
+      )
+    flags = {flag: entry.get(flag) is True for flag in _ADDED_FLAGS}
+    found.append({'id': int(key), 'content': name, **flags})
+  return sorted(found, key=lambda token: token['id'])
+
+
+def _with_tokens(source: str, tokens: Sequence[dict[str, Any]]) -> str:
+  """A tokenizer.json with the tokens that it lacks; itself if it lacks none.
+
+  Transformers adds those that stand in tokenizer_config.json alone, and a model
+  that was trained so knows them as one id each.
+
+  Raises:
+    DataError: the two files give a token different ids.
+  """
+  if not tokens:
+    return source
+  known = _parse(source)
+  missing = []
+  for token in tokens:
+    here = known.token_to_id(token['content'])
+    if here is None:
+      missing.append(token)
+    elif here != token['id']:
+      raise sources.DataError(
+        f'tokenizer_config.json gives {token["content"][:80]!r} the id '
+        f'{token["id"]}, tokenizer.json has it as {here}; take the original '
+        'files'
+      )
+  if not missing:
+    return source
+  definition = json.loads(source, object_pairs_hook=_unique_keys)
+  definition['added_tokens'] = [
+    *(definition.get('added_tokens') or ()),
+    *missing,
+  ]
+  return json.dumps(definition, ensure_ascii=False)
 
 
 def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
@@ -407,19 +578,23 @@ def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
   if not os.path.lexists(path):
     return None
   try:
-    if path.exists() and not path.is_file():  # A pipe would never end.
-      raise sources.DataError(f'{path} is not a file')
-    with path.open('rb') as file:
-      content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-      raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
-    return content.decode('utf-8')
+    return _read_bytes(path, max_bytes).decode('utf-8')
   except OSError as error:
     raise sources.DataError(f'cannot read {path} ({error.strerror})') from error
   except UnicodeDecodeError as error:
     raise sources.DataError(
       f'{path} is not UTF-8 at byte {error.start}'
     ) from error
+
+
+def _read_bytes(path: pathlib.Path, max_bytes: int) -> bytes:
+  if path.exists() and not (path.is_file() or path.is_dir()):
+    raise sources.DataError(f'{path} is not a file')  # A pipe would never end.
+  with path.open('rb') as file:
+    content = file.read(max_bytes + 1)
+  if len(content) > max_bytes:
+    raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
+  return content
 
 
 def for_corpus(
@@ -460,6 +635,14 @@ def _load_cached(path: pathlib.Path) -> Tokenizer:
   if digest != sources.sha256(content):
     raise sources.DataError(f'{path} is corrupt')
   return Tokenizer(content)
+
+
+def _verdicts() -> pathlib.Path | None:
+  """Where it is kept which tokenizers were tried; None without a home."""
+  try:
+    return _cache_folder() / 'tried'
+  except RuntimeError:
+    return None
 
 
 def _cache_folder() -> pathlib.Path:
@@ -558,12 +741,14 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
   return re.compile('|'.join(map(re.escape, names)) or '(?!)')
 
 
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-  """Yields consecutive texts, about `_BLOCK_CHARACTERS` at a time."""
+def _blocks(
+  pieces: Iterable[tuple[int, str]],
+) -> Iterator[list[tuple[int, str]]]:
+  """Yields consecutive pieces, about `_BLOCK_CHARACTERS` at a time."""
   block, characters = [], 0
-  for text in texts:
-    block.append(text)
-    characters += len(text)
+  for piece in pieces:
+    block.append(piece)
+    characters += len(piece[1])
     if characters >= _BLOCK_CHARACTERS:
       yield block
       block, characters = [], 0

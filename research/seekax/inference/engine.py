@@ -3,7 +3,7 @@
 Letters: B batch, L prompt positions, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import functools
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from seekax.config import InputError, ModelConfig
 from seekax.inference.cache import Cache, fill, init_cache
-from seekax.inference.sampling import sample
+from seekax.inference.sampling import NO_TOKEN, sample
 from seekax.model.transformer import Transformer
 from seekax.ops import compiling
 from seekax.parallel.rules import constrain
@@ -21,6 +21,10 @@ from seekax.parallel.rules import constrain
 
 class PromptError(InputError):
   """A prompt that can not be continued."""
+
+
+class NonFiniteError(RuntimeError):
+  """A model says what is no number."""
 
 
 # Prompts and caches are padded to a multiple of these, so that few lengths are
@@ -96,6 +100,12 @@ def decode_step(
 decode = compiling.jit(decode_step, static_argnums=(0,), donate_argnums=(4,))
 
 
+@compiling.jit
+def _first_token(seed, logits_BV, temperature, top_p):
+  key, used = jax.random.split(jax.random.key(seed))
+  return sample(used, logits_BV, temperature, top_p), key
+
+
 @functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(4,))
 def _next_token(
   config, params, router_bias, tokens_B, cache, key, temperature, top_p
@@ -115,7 +125,7 @@ def generate(
   temperature: float = 0.0,
   top_p: float = 1.0,
   seed: int = 0,
-  eos_id: int = -1,
+  end_ids: Collection[int] = (),
 ) -> Iterator[int]:
   """Continues one prompt, token by token, until eos or the limit.
 
@@ -128,13 +138,14 @@ def generate(
     temperature: 0 is greedy.
     top_p: nucleus.
     seed: of the draws.
-    eos_id: ends the text; not yielded.
+    end_ids: each ends the text; none is yielded.
 
   Yields:
     Token ids.
 
   Raises:
     PromptError: the prompt is empty or doesn't fit the context.
+    NonFiniteError: the logits hold something that is no number.
   """
   length = len(prompt)
   if not 0 < length < config.context_length:
@@ -154,12 +165,16 @@ def generate(
     np.array([length], np.int32),
     _padded(length + max_new_tokens, CACHE_MULTIPLE, limit),
   )
-  key, used = jax.random.split(jax.random.key(seed))
-  temperature, top_p = jnp.float32(temperature), jnp.float32(top_p)
-  tokens_B = sample(used, logits_BV, temperature, top_p)
+  temperature, top_p = np.float32(temperature), np.float32(top_p)
+  tokens_B, key = _first_token(np.uint32(seed), logits_BV, temperature, top_p)
   for produced in range(1, max_new_tokens + 1):
     token = int(tokens_B[0])
-    if token == eos_id:
+    if token == NO_TOKEN:
+      raise NonFiniteError(
+        f'the logits of token {produced} hold something that is no number; the '
+        'weights are broken, or overflow in this precision'
+      )
+    if token in end_ids:
       return
     yield token
     if produced < max_new_tokens:

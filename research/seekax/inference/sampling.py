@@ -6,6 +6,9 @@ Letters: B batch, V vocabulary.
 import jax
 import jax.numpy as jnp
 
+# Of logits among which one is no number.
+NO_TOKEN = -1
+
 
 def sample(
   key: jax.Array, logits_BV: jax.Array, temperature: jax.Array, top_p: jax.Array
@@ -20,7 +23,7 @@ def sample(
       is drawn from; 1 keeps all (Holtzman et al., arXiv 1904.09751).
 
   Returns:
-    int32 [B].
+    int32 [B]; NO_TOKEN where a logit is NaN or infinity.
   """
   greedy_B = jnp.argmax(logits_BV, axis=-1)
   scaled_BV = logits_BV / jnp.maximum(temperature, 1e-6)
@@ -33,4 +36,7 @@ def sample(
   kept_BV = jnp.where(kept, sorted_BV, -jnp.inf)
   choice_B = jax.random.categorical(key, kept_BV, axis=-1)
   drawn_B = jnp.take_along_axis(order_BV, choice_B[:, None], axis=-1)[:, 0]
-  return jnp.where(temperature > 0, drawn_B, greedy_B).astype(jnp.int32)
+  token_B = jnp.where(temperature > 0, drawn_B, greedy_B)
+  # The largest of logits with a NaN among them is one.
+  sound_B = jnp.isfinite(logits_BV.max(axis=-1))
+  return jnp.where(sound_B, token_B, NO_TOKEN).astype(jnp.int32)

@@ -16,7 +16,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -299,20 +298,6 @@ def for_training(
   if fp8:
     choices.append(choose_fp8_product(fp8, device))
   return choices
-
-
-_announced: set[Choice] = set()
-
-
-def announce(choice: Choice) -> None:
-  """Prints a choice on stderr, once per process."""
-  if choice not in _announced:
-    _announced.add(choice)
-    print(
-      f'{choice.subject}: {choice.name} ({choice.reason})',
-      file=sys.stderr,
-      flush=True,
-    )
 
 
 def _choose(

@@ -10,7 +10,13 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 import numpy as np
 
-from seekax.config import check_mesh, Config, ConfigError, mesh_sizes
+from seekax.config import (
+  check_mesh,
+  Config,
+  ConfigError,
+  mesh_sizes,
+  parse_mesh,
+)
 
 # Of the `ranks.apart` that is being traced: its axes.
 APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
@@ -33,7 +39,14 @@ def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
     ConfigError: the description can't be read or has other devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = mesh_sizes(description, len(devices))
+  advice = {}
+  if devices[0].platform == 'cpu':
+    wanted = math.prod(size for size in parse_mesh(description).values())
+    advice['advice'] = (
+      'or let a CPU be several devices (XLA_FLAGS='
+      f'--xla_force_host_platform_device_count={max(wanted, 1)})'
+    )
+  sizes = mesh_sizes(description, len(devices), **advice)
   wanted = math.prod(sizes.values())
   grid = np.asarray(devices[:wanted]).reshape(tuple(sizes.values()))
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from seekax.config import Config, InputError
+from seekax.config import Config, InputError, ModelConfig
 from seekax.planning import (
   calibration,
   flops,
@@ -34,6 +34,8 @@ _MOST_POWER = 15  # of two, of the devices that are proposed
 _MOST_TOKENS, _MOST_PRICE, _MOST_HOURS = 1e18, 1e6, 1e12
 # The domain of the devices that the paper's layout is of.
 _PAPER_DOMAIN = 8
+# Of a token that V3 was pre-trained on.
+_V3_FLOPS = flops.training_flops_per_token(ModelConfig(), 4096)
 # How far from what was asked for a number of devices is looked for, in layouts.
 _NEAR = 32
 # Where a layout is from.
@@ -53,7 +55,7 @@ class Request:
       extension.
     price: dollars per device hour.
     posttraining_hours: device hours, an input; -1: DeepSeek-V3's 5,000 in
-      proportion to its tokens.
+      proportion to the FLOP of pre-training.
     layout: 'paper', or names and values; '': the paper's where it can be on
       nodes of 8, else the cheapest.
     layout_flag: what the layout was given by, for messages; '': --layout.
@@ -273,7 +275,7 @@ def _check(request: Request) -> None:
     request.posttraining_hours != -1
     and not 0 <= request.posttraining_hours <= _MOST_HOURS,
     f'--posttraining_hours={request.posttraining_hours:g} is not in 0 to '
-    f"{_MOST_HOURS:g}, nor -1 for DeepSeek-V3's in proportion to --tokens",
+    f"{_MOST_HOURS:g}, nor -1 for DeepSeek-V3's in proportion to its FLOP",
   )
 
 
@@ -435,8 +437,9 @@ def _hours(
       rate = step_time.predict(longer).tokens_per_second_per_device
       tokens = _EXTENSION_STEPS * _EXTENSION_STEP_TOKENS * proportion
       hours[stage] = price.device_hours(tokens, rate)
+    per_token = flops.training_flops_per_token(run.model, run.sequence_length)
     hours['posttraining'] = (
-      price.V3_HOURS.posttraining * proportion
+      price.V3_HOURS.posttraining * proportion * per_token / _V3_FLOPS
       if request.posttraining_hours < 0
       else request.posttraining_hours
     )

@@ -33,6 +33,8 @@ from seekax.storage.room import host_memory
 from seekax.storage.thread_errors import forget_given_up, held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
+# Orbax writes these into every checkpoint.
+_MARKS = ('_CHECKPOINT_METADATA', 'orbax.checkpoint', 'commit_success.txt')
 _UNPROVEN = '.unproven'
 # Orbax ends a save after 20 minutes of the wall clock, which may jump; a slow
 # disk is better waited for.
@@ -59,7 +61,7 @@ def proven_steps(folder: pathlib.Path) -> list[int]:
   """Steps whose manifest is there, oldest first."""
   if not folder.is_dir():
     return []
-  steps = [int(p.stem) for p in folder.glob('*.sha256') if p.stem.isdigit()]
+  steps = [int(p.stem) for p in folder.glob('*.sha256') if p.stem.isdecimal()]
   return sorted(step for step in steps if (folder / str(step)).is_dir())
 
 
@@ -67,8 +69,17 @@ def unproven_steps(folder: pathlib.Path) -> list[int]:
   """Steps without a manifest: a save that was interrupted."""
   if not folder.is_dir():
     return []
-  steps = {int(p.name) for p in folder.iterdir() if p.name.isdigit()}
+  steps = {int(p.name) for p in folder.iterdir() if _is_checkpoint(p)}
   return sorted(steps - set(proven_steps(folder)))
+
+
+def _is_checkpoint(path: pathlib.Path) -> bool:
+  """Whether orbax wrote a folder: only then may it be deleted or replaced."""
+  return (
+    path.name.isdecimal()
+    and path.is_dir()
+    and any((path / mark).is_file() for mark in _MARKS)
+  )
 
 
 def save(
@@ -94,6 +105,10 @@ def save(
   _check_room(folder, parts)
   try:
     if first and target.exists():
+      if not _is_checkpoint(target):
+        raise StorageError(
+          f'{target} is in the way of a checkpoint and is none; move it away'
+        )
       # An interrupted save of this very step: out of the way, `clean` takes it.
       aside = folder / f'{step}{_UNPROVEN}'
       shutil.rmtree(aside, ignore_errors=True)
@@ -133,19 +148,26 @@ def _check_room(folder: pathlib.Path, parts: dict[str, Any]) -> None:
 def clean(folder: pathlib.Path, keep: int) -> None:
   """Deletes all but the newest `keep` proven steps, and older leftovers.
 
-  Nothing unproven is deleted before a newer proven step exists.
+  Nothing unproven is deleted before a newer proven step exists, and nothing
+  that orbax didn't write.
   """
   proven = proven_steps(folder)
   for step in proven[:-keep]:
-    # The manifest first: what is left of a half-deleted step is unproven.
+    # The manifest first, then the name: what is left of a half-deleted step is
+    # unproven, and known as one of ours.
     manifest_path(folder, step).unlink()
-    shutil.rmtree(folder / str(step))
+    aside = folder / f'{step}{_UNPROVEN}'
+    shutil.rmtree(aside, ignore_errors=True)
+    (folder / str(step)).rename(aside)
+    shutil.rmtree(aside)
   newest = proven[-1] if proven else -1
   for path in folder.iterdir():
     step = path.name.split('.')[0]
     leftover = _TEMPORARY in path.name or path.name.endswith(_UNPROVEN)
-    if (leftover or path.name in map(str, unproven_steps(folder))) and (
-      step.isdigit() and int(step) <= newest
+    if (
+      path.is_dir()
+      and (leftover or path.name in map(str, unproven_steps(folder)))
+      and (step.isdecimal() and int(step) <= newest)
     ):
       shutil.rmtree(path)
 

@@ -39,7 +39,6 @@ FINGERPRINT = 'seekax_conversion'
 _CARRIED = (
   workdir_lib.TOKENIZER,
   *workdir_lib.TOKENIZER_COMPANIONS,
-  'generation_config.json',
   'tokenizer.model',
   'tiktoken.model',
 )
@@ -241,7 +240,9 @@ class _Conversion:
   ) -> None:
     """Refuses a target with files that this conversion didn't write."""
     name = _TEMPORARY.sub('', path.name)
-    if path == self.folder or name == '.lock' or name.startswith('.probe-'):
+    if path == self.folder or name.startswith('.probe-'):
+      return
+    if name == workdir_lib.LOCK and not path.stat().st_size:
       return
     if name in map(self.shard_name, range(len(self.shards))):
       if name != path.name or self._is_ours(path):
@@ -332,7 +333,7 @@ class _Conversion:
         shutil.copyfile(self.found.folder / name, self.target / name)
     if not self.seekax:
       _complete_tokenizer(self.found, self.target)
-      (self.target / '.lock').unlink(missing_ok=True)
+      (self.target / workdir_lib.LOCK).unlink(missing_ok=True)
       write_atomically(self.final, json.dumps(self.config, indent=2) + '\n')
       return
     if len(self.shards) > 1:
@@ -415,16 +416,23 @@ def _shards(outputs: Sequence[Output], limit: int) -> list[list[Output]]:
   return shards
 
 
-def _control_ids(found: Found) -> dict[str, int]:
+def _control_ids(found: Found) -> dict[str, Any]:
   """BOS and EOS for config.json, where the published one has none."""
   if found.published or not (found.folder / workdir_lib.TOKENIZER).is_file():
     return {}
-  tokenizer = found.tokenizer()
-  return {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eos_id}
+  ends = list(found.end_ids())
+  return {
+    'bos_token_id': found.tokenizer().bos_id,
+    'eos_token_id': ends[0] if len(ends) == 1 else ends,
+  }
 
 
 def _complete_tokenizer(found: Found, target: pathlib.Path) -> None:
-  """A tokenizer_config.json beside a tokenizer.json of our own making."""
+  """What other tools need beside a tokenizer.json of our own making.
+
+  They put BOS before a text only if the files say so, as our own training and
+  scoring do.
+  """
   path = target / 'tokenizer_config.json'
   if path.exists() or not (target / workdir_lib.TOKENIZER).is_file():
     return
@@ -433,7 +441,10 @@ def _complete_tokenizer(found: Found, target: pathlib.Path) -> None:
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'bos_token': tokenizer.bos,
     'eos_token': tokenizer.eos,
+    'add_bos_token': True,
+    'add_eos_token': False,
     'model_max_length': found.model.context_length,
     'clean_up_tokenization_spaces': False,
   }
+  write_atomically(target / workdir_lib.TOKENIZER, tokenizer.to_json_with_bos())
   write_atomically(path, json.dumps(content, indent=2) + '\n')

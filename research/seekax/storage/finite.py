@@ -15,6 +15,13 @@ import numpy as np
 from seekax.storage.fp8 import SCALE_SUFFIX
 from seekax.storage.manifest import StorageError
 
+
+class NotFiniteError(StorageError):
+  """Weights that are no numbers."""
+
+  exit_code = 3
+
+
 # Bytes that are looked at together; they fit into a core's cache.
 CHUNK = 1 << 20
 # dtype -> (signed, unsigned, the first of its positive bits that is no number).
@@ -77,7 +84,7 @@ def check_block(
     first: position of the block's first value in the tensor.
 
   Raises:
-    StorageError: the tensor and the position of the first one are named.
+    NotFiniteError: the tensor and the position of the first one are named.
   """
   at = first_bad(raw, dtype, name)
   if at < 0:
@@ -86,7 +93,7 @@ def check_block(
   flat = first + at
   index = [int(i) for i in np.unravel_index(flat, shape)] if shape else []
   kind = 'scale' if name.endswith(SCALE_SUFFIX) else 'value'
-  raise StorageError(
+  raise NotFiniteError(
     f'{where}: tensor {name!r} holds the {kind} {float(value)} at {index}, '
     'which is no weight; get these weights anew, or those of an earlier step'
   )
@@ -101,7 +108,7 @@ def check_tree(tree: Any, where: Any, name: str = '') -> None:
     name: of the tree.
 
   Raises:
-    StorageError: the first such array is named.
+    NotFiniteError: the first such array is named.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     words = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -139,7 +146,7 @@ def _check_array(array: Any, name: str, where: Any, index: Any) -> None:
     here = np.unravel_index(start // values.dtype.itemsize + at, values.shape)
     begin = [part.start or 0 for part in index] or [0] * len(here)
     place = [int(i) + offset for i, offset in zip(here, begin, strict=True)]
-    raise StorageError(
+    raise NotFiniteError(
       f'{where}: {name} holds {float(values[here])} at {place}, which is no '
       'weight; take an earlier step, or weights from elsewhere'
     )

@@ -16,7 +16,7 @@ from seekax.config import ConfigError, ModelConfig
 from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage.manifest import StorageError
 
-CONFIG = 'config.json'
+CONFIG, GENERATION_CONFIG = 'config.json', 'generation_config.json'
 _MAX_COUNT = 2**31
 _MAX_NUMBER = 1e30
 
@@ -178,6 +178,28 @@ def model_config(published: dict[str, Any], where: str) -> ModelConfig:
       r'model\.(\w+)', lambda m: words.get(m[1], m[0]), str(error)
     )
     raise StorageError(f'{where}: {message}') from error
+
+
+def end_ids(fields: dict[str, Any], where: str) -> list[int]:
+  """The ids of `eos_token_id`, which is a number or a list of them.
+
+  Args:
+    fields: of a config.json or generation_config.json.
+    where: named in errors.
+
+  Raises:
+    StorageError: it is neither.
+  """
+  found = fields.get('eos_token_id')
+  if found is None:
+    return []
+  ids = found if isinstance(found, list) else [found]
+  if not all(type(x) is int and 0 <= x < _MAX_COUNT for x in ids):
+    raise StorageError(
+      f'{where}: eos_token_id={quoted(found)} is neither a token id nor a list '
+      'of them'
+    )
+  return ids
 
 
 def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.config import Config, DataConfig, InputError, ModelConfig
-from seekax.data.tokenizer import load_folder, Tokenizer
+from seekax.data.tokenizer import load_folder, read_json, Tokenizer
 from seekax.model.parameters import abstract_weights, cast_params
 from seekax.storage import checkpoint, huggingface, names, weights
 from seekax.storage import workdir as workdir_lib
@@ -115,6 +115,27 @@ class Found:
     weights.check_copies(self.tensors, names.slots(self.model))
     weights.check_two_sets(self.tensors_folder, self.tensors)
 
+  def end_ids(self) -> tuple[int, ...]:
+    """Ids that end a text or a turn, sorted.
+
+    A chat model ends its turns with another token than its texts: config.json
+    and generation_config.json may name several, beside the tokenizer's EOS.
+
+    Raises:
+      InputError: a file is broken, names an id that is none, or there is no
+        tokenizer.
+    """
+    path = self.folder / huggingface.GENERATION_CONFIG
+    return tuple(
+      sorted(
+        {
+          self.tokenizer().eos_id,
+          *huggingface.end_ids(self.published, huggingface.CONFIG),
+          *huggingface.end_ids(read_json(path), str(path)),
+        }
+      )
+    )
+
   def tokenizer(self) -> Tokenizer:
     """The tokenizer beside the weights.
 
@@ -122,6 +143,10 @@ class Found:
       StorageError: there is none.
       DataError: it is broken or larger than the embedding.
     """
+    return self._tokenizer
+
+  @functools.cached_property
+  def _tokenizer(self) -> Tokenizer:
     path = self.folder / workdir_lib.TOKENIZER
     if not path.is_file():
       raise StorageError(

@@ -1,9 +1,11 @@
 """A workdir: its files, its lock, what it was run with."""
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from seekax.config import Config, ConfigError, from_dict
@@ -12,7 +14,7 @@ from seekax.storage.manifest import StorageError, write_atomically
 
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
-CHECKPOINTS, TENSORBOARD = 'checkpoints', 'tensorboard'
+CHECKPOINTS, TENSORBOARD, LOCK = 'checkpoints', 'tensorboard', '.lock'
 # Steps that were thrown away, with the documents of their batches.
 SKIPPED = 'skipped.jsonl'
 # Names of control tokens and the chat template, where the tokenizer came with
@@ -22,6 +24,7 @@ TOKENIZER_COMPANIONS = (
   'special_tokens_map.json',
   'chat_template.jinja',
   'chat_template.json',
+  'generation_config.json',
 )
 # Of a convert target: safetensors, their SHA-256, and the config.json that
 # they were published with.
@@ -29,12 +32,70 @@ WEIGHTS, WEIGHTS_MANIFEST = 'weights', 'weights.sha256'
 PUBLISHED_CONFIG = 'published_config.json'
 
 
-def prepare(workdir: pathlib.Path, flag: str = 'workdir') -> None:
+# What may lie in a folder that a run begins in: what systems leave, and what is
+# left of a start that was killed before it had written run.json.
+_SYSTEM_FILES = re.compile(r'\.DS_Store|\._.*|Thumbs\.db|desktop\.ini')
+_OWN_TRACES = re.compile(r'\.lock|\.probe-\d+|run\.json\.tmp-\d+')
+_MOST_NAMED = 3
+
+
+def refuse_foreign(workdir: pathlib.Path) -> None:
+  """Refuses a folder that holds something and is no workdir of ours.
+
+  A run writes and deletes files under its own names, so that in a folder of
+  the user's it could replace theirs. Nothing is written here.
+
+  Raises:
+    StorageError: it is neither new, nor empty, nor has a run.json of ours.
+  """
+  if not workdir.is_dir() or is_workdir(workdir):
+    return
+  try:
+    found = sorted(path.name for path in workdir.iterdir() if _counts(path))
+  except OSError as error:
+    raise StorageError(
+      f'--workdir={workdir} can not be read ({error.strerror})'
+    ) from error
+  if found:
+    names = ', '.join(map(repr, found[:_MOST_NAMED]))
+    more = len(found) - _MOST_NAMED
+    raise StorageError(
+      f'--workdir={workdir} holds {names}'
+      + (f' and {more:,} more' if more > 0 else '')
+      + f', and no {RUN} of a run: what lies there could be replaced; choose a '
+      'new or empty folder'
+    )
+
+
+def is_workdir(folder: pathlib.Path) -> bool:
+  """Whether a folder has a run.json that a run of ours wrote."""
+  try:
+    config = read_run(folder).get('config')
+  except (StorageError, AttributeError):
+    return False
+  return isinstance(config, dict) and {'model', 'data', 'train'} <= set(config)
+
+
+def _counts(path: pathlib.Path) -> bool:
+  """Whether a file is somebody's, and neither a system's nor a trace of us."""
+  if _SYSTEM_FILES.fullmatch(path.name):
+    return False
+  ours = _OWN_TRACES.fullmatch(path.name) and path.is_file()
+  return not (ours and (path.stat().st_size == 0 or '.tmp-' in path.name))
+
+
+def prepare(workdir: pathlib.Path, flag: str = 'workdir') -> list[pathlib.Path]:
   """Makes the folder, or finds it writable.
+
+  Returns:
+    The folders that had to be made, the outermost first.
 
   Raises:
     StorageError: it can't be made or written.
   """
+  missing = [
+    folder for folder in (workdir, *workdir.parents) if not folder.exists()
+  ]
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f'.probe-{os.getpid()}'
@@ -45,6 +106,22 @@ def prepare(workdir: pathlib.Path, flag: str = 'workdir') -> None:
       f'--{flag}={workdir} is not writable ({error.strerror}); choose '
       'another folder or change its permissions'
     ) from error
+  return missing[::-1]
+
+
+def forget(workdir: pathlib.Path, made: list[pathlib.Path]) -> None:
+  """Leaves nothing of a start that failed before it had written run.json.
+
+  Args:
+    workdir: prepared and locked.
+    made: the folders that `prepare` made; those that are empty go.
+  """
+  if (workdir / RUN).exists():
+    return
+  with contextlib.suppress(OSError):
+    (workdir / LOCK).unlink(missing_ok=True)
+    for folder in reversed(made):
+      folder.rmdir()
 
 
 def lock(workdir: pathlib.Path, flag: str = 'workdir'):
@@ -53,7 +130,8 @@ def lock(workdir: pathlib.Path, flag: str = 'workdir'):
   Raises:
     StorageError: another run holds it.
   """
-  file = open(workdir / '.lock', 'w', encoding='utf-8')
+  # To append: whatever is there keeps its content.
+  file = open(workdir / LOCK, 'a', encoding='utf-8')
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:

@@ -18,6 +18,8 @@ AUTO = 'auto'
 # Entries beyond this go, the oldest first. One of a laptop's models takes less
 # than a megabyte, one of a GPU's some ten.
 _MAX_BYTES = 4 << 30
+# How JAX names a program, and the file of when it was used last.
+_ENTRIES = ('-cache', '-atime')
 # With less than this on the disk nothing is kept: a run needs it for itself.
 _LEAST_FREE_BYTES = 1 << 30
 
@@ -108,9 +110,14 @@ def _problem(folder: pathlib.Path) -> str:
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
-  """Keeps the folder bounded; another run may be doing the same."""
+  """Keeps the folder bounded; another run may be doing the same.
+
+  Only JAX's files count: in a folder that the user named there may be others.
+  """
   entries = []
   for path in folder.iterdir():
+    if not path.name.endswith(_ENTRIES):
+      continue
     try:
       status = path.stat()
     except FileNotFoundError:

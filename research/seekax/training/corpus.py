@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 import dataclasses
+import os
 
 import numpy as np
 
 from seekax.config import Config, ConfigError
-from seekax.data import compression, contents, pipeline, sources
+from seekax.data import chat, compression, contents, pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.augmentation import Augmentation
 from seekax.data.contents import Contents
-from seekax.data.formats import Document
+from seekax.data.formats import Document, Rules, rules_of
 from seekax.data.tokenizer import Tokenizer
 
 
@@ -71,8 +72,15 @@ def load(
     ConfigError: the tokenizer is larger than the model's vocabulary.
   """
   data = config.data
-  parts = contents.read(data)
+  if tokenizer is None and data.tokenizer:
+    tokenizer = tokenizer_lib.load(data.tokenizer)
+  parts = contents.read(data, _rules(config, tokenizer))
   train_texts = sum((part.train_texts for part in parts), [])
+  if data.fim_rate and any(text.mark for text in train_texts):
+    raise sources.DataError(
+      'data.fim_rate rearranges plain text, but the source holds conversations '
+      'with control tokens; set data.fim_rate=0 or leave them out'
+    )
   tokenizer = _find_tokenizer(config, tokenizer, parts, train_texts)
   ingredients = [
     pipeline.Ingredient(part.source.weight, part.training(tokenizer))
@@ -102,6 +110,15 @@ def load(
   )
 
 
+def _rules(config: Config, tokenizer: Tokenizer | None) -> Rules:
+  """How the sources are read: conversations by the tokenizer's template."""
+  rules = rules_of(config.data)
+  path = config.data.tokenizer or config.train.init_from
+  if tokenizer is None or not os.path.exists(path):
+    return rules
+  return chat.rules_with_template(rules, tokenizer, path)[0]
+
+
 def _find_tokenizer(
   config: Config,
   tokenizer: Tokenizer | None,
@@ -110,9 +127,7 @@ def _find_tokenizer(
 ) -> Tokenizer:
   """The run's tokenizer, which is that of every folder of tokens."""
   folders = [folder for part in parts for folder in part.folders]
-  if tokenizer is None and config.data.tokenizer:
-    tokenizer = tokenizer_lib.load(config.data.tokenizer)
-  elif tokenizer is None and folders:
+  if tokenizer is None and folders:
     tokenizer = folders[0].tokenizer
   elif tokenizer is None:
     controls = tokenizer_lib.FIM if config.data.fim_rate else ()

@@ -64,36 +64,61 @@ def windows(length: int, context: int) -> Iterator[tuple[int, int, int]]:
     start += stride
 
 
+# Windows are padded to this, doubled as often as it takes, at most to the
+# context: work and memory follow the text, and few lengths are compiled.
+_LEAST_LENGTH = 256
+
+
+def padded_length(length: int, context: int) -> int:
+  """Positions that are computed for so many, at most `context`."""
+  padded = _LEAST_LENGTH
+  while padded < length:
+    padded *= 2
+  return min(padded, context)
+
+
+def padded_rows(count: int, most: int) -> int:
+  """Rows that are computed for so many: a power of two, at most `most`."""
+  return min(most, 1 << max(count - 1, 0).bit_length())
+
+
 def log_likelihoods(
   config: ModelConfig,
   params: Any,
   router_bias: dict[str, jax.Array],
   sequences: Sequence[np.ndarray],
   batch_size: int,
+  context: int = 0,
 ) -> list[float]:
   """Log-likelihood of each sequence after its first token, in nats.
 
   Args:
-    config: the model; windows have its context length.
+    config: the model.
     params: weights, in the compute dtype.
     router_bias: selection biases.
     sequences: token ids, each usually starting with bos.
-    batch_size: windows computed at once.
+    batch_size: windows computed at once, at most.
+    context: positions of a window; 0: the model's context length.
 
   Returns:
     One sum per sequence.
   """
-  context = config.context_length
+  context = context or config.context_length
   plan = [
     (index, *window)
     for index, sequence in enumerate(sequences)
     for window in windows(len(sequence), context)
   ]
+  # Windows of a length together; a text's last one is shorter than the others.
+  plan.sort(key=lambda window: window[1] - window[2])
+  rows = padded_rows(len(plan), batch_size)
   totals = [0.0] * len(sequences)
-  for first in range(0, len(plan), batch_size):
-    part = plan[first : first + batch_size]
-    tokens_BL = np.zeros((batch_size, context), np.int32)
-    targets_BL = np.zeros((batch_size, context), np.int32)
+  for first in range(0, len(plan), rows):
+    part = plan[first : first + rows]
+    longest = max(end - start for _, start, end, _ in part)
+    shape = (rows, padded_length(longest, context))
+    tokens_BL = np.zeros(shape, np.int32)
+    targets_BL = np.zeros(shape, np.int32)
     for row, (index, start, end, _) in enumerate(part):
       tokens_BL[row, : end - start] = sequences[index][start:end]
       targets_BL[row, : end - start] = sequences[index][start + 1 : end + 1]
@@ -151,6 +176,7 @@ def acceptance(
   router_bias: dict[str, jax.Array],
   sequences: Sequence[np.ndarray],
   batch_size: int,
+  context: int = 0,
 ) -> list[float]:
   """How often each MTP depth foretells what the main model will say.
 
@@ -163,14 +189,17 @@ def acceptance(
     params: weights, in the compute dtype.
     router_bias: selection biases.
     sequences: token ids; each one's first window is read.
-    batch_size: windows computed at once; all are one batch of that many.
+    batch_size: windows computed at once, at most; the rest isn't read.
+    context: positions of a window; 0: the model's context length.
 
   Returns:
     One share per depth; NaN without a position.
   """
-  context = config.context_length
+  context = context or config.context_length
   chosen = [sequence[:context] for sequence in sequences[:batch_size]]
-  tokens_BL = np.zeros((batch_size, context), np.int32)
+  longest = max(map(len, chosen), default=1)
+  rows = padded_rows(len(chosen), batch_size)
+  tokens_BL = np.zeros((rows, padded_length(longest, context)), np.int32)
   for row, tokens in enumerate(chosen):
     tokens_BL[row, : len(tokens)] = tokens
   main_BL, mtp_JBL = jax.device_get(

@@ -214,10 +214,12 @@ class Journal:
       state.router_bias,
     )
     texts = [corpus.heldout[i] for i in chosen]
-    totals = evaluate.log_likelihoods(*model, texts, config.eval.batch_size)
+    # Rows as long as those trained on, whatever the model's context allows.
+    rows = (config.eval.batch_size, config.data.sequence_length)
+    totals = evaluate.log_likelihoods(*model, texts, *rows)
     accepted = []
     if config.model.mtp_depth:
-      accepted = evaluate.acceptance(*model, texts, config.eval.batch_size)
+      accepted = evaluate.acceptance(*model, texts, *rows)
     bits = evaluate.bits_per_byte(sum(totals), num_bytes)
     self._writer.write(
       'eval',
@@ -255,7 +257,7 @@ class Journal:
         config.eval.sample_tokens,
         temperature=config.eval.sample_temperature,
         seed=config.train.seed,
-        eos_id=tokenizer.eos_id,
+        end_ids=(tokenizer.eos_id,),
       )
       text = tokenizer.decode(list(tokens))
       self._writer.write('sample', step, prompt=prompt, text=text)

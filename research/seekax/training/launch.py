@@ -1,6 +1,6 @@
 """From a validated config to a running loop: data, run.json, the printout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import importlib.metadata
 import json
 import os
@@ -43,8 +43,9 @@ def start(
   overrides: dict[str, Any],
   workdir: pathlib.Path,
   should_stop: Callable[[], bool] = lambda: False,
-  command: str = '',
+  about: Mapping[str, str] | None = None,
   restore_step: int | None = None,
+  verbose: bool = False,
 ) -> bool:
   """Prepares the data, writes run.json, prints what will run, and runs it.
 
@@ -53,8 +54,10 @@ def start(
     overrides: what the command line changed.
     workdir: prepared and locked.
     should_stop: asked after every step.
-    command: what the user typed, for run.json.
+    about: what the user typed and where, for run.json: `command`,
+      `config_file`, `folder`.
     restore_step: the checkpoint to go on from, if it isn't the newest one.
+    verbose: prints the whole config and every parameter.
 
   Returns:
     Whether the last step was reached.
@@ -77,13 +80,12 @@ def start(
       f'one of {jax.device_count()} devices is used; '
       '--config.parallel.mesh=data:-1 takes all of them'
     )
-  for choice in backends.for_training(
+  choices = backends.for_training(
     config.model,
     config.train.compute_dtype,
     config.data.isolate_documents,
     fp8=config.fp8 if config.train.precision == 'fp8' else None,
-  ):
-    backends.announce(choice)
+  )
   compilation_cache.switch_on(config.train.compilation_cache, say)
   goes_on = workdir_lib.has_checkpoint(workdir)
   origin = None if goes_on else origin_lib.find_origin(config, workdir)
@@ -94,14 +96,19 @@ def start(
   run = describe(config, overrides, corpus)
   if goes_on:
     _refuse_other_data(workdir, run['data'], restore_step)
-  elif processes.is_first():
-    origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
   _check_prompts(config, corpus)
   run['started_from'] = _started_from(workdir, origin)
+  run['backends'] = {c.subject: f'{c.name}: {c.reason}' for c in choices}
   if processes.is_first():
-    workdir_lib.write_run(workdir, {'command': command, **run})
+    # First of all files: by it a workdir is known as one of ours.
+    workdir_lib.write_run(workdir, {**(about or {}), **run})
+    if not goes_on:
+      origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
   processes.wait_for_all('the run is described')
-  _print_run(console, config, overrides, corpus)
+  if verbose:
+    _print_all(console, config, run['backends'])
+  for line in _summary(config, overrides, about or {}, corpus, choices):
+    say(line)
   return loop.train(config, workdir, corpus, should_stop, restore_step)
 
 
@@ -198,33 +205,48 @@ def _commit() -> str:
     return ''
 
 
-def _print_run(
-  console: rich.console.Console,
-  config: Config,
-  overrides: dict[str, Any],
-  corpus: corpus_lib.Corpus,
+def _print_all(
+  console: rich.console.Console, config: Config, chosen: Mapping[str, str]
 ) -> None:
+  """Every key of the config, every backend and every parameter."""
   for group, entries in to_dict(config).items():
     line = ' '.join(f'{key}={value!r}' for key, value in entries.items())
     console.print(f'{group}: {line}', soft_wrap=True, markup=False)
-  console.print(
-    f'overrides: {json.dumps(overrides) if overrides else "none"}',
-    soft_wrap=True,
-    markup=False,
-  )
+  for subject, name in chosen.items():
+    console.print(f'{subject}: {name}', soft_wrap=True, markup=False)
   console.print(parameter_table(config))
-  console.print(
-    f'data: {corpus.train_documents} documents, {corpus.train_bytes:,} bytes, '
-    f'{corpus.train_tokens:,} tokens to train on; {len(corpus.heldout)} '
-    f'documents, {sum(corpus.heldout_bytes):,} bytes held out',
-    soft_wrap=True,
+
+
+def _summary(
+  config: Config,
+  overrides: dict[str, Any],
+  about: Mapping[str, str],
+  corpus: corpus_lib.Corpus,
+  choices: Sequence[backends.Choice],
+) -> list[str]:
+  """What is about to run, in five lines; run.json holds the rest."""
+  counts = count_parameters(config.model)
+  changed = json.dumps(overrides, ensure_ascii=False) if overrides else 'none'
+  model, device = config.model, jax.devices()[0]
+  experts = (
+    f', {model.num_experts} experts of which {model.experts_per_token} a token'
+    if model.uses_experts
+    else ''
   )
-  device = jax.devices()[0]
-  console.print(
-    f'device: {device.device_kind}, mesh {config.parallel.mesh}; tokens to '
-    f'train on: {Schedule(config).total_tokens:,}',
-    soft_wrap=True,
-  )
+  mtp = f', MTP {counts.mtp:,} more' if counts.mtp else ''
+  return [
+    f'config: {about.get("config_file", "given in Python")}; overrides: '
+    + changed,
+    f'model: {counts.total:,} parameters, {counts.activated:,} activated{mtp}; '
+    f'{model.num_layers} layers, {model.attention}{experts}',
+    f'data: {corpus.train_documents:,} documents, {corpus.train_bytes:,} '
+    f'bytes, {corpus.train_tokens:,} tokens; held out {len(corpus.heldout):,} '
+    f'documents, {sum(corpus.heldout_bytes):,} bytes',
+    f'device: {device.device_kind}, mesh {config.parallel.mesh}; '
+    + ', '.join(f'{choice.subject} {choice.name}' for choice in choices),
+    f'plan: {config.train.steps:,} steps, {Schedule(config).total_tokens:,} '
+    f'tokens, {config.train.precision}, {config.optim.name}',
+  ]
 
 
 def parameter_table(config: Config) -> rich.table.Table:

@@ -18,7 +18,7 @@ from seekax.training import placement, report
 from seekax.training.averaging import Average
 from seekax.training.corpus import Corpus
 from seekax.training.journal import Journal, Progress
-from seekax.training.metrics import MetricsWriter, Silence
+from seekax.training.metrics import MetricsWriter, router_names, Silence
 from seekax.training.origin import find_origin
 from seekax.training.prefetch import Prefetcher
 from seekax.training.profile import StepProfiler
@@ -70,7 +70,11 @@ def train(
     step, start = int(state.step), int(state.step)
     first = processes.is_first()
     writer = (
-      MetricsWriter(workdir, step, config.train.steps) if first else Silence()
+      MetricsWriter(
+        workdir, step, config.train.steps, router_names(config.model)
+      )
+      if first
+      else Silence()
     )
     if progress.mesh not in ('', mesh_lib.describe(mesh)):
       writer.say(

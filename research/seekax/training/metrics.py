@@ -4,6 +4,7 @@ Rows of metrics.jsonl are JSON objects with a `kind`: train, eval, load, sample,
 skipped.
 """
 
+from collections.abc import Sequence
 import json
 import math
 import pathlib
@@ -16,6 +17,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from seekax.config import ModelConfig
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.rows import cut_back
 
@@ -27,6 +29,15 @@ _LISTS = (
   'unused_experts',
 )
 _LISTS += ('mtp_acceptance',)
+# Of these, what the MTP modules alone have.
+_MTP_LISTS = ('max_violation_mtp', 'mtp_acceptance')
+
+
+def router_names(model: ModelConfig) -> list[str]:
+  """Names of all routers: layers count from 0, those without experts too."""
+  first = model.num_layers - model.num_expert_layers
+  layers = [f'layer_{n:02d}' for n in range(first, model.num_layers)]
+  return layers + [f'mtp_{k}' for k in range(1, model.mtp_depth + 1)]
 
 
 def peak_memory_bytes() -> int:
@@ -46,12 +57,29 @@ class MetricsWriter:
   lines alone.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, total_steps: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    step: int,
+    total_steps: int,
+    routers: Sequence[str] = (),
+  ):
+    """Drops what was written of later steps.
+
+    Args:
+      workdir: of the run.
+      step: the one that the run goes on from.
+      total_steps: of the run.
+      routers: names of all routers, the MTP modules' last.
+    """
+    self._routers = routers
     cut_back(workdir / workdir_lib.METRICS, step)
     if (workdir / workdir_lib.SKIPPED).is_file():
       cut_back(workdir / workdir_lib.SKIPPED, step)
     for path in (workdir / workdir_lib.SAMPLES).glob('*.txt'):
-      if path.stem.isdecimal() and int(path.stem) > step:
+      # Only names that a run gives: the user may keep files there, too.
+      number = int(path.stem) if path.stem.isdecimal() else 0
+      if number > step and path.name == _sample_name(number):
         path.unlink()
     self._workdir = workdir
     self._file = open(workdir / workdir_lib.METRICS, 'a', encoding='utf-8')
@@ -64,7 +92,7 @@ class MetricsWriter:
       rich.progress.TextColumn('{task.description}'),
       rich.progress.BarColumn(),
       rich.progress.MofNCompleteColumn(),
-      rich.progress.TimeRemainingColumn(),
+      rich.progress.TimeRemainingColumn(compact=True),
       console=self._console,
       disable=not self._console.is_terminal,
     )
@@ -88,11 +116,19 @@ class MetricsWriter:
       if isinstance(value, (int, float)) and math.isfinite(value):
         self._board.add_scalar(f'{kind}/{name}', value, step)
       elif name in _LISTS:
-        for layer, number in enumerate(value):
-          self._board.add_scalar(f'{name}/layer_{layer:02d}', number, step)
+        for router, number in zip(self._names(name, value), value, strict=True):
+          self._board.add_scalar(f'{name}/{router}', number, step)
     if kind == 'sample':
       self._board.add_text('sample', values['prompt'] + values['text'], step)
       self._keep_sample(step, values['prompt'], values['text'])
+
+  def _names(self, name: str, values: Sequence[float]) -> Sequence[str]:
+    """Which router each value of a list is of."""
+    if len(self._routers) < len(values):
+      return [str(i) for i in range(len(values))]
+    if name in _MTP_LISTS:
+      return self._routers[-len(values) :] if values else ()
+    return self._routers[: len(values)]
 
   def keep_skipped(self, step: int, **values: Any) -> None:
     """Appends a row to skipped.jsonl, which is there only if it has any."""
@@ -103,33 +139,23 @@ class MetricsWriter:
   def show_train(
     self, step: int, row: dict[str, Any], eta: float | None
   ) -> None:
-    """One line for a train row; eta in seconds, None if unknown."""
-    width = len(str(self._total_steps))
-    parts = [f'step {step:>{width}}/{self._total_steps}']
-    parts.append(f'loss {row["loss"]:.3f}')
-    if row['mtp_loss']:
-      parts.append(f'mtp {row["mtp_loss"]:.3f}')
-    parts.append(f'{row["bits_per_byte"]:.3f} bits/byte')
-    parts.append(f'|g| {row["gradient_norm"]:.2f}')
-    parts.append(f'lr {row["learning_rate"]:.1e}')
-    rate = row['tokens_per_second']
-    parts.append('n/a tok/s' if rate is None else f'{rate:,.0f} tok/s')
-    if row['max_violation']:
-      layers = ' '.join(f'{value:.2f}' for value in row['max_violation'])
-      parts.append(f'maxvio {layers}')
-    parts.append(f'{row["peak_memory_bytes"] / 2**30:.2f} GiB')
-    mfu = row['mfu']
-    parts.append('mfu n/a' if mfu is None else f'mfu {mfu:.1%}')
-    if row['dollars'] is not None:
-      parts.append(f'${row["dollars"]:.4f}')
-    if eta is not None:
-      parts.append(f'eta {int(eta) // 60}:{int(eta) % 60:02d}')
-    self.say('  '.join(parts))
+    """One line for a train row; eta in seconds, None if unknown.
+
+    Nothing is shown that isn't known. On a terminal the line fits its width,
+    the last fields going first, and the bar below has the time that is left.
+    """
+    shown = _shown(step, self._total_steps, row)
+    if self._console.is_terminal:
+      while sum(map(len, shown)) + 2 * len(shown) > self._console.width:
+        shown.pop()
+    elif eta is not None:
+      shown.append(f'eta {int(eta) // 60}:{int(eta) % 60:02d}')
+    self.say('  '.join(shown))
 
   def _keep_sample(self, step: int, prompt: str, text: str) -> None:
     folder = self._workdir / workdir_lib.SAMPLES
     folder.mkdir(exist_ok=True)
-    with open(folder / f'{step:06d}.txt', 'a', encoding='utf-8') as file:
+    with open(folder / _sample_name(step), 'a', encoding='utf-8') as file:
       file.write(f'>>> {prompt!r}\n{prompt}{text}\n\n')
 
   def close(self) -> None:
@@ -164,6 +190,33 @@ class Silence(MetricsWriter):
 
   def close(self) -> None:
     pass
+
+
+def _shown(step: int, steps: int, row: dict[str, Any]) -> list[str]:
+  """The fields of a train row for the screen, the most important first."""
+  rate, mfu, dollars = row['tokens_per_second'], row['mfu'], row['dollars']
+  shown = [
+    f'step {step:>{len(str(steps))}}/{steps}',
+    f'loss {row["loss"]:.3f}',
+    f'{row["bits_per_byte"]:.3f} bits/byte',
+  ]
+  if rate is not None:
+    shown.append(f'{rate:,.0f} tok/s')
+  if mfu is not None:
+    shown.append(f'mfu {mfu:.1%}')
+  if dollars is not None:
+    shown.append(f'${dollars:.4f}')
+  shown += [f'|g| {row["gradient_norm"]:.2f}', f'lr {row["learning_rate"]:.1e}']
+  if row['mtp_loss']:
+    shown.append(f'mtp {row["mtp_loss"]:.3f}')
+  if violations := row['max_violation']:
+    mean = sum(violations) / len(violations)
+    shown.append(f'max violation {mean:.2f}, at most {max(violations):.2f}')
+  return [*shown, f'{row["peak_memory_bytes"] / 2**30:.2f} GiB']
+
+
+def _sample_name(step: int) -> str:
+  return f'{step:06d}.txt'
 
 
 def _finite(value: Any) -> Any:

@@ -1,12 +1,14 @@
 """Where a run's weights come from, if it doesn't start from random ones."""
 
+import json
 import pathlib
 import shutil
 
 from seekax.config import Config, model_differences
-from seekax.data.tokenizer import load_folder, Tokenizer
+from seekax.data.tokenizer import load_folder, read_json, Tokenizer
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import StorageError
+from seekax.storage.huggingface import GENERATION_CONFIG
+from seekax.storage.manifest import StorageError, write_atomically
 from seekax.storage.open import find, Found
 
 
@@ -61,10 +63,15 @@ def keep_tokenizer(
   tokenizer.save(workdir / workdir_lib.TOKENIZER)
   if origin is None or not _has_one(origin.folder):
     return
-  if load_folder(origin.folder).to_json() == tokenizer.to_json():
-    for name in workdir_lib.TOKENIZER_COMPANIONS:
-      if (origin.folder / name).is_file():
-        shutil.copyfile(origin.folder / name, workdir / name)
+  if load_folder(origin.folder).to_json() != tokenizer.to_json():
+    return
+  for name in workdir_lib.TOKENIZER_COMPANIONS:
+    if (origin.folder / name).is_file():
+      shutil.copyfile(origin.folder / name, workdir / name)
+  # What its config.json says of them has no other place in a workdir.
+  path = workdir / GENERATION_CONFIG
+  fields = read_json(path) | {'eos_token_id': list(origin.end_ids())}
+  write_atomically(path, json.dumps(fields, indent=2) + '\n')
 
 
 def _has_one(folder: pathlib.Path) -> bool:

@@ -42,6 +42,19 @@ class Table(NamedTuple):
   open: bool = True
 
 
+class Grid(NamedTuple):
+  """Rows of cells under a head; on a narrow screen each cell says its head.
+
+  `marked` is the number of the row that counts most, from 0; -1: none does.
+  """
+
+  title: str
+  head: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  remark: str = ''
+  marked: int = -1
+
+
 class Sample(NamedTuple):
   """A prompt and its continuation."""
 
@@ -64,6 +77,7 @@ class Section(NamedTuple):
   figures: Sequence[str] = ()  # SVG elements
   samples: Sequence[SampleBlock] = ()
   tables: Sequence[Table] = ()
+  grids: Sequence[Grid] = ()
 
 
 class Page(NamedTuple):

@@ -6,13 +6,18 @@ step as numbers, so that nothing is compiled anew when one of them changes.
 Reference: DeepSeek-V3, section 4.2.
 """
 
-import bisect
+from collections.abc import Iterator
 import math
 
 from flax import struct
 import numpy as np
 
-from seekax.config import Config
+from seekax.planning.batch_ramp import BatchRamp
+
+# Of so many steps, evenly spaced, and of those at which a phase ends, two
+# schedules are compared.
+_COMPARED = 1000
+_SWITCHED = ('bias_update_rate', 'mtp_weight')
 
 
 @struct.dataclass
@@ -30,62 +35,8 @@ class Rates:
   mtp_weight: np.ndarray
 
 
-class Schedule:
-  """The plan of a run. Steps count from 0: step k has k steps before it.
-
-  Attributes:
-    config: the run.
-  """
-
-  def __init__(self, config: Config):
-    self.config = config
-    full = config.train.micro_batches
-    self._part_tokens = (
-      config.data.batch_size // full * config.data.sequence_length
-    )
-    # Tokens before each step of the ramp, and before the first full batch.
-    self._ramp = [0]
-    while (parts := self._parts_at(self._ramp[-1])) < full:
-      self._ramp.append(self._ramp[-1] + parts * self._part_tokens)
-
-  def _parts_at(self, tokens: int) -> int:
-    """Micro-batches of the step that follows so many tokens."""
-    train = self.config.train
-    if not train.ramp_tokens:
-      return train.micro_batches
-    first, full = train.ramp_micro_batches, train.micro_batches
-    return min(first + (full - first) * tokens // train.ramp_tokens, full)
-
-  @property
-  def total_tokens(self) -> int:
-    """Tokens of the whole run."""
-    return self.tokens_before(self.config.train.steps)
-
-  def tokens_before(self, step: int) -> int:
-    """Tokens trained on in the steps before this one."""
-    if step < len(self._ramp):
-      return self._ramp[step]
-    full = self.config.train.micro_batches * self._part_tokens
-    return self._ramp[-1] + (step - len(self._ramp) + 1) * full
-
-  def step_at(self, tokens: int) -> int:
-    """The first step that has at least so many tokens before it."""
-    if tokens <= self._ramp[-1]:
-      return bisect.bisect_left(self._ramp, tokens)
-    full = self.config.train.micro_batches * self._part_tokens
-    return len(self._ramp) - 1 - (self._ramp[-1] - tokens) // full
-
-  def micro_batches(self, step: int) -> int:
-    """Parts of this step's batch, each as large as any other."""
-    return self._parts_at(self.tokens_before(step))
-
-  def batch_rows(self, step: int) -> int:
-    """Sequences of this step's batch."""
-    return self.batch_tokens(step) // self.config.data.sequence_length
-
-  def batch_tokens(self, step: int) -> int:
-    """Tokens of this step's batch."""
-    return self.micro_batches(step) * self._part_tokens
+class Schedule(BatchRamp):
+  """The plan of a run: its batches, and the rates of every step."""
 
   def learning_rate(self, step: int) -> float:
     """Linear warm-up, the peak, a cosine, the final rate, the last one.
@@ -94,8 +45,7 @@ class Schedule:
     later; the cosine's end is the run's if `decay_tokens` is 0.
     """
     optim, tokens = self.config.optim, self.tokens_before(step)
-    start = max(optim.constant_tokens, self.tokens_before(optim.warmup_steps))
-    end = self.total_tokens
+    start, end = self._peak_end(), self.total_tokens
     if optim.decay_tokens:
       end = start + optim.decay_tokens
     if optim.final_tokens and tokens >= end + optim.final_tokens:
@@ -129,3 +79,46 @@ class Schedule:
       bias_update_rate=np.float32(self.bias_update_rate(step)),
       mtp_weight=np.float32(self.mtp_weight(step)),
     )
+
+  @property
+  def decay_tokens(self) -> int:
+    """Tokens of the cosine, also where the config leaves them to the run."""
+    optim = self.config.optim
+    return optim.decay_tokens or max(self.total_tokens - self._peak_end(), 0)
+
+  def _peak_end(self) -> int:
+    """Tokens to which the peak holds, the warm-up included."""
+    optim = self.config.optim
+    return max(optim.constant_tokens, self.tokens_before(optim.warmup_steps))
+
+  def first_difference(self, other: 'Schedule', step: int) -> str:
+    """What two plans did differently in the steps before this one.
+
+    Args:
+      other: the plan to compare with.
+      step: how many steps are behind.
+
+    Returns:
+      Name and values of the first difference found, '' if there is none.
+    """
+    wanted = {round(step * i / _COMPARED) for i in range(_COMPARED)}
+    for plan in (self, other):
+      wanted |= {end + i for end in plan._phase_ends() for i in (-1, 0, 1)}
+    for k in sorted(k for k in wanted if 0 <= k < step):
+      for name in ('batch_tokens', 'learning_rate', *_SWITCHED):
+        ours, theirs = getattr(self, name)(k), getattr(other, name)(k)
+        if ours != theirs:
+          return f'{name} of step {k + 1:,}: {ours:g} and {theirs:g}'
+    return ''
+
+  def _phase_ends(self) -> Iterator[int]:
+    """Steps at which a phase ends, those of the batch's ramp included."""
+    optim, train = self.config.optim, self.config.train
+    decayed = self._peak_end() + self.decay_tokens
+    yield optim.warmup_steps
+    for tokens in (self._peak_end(), decayed, decayed + optim.final_tokens):
+      yield self.step_at(tokens)
+    for tokens in (train.mtp_weight_tokens, train.bias_update_tokens):
+      yield self.step_at(tokens)
+    for stretch in self._stretches:
+      yield stretch.step

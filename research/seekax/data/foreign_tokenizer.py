@@ -1,0 +1,172 @@
+"""A stranger's tokenizer.json, tried in a process of its own before it is used.
+
+The library that reads it is compiled, and some files make it fail in ways that
+Python can't catch: it panics, or takes all time and memory. What survives a try
+here, with limits to both, is loaded by this process, too. A file that was tried
+once isn't again; its hash is kept in the user's cache.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from seekax.data.formats import DataError
+
+# Of wall clock, and one more for every so many bytes of the file.
+_SECONDS, _BYTES_PER_SECOND = 6, 4 << 20
+# Of address space, and so many more for every byte of the file.
+_MEMORY_BYTES, _MEMORY_PER_BYTE = 768 << 20, 24
+# NFKC makes at most 18 characters of one.
+_MOST_GROWTH = 64
+# What the interpreter itself may need; nothing that is secret.
+_ENVIRONMENT = ('LD_LIBRARY_PATH',)
+
+
+def check(source: str, cache: pathlib.Path | None) -> None:
+  """Raises DataError for a file that the library could not be trusted with.
+
+  Args:
+    source: the text of a tokenizer.json.
+    cache: folder of what was found sound; None: there is none.
+
+  Raises:
+    DataError: it makes the library panic, or take too much time or memory, or
+      its normalizer makes much text of little.
+  """
+  version = importlib.metadata.version('tokenizers')
+  digest = hashlib.sha256(f'{version}\n{source}'.encode()).hexdigest()
+  mark = cache / f'{digest}.sound' if cache else None
+  if mark is not None and mark.is_file():
+    return
+  refuse_growth(source)
+  problem = _try(source.encode('utf-8', 'surrogatepass'))
+  if problem:
+    raise DataError(
+      f'the tokenizer {problem}; take the original file of its model'
+    )
+  if mark is not None:
+    with contextlib.suppress(OSError):  # It costs time, and nothing else.
+      mark.parent.mkdir(parents=True, exist_ok=True)
+      mark.touch()
+
+
+def refuse_growth(source: str) -> None:
+  """Raises DataError if the normalizer could multiply a text's length."""
+  try:
+    normalizer = json.loads(source).get('normalizer')
+  except (ValueError, RecursionError, AttributeError):
+    return  # What is no JSON object is refused where it is read.
+  growth = _growth(normalizer)
+  if growth > _MOST_GROWTH:
+    raise DataError(
+      f'the normalizer of the tokenizer may make {growth:.3g} characters of '
+      'one; take the original file of its model'
+    )
+
+
+def _growth(normalizer: Any) -> float:
+  """How many characters replacements and prefixes can make of one."""
+  if not isinstance(normalizer, dict):
+    return 1.0
+  result = 1.0
+  parts = normalizer.get('normalizers')
+  for part in parts if isinstance(parts, list) else ():
+    result *= _growth(part)
+  content, pattern = normalizer.get('content'), normalizer.get('pattern')
+  if isinstance(content, str):
+    text = pattern.get('String') if isinstance(pattern, dict) else None
+    result *= max(len(content) / max(len(text or ''), 1), 1)
+  if isinstance(prefix := normalizer.get('prepend'), str):
+    result *= 1 + len(prefix)
+  return result
+
+
+def _try(source: bytes) -> str:
+  """What a process of its own finds wrong; '' if nothing."""
+  seconds = _SECONDS + len(source) // _BYTES_PER_SECOND
+  memory = _MEMORY_BYTES + _MEMORY_PER_BYTE * len(source)
+  folders = {
+    str(pathlib.Path(importlib.util.find_spec(name).origin).parents[1])
+    for name in ('tokenizers',)
+  }
+  code = f'{inspect.getsource(_serve)}\n_serve({sorted(folders)}, {memory})\n'
+  try:
+    child = subprocess.run(
+      # Neither the user's folders nor the current one nor any `.pth` file.
+      [sys.executable, '-I', '-S', '-c', code],
+      input=source,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      timeout=seconds,
+      env={
+        # One thread: each would take address space of its own.
+        'TOKENIZERS_PARALLELISM': 'false',
+        'RAYON_NUM_THREADS': '1',
+        **{k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+      },
+      check=False,
+    )
+  except subprocess.TimeoutExpired:
+    return f'takes longer than {seconds} s for a few words'
+  except OSError as error:
+    return f'can not be tried in a process ({error})'
+  if child.returncode == 0:
+    return ''
+  if child.returncode == 3:
+    return 'makes the library that reads it panic'
+  return f'ends the process that reads it, with code {child.returncode}'
+
+
+def _serve(folders, memory):
+  """Runs in the child alone, as a program that has nothing but this function.
+
+  It ends with 0 if the file can be used, or is refused in words, which the
+  parent will hear for itself; with 3 after a panic.
+  """
+  import contextlib
+  import resource
+  import sys
+
+  for kind, amount in (
+    (resource.RLIMIT_AS, memory),
+    (resource.RLIMIT_FSIZE, 0),
+    (resource.RLIMIT_CORE, 0),
+  ):
+    # There may be a lower limit, and macOS has none of memory.
+    with contextlib.suppress(ValueError, OSError):
+      resource.setrlimit(kind, (amount, amount))
+  sys.path += folders
+  import tokenizers
+
+  # Text of every kind: what can't be known, bytes, runs, marks, no text.
+  probes = [
+    '',
+    ' ',
+    'a',
+    'The quick brown fox, 1234567 times.',
+    'd\u00e9j\u00e0',
+  ]
+  probes += ['\u4e2d\u6587\U0001f389\u200d\u0301', '\x00\x01\x7f', '\n\t\r\n ']
+  probes += [c * 300 for c in ' a0.\n\u4e2d'] + ['ab ' * 100, '\ufffd\u2028']
+  probes += ['<|x|> </s> [UNK] \u2581 ## <0x41>']
+  probes.append(''.join(map(chr, range(1, 0x300))))
+  source = sys.stdin.buffer.read().decode('utf-8', 'surrogatepass')
+  try:
+    made = tokenizers.Tokenizer.from_str(source)
+    for special in (False, True):
+      made.encode_special_tokens = special
+      for probe in probes:
+        ids = made.encode_batch_fast([probe], add_special_tokens=False)[0].ids
+        made.decode(ids, skip_special_tokens=not special)
+  except Exception:
+    return
+  except BaseException:  # A panic is no Exception.
+    sys.exit(3)
