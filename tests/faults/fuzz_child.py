@@ -223,8 +223,7 @@ KINDS = {
   'header': Kind(_spoil_header, _read_weights),
   'config': Kind(_in_place('single/config.json'), _read_weights),
   'index': Kind(_in_place(f'shards/{published.INDEX}'), _inspect('shards')),
-  # A pipe in its place is left out: reading tokenizers is another room's.
-  'tokenizer': Kind(lambda f, d: _spoil(f / _TOKENIZER, d), _read_tokenizer),
+  'tokenizer': Kind(_in_place(_TOKENIZER), _read_tokenizer),
   'ids': Kind(_in_place('text/ids.npy'), _read_ids),
   'text': Kind(lambda f, d: _spoil_rows(f, 'text/a.jsonl', d), _read_text),
   'rows': Kind(lambda f, d: _spoil_rows(f, 'run/metrics.jsonl', d), _read_rows),
