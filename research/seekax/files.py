@@ -24,11 +24,13 @@ LIMITS = {
   'run.json': 4 * MB,
   'summary.json': 16 * MB,
   'a manifest of SHA-256': 16 * MB,
+  'metadata of a checkpoint': 64 * MB,
   'a safetensors header': 32 * MB,
   'a safetensors index': 32 * MB,
   'a metrics file': 256 * MB,
   'a text': 256 * MB,
   'token ids': 256 * MB,
+  'a tokenizer': 256 * MB,
 }
 # JSON takes thirty times its size in memory where it is all brackets; Kimi-K2
 # as one file would have 1,400,000 brackets and commas.

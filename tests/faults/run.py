@@ -17,6 +17,7 @@ import traceback
 from absl import app, flags, logging
 import bad_numbers
 import damage
+import fuzz
 from harness import Bench, BrokenPromiseError, Fault, NotRunError
 import killing
 import refusals
@@ -30,6 +31,7 @@ FAULTS = (
   *damage.FAULTS,
   *bad_numbers.FAULTS,
   *refusals.FAULTS,
+  *fuzz.FAULTS,
   *several.FAULTS,
 )
 KEPT, BROKEN, NOT_RUN = 'kept', 'BROKEN', 'not run'

@@ -3,6 +3,8 @@
 import pathlib
 
 from absl.testing import absltest, parameterized
+import fuzz
+import fuzz_child
 import harness
 import pytest
 import run
@@ -55,6 +57,39 @@ class TableTest(parameterized.TestCase):
     numbers = [fault.number for fault in run.FAULTS]
     self.assertLen(set(numbers), len(numbers))
     self.assertNotEmpty(QUICK)
+
+
+class FuzzTest(parameterized.TestCase):
+  """What counts as a good end of a spoilt file."""
+
+  def test_every_kind_is_tried(self):
+    self.assertEqual(fuzz.COUNTS.keys(), fuzz_child.KINDS.keys())
+    self.assertLen(set(fuzz.all_cases()), sum(fuzz.COUNTS.values()))
+    self.assertGreaterEqual(sum(fuzz.COUNTS.values()), 500)
+    some = fuzz.all_cases(0.08)
+    self.assertEqual({name for name, _ in some}, fuzz.COUNTS.keys())
+
+  @parameterized.parameters(
+    (0, 'layers: 3\n', 1, 0),
+    (2, 'WARNING: what\nseekax: why\n', 1, 0),
+    (3, 'seekax: why\n', 9, 1 << 29),
+  )
+  def test_a_good_end(self, *outcome):
+    self.assertEqual(fuzz_child.verdict(*outcome), '')
+
+  @parameterized.parameters(
+    (1, 'seekax: why\n', 1, 0, 'exit 1'),
+    (-1, 'PanicException', 1, 0, 'exit -1'),
+    (2, 'what\n', 1, 0, 'no line'),
+    (2, 'Traceback\nseekax: why\n', 1, 0, 'a traceback'),
+    (0, 'name: a\x1b[2J\n', 1, 0, 'is printed'),
+    (2, f'seekax: {"x" * 500}\n', 1, 0, 'a line of 508 characters'),
+    (2, 'seekax: why\n', 11, 0, '11.0 s'),
+    (0, '', 1, 2 << 30, '2048 MiB'),
+  )
+  def test_a_bad_end(self, code, text, seconds, grown, words):
+    found = fuzz_child.verdict(code, text, seconds, grown)
+    self.assertIn(words, found)
 
 
 if __name__ == '__main__':

@@ -122,6 +122,12 @@ class TreeTest(parameterized.TestCase):
     ):
       finite.check_tree(tree, 'x', 'weights')
 
+  def test_on_a_device_it_is_looked_at_there(self):
+    for value in (0.0, np.nan, np.inf, -np.inf):
+      for dtype in (jnp.float32, jnp.bfloat16):
+        array = jnp.ones((3, 5), dtype).at[2, 4].set(value)
+        self.assertEqual(bool(finite._all_finite(array)), np.isfinite(value))
+
   def test_a_scalar_is_looked_at_too(self):
     with self.assertRaisesRegex(StorageError, r'holds -inf at \[\]'):
       finite.check_tree(jax.numpy.float32(-np.inf), 'x', 'step')

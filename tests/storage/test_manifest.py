@@ -65,6 +65,9 @@ class ManifestTest(absltest.TestCase):
     with self.assertLogs('absl', 'WARNING') as logs:
       manifest_lib.verify_manifest(self.folder, self.manifest)
     self.assertLen(logs.output, len(names))
+    before = self.manifest.read_text()
+    manifest_lib.write_manifest(self.folder, self.manifest)
+    self.assertEqual(self.manifest.read_text(), before)
 
   def test_a_manifest_names_files_of_its_folder_alone(self):
     whole = self.manifest.read_text()

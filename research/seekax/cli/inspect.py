@@ -10,6 +10,7 @@ from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.config import InputError
+from seekax.files import one_line, reason
 from seekax.planning.parameters import count_parameters
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import verify_manifest, write_atomically
@@ -215,6 +216,8 @@ def _differences(model) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
+  if isinstance(value, str):
+    return one_line(value)  # It may come from a foreign file.
   if isinstance(value, list) and len(value) > _SHOWN:
     return f'{value[:_SHOWN]} and {len(value) - _SHOWN} more'
   return value
@@ -224,7 +227,7 @@ def _write_json(path: pathlib.Path, found: dict[str, Any]) -> None:
   try:
     write_atomically(path, json.dumps(found, indent=2) + '\n')
   except OSError as error:
-    raise InputError(f'--json={path}: {error.strerror}') from error
+    raise InputError(f'--json={path}: {reason(error)}') from error
 
 
 def _state_hash(workdir: pathlib.Path) -> str:

@@ -8,7 +8,9 @@ unfinished. This is the only module that knows orbax.
 from collections.abc import Iterator
 import contextlib
 import hashlib
+import logging as std_logging
 import pathlib
+import re
 import shutil
 from typing import Any
 import warnings
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from seekax.files import reason
+from seekax.files import check_size, reason
 from seekax.parallel import processes
 from seekax.storage.finite import check_tree
 from seekax.storage.manifest import (
@@ -28,7 +30,7 @@ from seekax.storage.manifest import (
   write_manifest,
 )
 from seekax.storage.room import host_memory
-from seekax.storage.thread_errors import held_back
+from seekax.storage.thread_errors import forget_given_up, held_back
 
 _TEMPORARY = 'orbax-checkpoint-tmp'
 # Orbax writes these into every checkpoint.
@@ -47,6 +49,7 @@ _CHECKED_BYTES = 1 << 30
 _MOST_OF_MEMORY = 0.5
 # What is shown of an error of orbax's.
 _SHOWN = 200
+_MOST_CAUSES = 20
 
 
 def manifest_path(folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -184,6 +187,11 @@ def newest(folder: pathlib.Path) -> int | None:
 def verify(folder: pathlib.Path, step: int) -> None:
   """Raises StorageError if a file of this step differs from its SHA-256."""
   try:
+    for path in sorted((folder / str(step)).rglob('*')):
+      # Orbax reads these whole; arrays lie in files named by numbers.
+      if path.name.startswith('_') and path.is_file():
+        size = path.stat().st_size
+        check_size(path, size, 'metadata of a checkpoint', StorageError)
     verify_manifest(folder / str(step), manifest_path(folder, step))
   except StrayFileError:
     raise  # Nothing of the state is lost.
@@ -227,10 +235,11 @@ def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
   except Exception as error:
     # What orbax had begun besides is given up, and would be complained of.
     warnings.filterwarnings('ignore', "coroutine '", RuntimeWarning)
+    std_logging.getLogger('asyncio').addFilter(forget_given_up)
     verify(folder, step)  # Names the file, if one was changed.
+    path = folder.absolute() / str(step)
     raise StorageError(
-      f'checkpoint {folder.absolute() / str(step)} can not be loaded: '
-      + _brief(error)
+      f'checkpoint {path} can not be loaded: {_culprit(path, error)}'
     ) from error
 
 
@@ -327,13 +336,30 @@ def check_numbers(
     restore_some(folder, step, part, some)
 
 
-def _brief(error: Exception) -> str:
-  """The first line of an error that has words, however many it has."""
-  lines = [line.strip() for line in str(error).splitlines()]
-  words = next((line for line in lines if line), '')
-  kind = type(error).__name__
+def _culprit(path: pathlib.Path, error: BaseException) -> str:
+  """The file that an error, or what caused it, tells of; else its words."""
+  found: list[tuple[str, str]] = []
+  first, cause = error, error
+  for _ in range(_MOST_CAUSES):
+    if cause is None:
+      break
+    names = re.findall(re.escape(f'{path}/') + r'[\w./-]*\w', str(cause))
+    found += [(name, type(cause).__name__) for name in names]
+    first = cause
+    cause = cause.__cause__ or cause.__context__
+  if not found:
+    return _brief(first)
+  # What is furthest inside tells most.
+  name, kind = max(found, key=lambda pair: pair[0].count('/'))
+  return f'{name} is damaged or forged ({kind})'
+
+
+def _brief(error: BaseException) -> str:
+  """The first words of an error, however many it has."""
   if isinstance(error, OSError):
     return reason(error)
+  words = ' '.join(str(error).split())
+  kind = type(error).__name__
   return f'{words[:_SHOWN]} ({kind})' if words else kind
 
 

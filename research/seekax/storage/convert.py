@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 from seekax.config import to_dict
+from seekax.files import check_size, read_bounded
 from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import file_hash, StorageError, write_atomically
@@ -101,7 +102,10 @@ def convert(
   """
   found = find(source, options.drop_mtp, options.averaged)
   for name in _CARRIED:
-    weights.refuse_leaving(found.folder / name)
+    path = found.folder / name
+    weights.refuse_leaving(path)
+    if path.is_file():
+      check_size(path, path.stat().st_size, 'a tokenizer', StorageError)
   found.check()
   conversion = _Conversion(found, pathlib.Path(target), options)
   if conversion.is_done():
@@ -169,7 +173,8 @@ class _Conversion:
       manifest = checkpoint.manifest_path(
         found.folder / workdir_lib.CHECKPOINTS, found.step
       )
-      stamps.append([found.step, file_hash(manifest)])
+      proof = read_bounded(manifest, 'a manifest of SHA-256', StorageError)
+      stamps.append([found.step, hashlib.sha256(proof).hexdigest()])
     for name in (*_CARRIED, huggingface.CONFIG):
       if (found.folder / name).is_file():
         stamps.append([name, file_hash(found.folder / name)])
@@ -269,6 +274,8 @@ class _Conversion:
           path.unlink()
     # Checksums of the source are checked meanwhile.
     verified = _Background(self.found.verify)
+    if self.found.step is not None:
+      verified.result()  # Orbax would wait for a pipe, or worse.
     try:
       with self.files:
         hashes = self._write_shards(progress, verified)

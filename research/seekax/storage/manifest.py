@@ -62,7 +62,7 @@ def write_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
   lines = [
     f'{file_hash(path)}  {path.relative_to(manifest.parent).as_posix()}\n'
     for path in sorted(folder.rglob('*'))
-    if path.is_file()
+    if path.is_file() and not _left_by_system(path)
   ]
   write_atomically(manifest, ''.join(lines))
 

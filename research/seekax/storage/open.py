@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -260,7 +261,7 @@ def config_of(model: ModelConfig) -> Config:
 def _find_workdir(folder: pathlib.Path) -> Found:
   config = workdir_lib.read_config(folder)
   published, path = {}, folder / workdir_lib.PUBLISHED_CONFIG
-  if path.is_file():
+  if os.path.lexists(path):
     published = huggingface.read_config(path)
   step = checkpoint.newest(folder / workdir_lib.CHECKPOINTS)
   if step is not None:

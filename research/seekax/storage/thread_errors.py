@@ -32,7 +32,9 @@ def held_back(
     logger: where the threads log.
     with_warnings: whether what they log without an error is held back too, and
       dropped if the body raises, whatever it raises. It may quote foreign
-      files, so it is shown as one line each.
+      files, so it is shown as one line each. The closed event loop's errors
+      are dropped in any case: a load that succeeds may have given up a part
+      that nobody asked for.
   """
   held: list[tuple[Any, Any, Any]] = []  # Its type, what shows it, with what.
   shown_by, shown_for_thread = sys.unraisablehook, threading.excepthook
@@ -60,19 +62,32 @@ def held_back(
   # Threads of C++ have the hook of errors that nobody can catch.
   sys.unraisablehook, threading.excepthook = hold, hold_for_thread
   logger.addFilter(hold_record)
-  dropped, after = (), shown_by
+  dropped: tuple[type, ...] = ()
   try:
     yield
   except Exception as error:
-    dropped, after = (type(error), _Quoted), show_but_closed_loop
+    dropped = (type(error), _Quoted)
     raise
   finally:
+    quiet = bool(dropped) or with_warnings
+    # Once is enough: every further one would call those before it.
+    quiet_hook = shown_by if _is_own(shown_by) else show_but_closed_loop
+    after = quiet_hook if quiet else shown_by
     sys.unraisablehook, threading.excepthook = after, shown_for_thread
     logger.removeFilter(hold_record)
     for kind, show, args in held:
       closed_loop = show is shown_by and _is_closed_loop(args[0].exc_value)
-      if kind not in dropped and not (dropped and closed_loop):
+      if kind not in dropped and not (quiet and closed_loop):
         show(*args)
+
+
+def _is_own(hook: Any) -> bool:
+  return getattr(hook, '__module__', '') == __name__
+
+
+def forget_given_up(record: logging.LogRecord) -> bool:
+  """A filter of asyncio's logger: no word of tasks that were given up."""
+  return 'was never retrieved' not in record.getMessage()
 
 
 def _is_closed_loop(error: BaseException | None) -> bool:

@@ -99,6 +99,8 @@ def find_tensors(folder: pathlib.Path) -> Tensors:
 
 def _listed(folder: pathlib.Path) -> tuple[dict[str, str], object]:
   """The index: file by tensor, and its metadata; {} for a single file."""
+  if not folder.is_dir():
+    raise StorageError(f'{folder} is no folder, or a link to itself')
   index = folder / INDEX
   if not os.path.lexists(index):
     if os.path.lexists(folder / SINGLE):
