@@ -26,6 +26,7 @@ COMPUTES_WRONG = 4
 # Keys that a run may change when it goes on: none of them touches the state.
 _FREE_GROUPS = ('eval', 'parallel')
 _FREE_KEYS = (
+  'data.max_document_bytes',
   'train.log_every',
   'train.checkpoint_every',
   'train.keep_checkpoints',
