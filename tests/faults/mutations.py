@@ -1,6 +1,7 @@
 """Seeded ways to spoil a file: bits, lengths, and what JSON may hold."""
 
 from collections.abc import Callable
+import copy
 import json
 import random
 from typing import Any
@@ -117,4 +118,4 @@ def _another(value: Any, draw: random.Random) -> Any:
     return draw.choice((-value, value + 1, value * 1000, str(value), 0))
   if draw.random() < 0.05:
     return _DEEP
-  return draw.choice(_VALUES)
+  return copy.deepcopy(draw.choice(_VALUES))  # It may be spoilt further.

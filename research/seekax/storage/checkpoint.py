@@ -227,6 +227,8 @@ def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
   A damaged or forged file may end in any error, of thousands of characters,
   with more of them from threads.
   """
+  # A load that succeeds may have given up parts that nobody asked for.
+  std_logging.getLogger('asyncio').addFilter(forget_given_up)
   try:
     with held_back(logging.get_absl_logger(), with_warnings=True):
       yield
@@ -235,7 +237,6 @@ def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
   except Exception as error:
     # What orbax had begun besides is given up, and would be complained of.
     warnings.filterwarnings('ignore', "coroutine '", RuntimeWarning)
-    std_logging.getLogger('asyncio').addFilter(forget_given_up)
     verify(folder, step)  # Names the file, if one was changed.
     path = folder.absolute() / str(step)
     raise StorageError(
