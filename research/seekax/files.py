@@ -35,6 +35,7 @@ LIMITS = {
 # JSON takes thirty times its size in memory where it is all brackets; Kimi-K2
 # as one file would have 1,400,000 brackets and commas.
 _MAX_JSON_PARTS = 3_000_000
+_SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
 # What a message shows of a foreign word.
 _SHOWN = 80
 # What a message may have, and what its end keeps when it is cut: the advice.
@@ -43,6 +44,11 @@ _END_OF_MESSAGE = 160
 
 # Multiplies every limit on files and on memory.
 LIMIT_FACTOR = 'SEEKAX_LIMIT_FACTOR'
+
+
+def left_by_system(name: str) -> bool:
+  """Whether Finder or Explorer leave such a file in folders that they show."""
+  return name in _SYSTEM_FILES or name.startswith('._')
 
 
 def limit_factor() -> float:

@@ -18,6 +18,7 @@ from seekax.cli import flags as flags_lib
 from seekax.cli import launcher
 from seekax.config import check_mesh, Config, InputError, to_dict
 from seekax.data import sources
+from seekax.files import read_bounded
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
@@ -168,7 +169,7 @@ def _finished(workdir: pathlib.Path, step: int, first: bool) -> int:
     f'finished at {step:,}/{step:,}; --config.train.steps=N goes on',
     file=sys.stderr,
   )
-  print(json.dumps(json.loads((workdir / workdir_lib.SUMMARY).read_text())))
+  _print_summary(workdir)
   return 0
 
 
@@ -221,10 +222,15 @@ def _train(
     return 128 + (stop.signal or signal.SIGTERM)
   if not first:
     return 0
-  summary = json.loads((workdir / workdir_lib.SUMMARY).read_text())
   print(f'report: {workdir / workdir_lib.REPORT}', file=sys.stderr)
-  print(json.dumps(summary))
+  _print_summary(workdir)
   return 0
+
+
+def _print_summary(workdir: pathlib.Path) -> None:
+  """Prints summary.json on one line."""
+  path = workdir / workdir_lib.SUMMARY
+  print(json.dumps(json.loads(read_bounded(path, 'summary.json'))))
 
 
 def _refuse_other_config(

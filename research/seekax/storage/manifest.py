@@ -14,6 +14,7 @@ from absl import logging
 
 from seekax.config import InputError
 from seekax.files import (
+  left_by_system,
   one_line,
   open_regular,
   printable,
@@ -22,8 +23,6 @@ from seekax.files import (
 )
 
 _LINE = re.compile(r'([0-9a-f]{64})  (.+)', re.DOTALL)
-# What Finder and Explorer leave in folders that they show.
-_SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')
 
 
 class StorageError(InputError):
@@ -62,7 +61,7 @@ def write_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
   lines = [
     f'{file_hash(path)}  {path.relative_to(manifest.parent).as_posix()}\n'
     for path in sorted(folder.rglob('*'))
-    if path.is_file() and not _left_by_system(path)
+    if path.is_file() and not left_by_system(path.name)
   ]
   write_atomically(manifest, ''.join(lines))
 
@@ -89,7 +88,7 @@ def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
       )
   for name in sorted(found - listed.keys()):
     path = manifest.parent / name
-    if not _left_by_system(path):
+    if not left_by_system(path.name):
       raise StrayFileError(
         f'{path} is not listed in {manifest}, all files of which are sound: '
         'it is none of the checkpoint; delete it, or move it elsewhere'
@@ -156,7 +155,3 @@ def _check_link(path: pathlib.Path, home: pathlib.Path) -> None:
       f'{path} is a link to {printable(str(real))}, which is no file in '
       f'{home}; put the file itself there'
     )
-
-
-def _left_by_system(path: pathlib.Path) -> bool:
-  return path.name in _SYSTEM_FILES or path.name.startswith('._')

@@ -9,7 +9,13 @@ import re
 from typing import Any
 
 from seekax.config import Config, ConfigError, from_dict
-from seekax.files import parse_json, quoted, read_bounded, reason
+from seekax.files import (
+  left_by_system,
+  parse_json,
+  quoted,
+  read_bounded,
+  reason,
+)
 from seekax.storage.manifest import StorageError, write_atomically
 
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
@@ -32,9 +38,7 @@ WEIGHTS, WEIGHTS_MANIFEST = 'weights', 'weights.sha256'
 PUBLISHED_CONFIG = 'published_config.json'
 
 
-# What may lie in a folder that a run begins in: what systems leave, and what is
-# left of a start that was killed before it had written run.json.
-_SYSTEM_FILES = re.compile(r'\.DS_Store|\._.*|Thumbs\.db|desktop\.ini')
+# What is left of a start that was killed before it had written run.json.
 _OWN_TRACES = re.compile(r'\.lock|\.probe-\d+|run\.json\.tmp-\d+')
 _MOST_NAMED = 3
 
@@ -78,7 +82,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
 
 def _counts(path: pathlib.Path) -> bool:
   """Whether a file is somebody's, and neither a system's nor a trace of us."""
-  if _SYSTEM_FILES.fullmatch(path.name):
+  if left_by_system(path.name):
     return False
   ours = _OWN_TRACES.fullmatch(path.name) and path.is_file()
   return not (ours and (path.stat().st_size == 0 or '.tmp-' in path.name))
