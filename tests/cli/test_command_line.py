@@ -245,6 +245,19 @@ class RefusalTest(parameterized.TestCase):
     line = self.refused('score', '--checkpoint=x', f'--tokens={path}')
     self.assertIn('integers [B, L] are wanted', line)
 
+  def test_names_of_other_alphabets_are_printed_as_they_are(self):
+    line = self.refused('report', '--workdir=/d\u00e9j\u00e0/\u4e2d\u6587')
+    self.assertIn('/d\u00e9j\u00e0/\u4e2d\u6587 is no workdir', line)
+
+  def test_a_mesh_that_a_cpu_lacks_devices_for_says_how_to_have_them(self):
+    mesh = '--config.parallel.mesh=data:64'
+    args = ('--config.data.batch_size=64', '--config.data.num_shards=1')
+    line = self.refused(
+      *train_args(self.root / 'mesh', self.source, mesh, *args)
+    )
+    self.assertIn('--xla_force_host_platform_device_count=64', line)
+    self.assertNotIn('CUDA', line)
+
   def test_a_text_to_score_is_a_file_of_bounded_size(self):
     pipe, large = self.root / 'pipe', self.root / 'large'
     os.mkfifo(pipe)
@@ -418,6 +431,23 @@ class RunTest(parameterized.TestCase):
     self.assertNotEmpty(greedy.stdout)
     drawn = runs.seekax(*args, '--temperature=5')
     self.assertNotEqual(greedy.stdout, drawn.stdout)
+
+  @pytest.mark.slow
+  def test_what_one_call_compiled_the_next_one_takes_from_the_disk(self):
+    cache = self.root / 'cache'
+    kept = {k: v for k, v in os.environ.items() if 'COMPILATION' not in k}
+    kept['XDG_CACHE_HOME'] = str(cache)
+    args = ('generate', f'--checkpoint={self.workdir}', '--max_new_tokens=300')
+    texts, entries = [], []
+    for _ in range(2):
+      run = runs.seekax(*args, '--prompt=def f', env=kept)
+      self.assertEqual(run.returncode, 0, msg=run.stderr)
+      self.assertIn('--max_new_tokens=300 is more than the context', run.stderr)
+      texts.append(run.stdout)
+      entries.append(sorted(cache.rglob('*-cache')))
+    self.assertNotEmpty(entries[0])
+    self.assertEqual(*entries)
+    self.assertEqual(*texts)
 
   def test_a_prompt_longer_than_the_context_is_refused(self):
     run = runs.seekax(
