@@ -9,19 +9,17 @@ control token; what the template writes does.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
-import importlib.util
-import inspect
 import json
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 
 import numpy as np
 
 from seekax.config import InputError
+from seekax.data import child
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data.child import limit
 from seekax.data.formats import Rendered, Rules
 
 ROLES = ('system', 'user', 'assistant', 'tool')
@@ -33,8 +31,6 @@ _MAX_MEMORY_BYTES = 1 << 30
 _MAX_CHARACTERS = 8_000_000
 _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_MESSAGE_CHARACTERS = 300
-# What the interpreter itself may need; nothing that is secret.
-_ENVIRONMENT = ('LD_LIBRARY_PATH', 'TZ')
 # Unicode promises never to make these characters.
 _NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 # Templates cut the reasoning out of earlier answers at these.
@@ -271,7 +267,7 @@ def _render_in_child(
   request = {
     'template': template,
     'variables': variables,
-    'path': _jinja_path(),
+    'path': child.folders_of('jinja2', 'markupsafe'),
     'seconds': seconds,
     'memory': _MAX_MEMORY_BYTES,
     'characters': _MAX_CHARACTERS,
@@ -311,12 +307,6 @@ def _one_line(text: str) -> str:
   return ''.join(c if c.isprintable() else '\ufffd' for c in text)
 
 
-def _jinja_path() -> list[str]:
-  """The folders of Jinja, wherever this interpreter finds it."""
-  specs = map(importlib.util.find_spec, ('jinja2', 'markupsafe'))
-  return sorted({str(pathlib.Path(spec.origin).parents[1]) for spec in specs})
-
-
 def _ask_child(
   request: bytes, seconds: float
 ) -> tuple[list[dict[str, str]], str]:
@@ -325,28 +315,18 @@ def _ask_child(
   Returns:
     The answers that it gave, and why there are no more.
   """
-  functions = (_limit, _environment, _compile, _answer, _serve)
-  code = '\n'.join(map(inspect.getsource, functions)) + '\n_serve()\n'
+  functions = (_environment, _compile, _answer, _serve)
   too_long = f'takes longer than {seconds:g} s'
   try:
-    child = subprocess.run(
-      # Neither the user's folders nor the current one nor any `.pth` file.
-      [sys.executable, '-I', '-S', '-c', code],
-      input=request,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      timeout=seconds,
-      env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
-      check=False,
-    )
+    process = child.run(functions, '_serve()', request, seconds)
   except subprocess.TimeoutExpired as error:
     return _read_answers(error.stdout or b''), too_long
   except OSError as error:
     return [], f'cannot be rendered in a process ({error})'
-  answers = _read_answers(child.stdout)
-  if child.returncode == -signal.SIGXCPU:
+  answers = _read_answers(process.stdout)
+  if process.returncode == -signal.SIGXCPU:
     return answers, too_long
-  return answers, f'ended its process with code {child.returncode}'
+  return answers, f'ended its process with code {process.returncode}'
 
 
 def _read_answers(output: bytes) -> list[dict[str, str]]:
@@ -355,7 +335,7 @@ def _read_answers(output: bytes) -> list[dict[str, str]]:
 
 
 # The rest runs in the child alone, as a program of its own that knows of this
-# file nothing but the five functions.
+# file nothing but these functions.
 
 
 def _serve():
@@ -364,30 +344,12 @@ def _serve():
 
   request = json.load(sys.stdin.buffer)
   sys.path += request['path']
-  _limit(request['memory'], request['seconds'])
+  limit(request['memory'], request['seconds'])
   template, error = _compile(request)
   for variables in request['variables']:
     answer = error or _answer(template, variables, request)
     sys.stdout.write(json.dumps(answer) + '\n')
     sys.stdout.flush()
-
-
-def _limit(memory, seconds):
-  import contextlib
-  import math
-  import resource
-
-  limits = (
-    (resource.RLIMIT_AS, memory),
-    # In case the parent dies before it can end this process.
-    (resource.RLIMIT_CPU, math.ceil(seconds)),
-    (resource.RLIMIT_FSIZE, 0),
-    (resource.RLIMIT_CORE, 0),
-  )
-  for kind, amount in limits:
-    # There may be a lower limit, and macOS has none of memory.
-    with contextlib.suppress(ValueError, OSError):
-      resource.setrlimit(kind, (amount, amount))
 
 
 def _environment():

@@ -9,15 +9,13 @@ once isn't again; its hash is kept in the user's cache.
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
-import inspect
 import json
-import os
 import pathlib
 import subprocess
-import sys
 from typing import Any
 
+from seekax.data import child
+from seekax.data.child import limit
 from seekax.data.formats import DataError
 
 # Of wall clock, and one more for every so many bytes of the file.
@@ -26,8 +24,6 @@ _SECONDS, _BYTES_PER_SECOND = 6, 4 << 20
 _MEMORY_BYTES, _MEMORY_PER_BYTE = 768 << 20, 24
 # NFKC makes at most 18 characters of one.
 _MOST_GROWTH = 64
-# What the interpreter itself may need; nothing that is secret.
-_ENVIRONMENT = ('LD_LIBRARY_PATH',)
 
 
 def check(source: str, cache: pathlib.Path | None) -> None:
@@ -93,56 +89,36 @@ def _try(source: bytes) -> str:
   """What a process of its own finds wrong; '' if nothing."""
   seconds = _SECONDS + len(source) // _BYTES_PER_SECOND
   memory = _MEMORY_BYTES + _MEMORY_PER_BYTE * len(source)
-  folders = {
-    str(pathlib.Path(importlib.util.find_spec(name).origin).parents[1])
-    for name in ('tokenizers',)
-  }
-  code = f'{inspect.getsource(_serve)}\n_serve({sorted(folders)}, {memory})\n'
+  folders = child.folders_of('tokenizers')
   try:
-    child = subprocess.run(
-      # Neither the user's folders nor the current one nor any `.pth` file.
-      [sys.executable, '-I', '-S', '-c', code],
-      input=source,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      timeout=seconds,
-      env={
-        # One thread: each would take address space of its own.
-        'TOKENIZERS_PARALLELISM': 'false',
-        'RAYON_NUM_THREADS': '1',
-        **{k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
-      },
-      check=False,
+    process = child.run(
+      [_serve],
+      f'_serve({folders}, {memory}, {seconds})',
+      source,
+      seconds,
+      # One thread: each would take address space of its own.
+      {'TOKENIZERS_PARALLELISM': 'false', 'RAYON_NUM_THREADS': '1'},
     )
   except subprocess.TimeoutExpired:
     return f'takes longer than {seconds} s for a few words'
   except OSError as error:
     return f'can not be tried in a process ({error})'
-  if child.returncode == 0:
+  if process.returncode == 0:
     return ''
-  if child.returncode == 3:
+  if process.returncode == 3:
     return 'makes the library that reads it panic'
-  return f'ends the process that reads it, with code {child.returncode}'
+  return f'ends the process that reads it, with code {process.returncode}'
 
 
-def _serve(folders, memory):
+def _serve(folders, memory, seconds):
   """Runs in the child alone, as a program that has nothing but this function.
 
   It ends with 0 if the file can be used, or is refused in words, which the
   parent will hear for itself; with 3 after a panic.
   """
-  import contextlib
-  import resource
   import sys
 
-  for kind, amount in (
-    (resource.RLIMIT_AS, memory),
-    (resource.RLIMIT_FSIZE, 0),
-    (resource.RLIMIT_CORE, 0),
-  ):
-    # There may be a lower limit, and macOS has none of memory.
-    with contextlib.suppress(ValueError, OSError):
-      resource.setrlimit(kind, (amount, amount))
+  limit(memory, seconds)
   sys.path += folders
   import tokenizers
 
