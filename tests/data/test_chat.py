@@ -1,5 +1,6 @@
 """Laws of chat templates: only they make control tokens, and they can't harm."""
 
+import inspect
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.config import InputError
-from seekax.data import chat, sources
+from seekax.data import chat, child, sources
 from seekax.data import tokenizer as tokenizer_lib
 
 _MARK = '\ufdd0'
@@ -351,22 +352,16 @@ class RenderTest(parameterized.TestCase):
 
   def test_child_has_limits_of_its_own(self):
     """It ends even when nobody is left to end it."""
-    source = 'import resource\n' + '\n'.join(
+    call = 'limit(1 << 30, 4.2)\nimport resource\n' + '\n'.join(
       f'print(resource.getrlimit(resource.RLIMIT_{name})[0])'
       for name in ('AS', 'CPU', 'FSIZE', 'CORE')
     )
-
-    def spy(args, **kwargs):
-      code = args[-1].removesuffix('_serve()\n')
-      code += f'_limit(1 << 30, 4.2)\n{source}'
-      result = subprocess_run([*args[:-1], code], **kwargs)
-      limits.extend(map(int, result.stdout.split()))
-      return mock.Mock(returncode=0, stdout=b'{"text": ""}\n')
-
-    limits, subprocess_run = [], subprocess.run
-    with mock.patch.object(subprocess, 'run', spy):
-      self.render('')
-    self.assertEqual(limits, [1 << 30, 5, 0, 0])
+    result = child.run((), call, b'', 5)
+    self.assertEqual(
+      [int(word) for word in result.stdout.split()], [1 << 30, 5, 0, 0]
+    )
+    # And so has the one that renders.
+    self.assertIn('  limit(request', inspect.getsource(chat._serve))
 
   def test_many_are_rendered_in_one_process_each_like_alone(self):
     talks = [_talk(f'[EOT] word {n}') for n in range(40)]
