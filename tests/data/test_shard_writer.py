@@ -341,6 +341,13 @@ class RefusalTest(WriterTestCase):
         self.tokenize(self.whole, **changes)
     self.assertEqual(files_of(self.whole), before)
 
+  def test_hidden_files_that_were_there_stay(self):
+    target = self.fresh()
+    target.mkdir()
+    (target / '.part-mine').write_text('mine')
+    self.tokenize(target)
+    self.assertEqual((target / '.part-mine').read_text(), 'mine')
+
   def test_a_folder_of_other_things_is_refused(self):
     with self.assertRaisesRegex(DataError, 'neither empty nor a begun folder'):
       self.tokenize(self.root)

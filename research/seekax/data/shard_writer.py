@@ -200,8 +200,9 @@ def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
 def _begin(
   folder: pathlib.Path, plan: dict[str, Any], tokenizer: Tokenizer
 ) -> None:
-  for stale in folder.glob('.part-*'):  # Of workers that were killed.
-    stale.unlink()
+  if (folder / TOKENS_PLAN).is_file():
+    for stale in folder.glob('.part-*'):  # Of workers that were killed.
+      stale.unlink()
   tokenizer_lib.write_atomically(
     folder / TOKENS_PLAN, json.dumps(plan, indent=1) + '\n'
   )
