@@ -92,7 +92,7 @@ class TokenizeTest(absltest.TestCase):
   def test_bad_input_is_one_line_and_exit_code_2(self):
     for changes, words in (
       ({'source': ''}, '--source= is missing'),
-      ({'source': 'nowhere'}, "'nowhere' does not exist"),
+      ({'source': 'nowhere'}, "nowhere' does not exist"),
       ({'tokenizer': ''}, '--tokenizer= is missing'),
       ({'tokenizer': self.root / 'a.jsonl'}, 'not a tokenizer.json'),
       ({'target': str(self.root)}, 'neither empty nor a begun folder'),

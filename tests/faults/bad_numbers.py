@@ -117,7 +117,7 @@ def nonfinite_weights(bench: Bench) -> str:
   for name in (workdir_lib.RUN, workdir_lib.TOKENIZER):
     (source / name).write_bytes((unbroken / name).read_bytes())
   words = bench.train(workdir, f'--config.train.init_from={source}')
-  line = bench.check_refused(words, 'params/head holds nan at [3, 5]')
+  line = bench.check_refused(words, 'params/head holds nan at [3, 5]', code=3)
   check(not steps_of(workdir), 'a state that is no number was saved')
   # Where the numbers are lost on the way, nothing is saved either.
   bench.check_refused(
@@ -126,7 +126,7 @@ def nonfinite_weights(bench: Bench) -> str:
     code=3,
     fault='nonfinite_from:1',
   )
-  return f'exit 2, "{line[-60:]}"; exit 3 from the first step on'
+  return f'exit 3, "{line[-60:]}"; and from the first step on'
 
 
 def clock(bench: Bench) -> str:

@@ -23,6 +23,8 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
 COMPUTES_WRONG = 4
+# Characters of a value in a message.
+_SHOWN = 90
 
 # Keys that a run may change when it goes on: none of them touches the state.
 _FREE_GROUPS = ('eval', 'parallel')
@@ -159,11 +161,17 @@ def _step_to_go_on_from(
 
 
 def _finished(workdir: pathlib.Path, step: int, first: bool) -> int:
-  """Says that nothing is left to do; report and summary are made anew."""
+  """Says that nothing is left to do; report and summary are made anew.
+
+  Raises:
+    StorageError: a file of the last checkpoint was changed.
+  """
   if not first:
     return 0
+  from seekax.storage import checkpoint
   from seekax.training import report
 
+  checkpoint.verify(workdir / workdir_lib.CHECKPOINTS, step)
   report.write(workdir)
   print(
     f'finished at {step:,}/{step:,}; --config.train.steps=N goes on',
@@ -245,7 +253,7 @@ def _refuse_other_config(
   there = workdir_lib.read_config(workdir)
   old, new = to_dict(_with_absolute_paths(there, run)), to_dict(config)
   changed = {
-    f'{group}.{key}': f'{old[group][key]!r} there, {value!r} here'
+    f'{group}.{key}': f'{_shown(old[group][key])} there, {_shown(value)} here'
     for group, entries in new.items()
     if group not in _FREE_GROUPS
     for key, value in entries.items()
@@ -264,6 +272,12 @@ def _refuse_other_config(
     )
   if changed:
     _refuse_other_schedule(workdir, there, config, step)
+
+
+def _shown(value: Any) -> str:
+  """A value for a message of several: of a long one the end tells most."""
+  text = repr(value)
+  return text if len(text) <= _SHOWN else f'...{text[-_SHOWN:]}'
 
 
 def _refuse_other_schedule(
