@@ -5,14 +5,14 @@ seekax train --config=demo --workdir=runs/demo     (or: make demo)
 Multi-head latent attention with query latent, 16 experts in 4 groups of which
 a token may use 2, sigmoid router balanced by its bias, one shared expert, one
 MTP module, a dense first layer; on Python's own standard library, 8 % of whose
-files are held out. 740 steps of 2,048 tokens, a fixed number, take about four
-minutes on two cores.
+files are held out. 740 steps of 2,048 tokens, a fixed number, take four to
+eight minutes on two cores.
 
 Recorded on two cores of an Intel Xeon server (jax 0.10.2, Python 3.11):
-1.7724 bits per byte on all 38 held-out documents, where gzip -9 needs 2.2150
-and xz -9e 2.1472; 6,117 tokens/s, 251 s of training, 14.6 s of compilation,
-1.48 GiB at the peak; largest max violation in the last batch 0.44. The
-likeliest token of the MTP module is the main model's in 64.1 % of places.
+1.7770 bits per byte on all 38 held-out documents, where gzip -9 needs 2.2150
+and xz -9e 2.1472; 3,448 tokens/s, 445 s of training, 25.2 s of compilation,
+1.40 GiB at the peak; largest max violation in the last batch 0.51. The
+likeliest token of the MTP module is the main model's in 62.1 % of places.
 
 How the shape was chosen, with an earlier version of the code: a sweep on the
 same cores, each run on the same order of documents, judged by bits per byte on
