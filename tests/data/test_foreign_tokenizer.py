@@ -4,10 +4,9 @@ import base64
 import json
 import pathlib
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
-import tokenizers
-from tokenizers import models
 
 from seekax.data import foreign_tokenizer
 from seekax.data import tokenizer as tokenizer_lib
@@ -130,16 +129,28 @@ class ForeignTokenizerTest(parameterized.TestCase):
         with self.assertRaisesRegex(DataError, 'may make 100 characters of'):
           foreign_tokenizer.refuse_growth(source)
 
+  def test_a_panic_is_named(self):
+    part = {'type': 'Precompiled', 'precompiled_charsmap': 'AAAA'}
+    source = _definition(_BPE | {'unk_token': 'a'}, normalizer=part)
+    with self.assertRaisesRegex(DataError, 'makes the library .* panic'):
+      foreign_tokenizer.check(source, None)
+
   def test_what_takes_too_long_is_ended(self):
-    with self.subTest('a sound one is tried once'):
-      made = tokenizers.Tokenizer(models.WordLevel({'a': 0, '?': 1}, '?'))
-      cache = pathlib.Path(self.create_tempdir().full_path)
-      foreign_tokenizer.check(made.to_str(), cache)
-      [mark] = cache.iterdir()
-      self.assertEqual(mark.suffix, '.sound')
-    with self.subTest('one that ends the process is named'):
-      problem = foreign_tokenizer._try(b'')
-      self.assertEqual(problem, '')
+    source = _definition(_BPE | {'unk_token': 'a'})
+    foreign_tokenizer.check(source, None)
+    with (
+      mock.patch.object(foreign_tokenizer, '_SECONDS', 0.001),
+      self.assertRaisesRegex(DataError, 'takes longer than'),
+    ):
+      foreign_tokenizer.check(source, None)
+
+  def test_a_sound_one_is_tried_once(self):
+    source = _definition(_BPE | {'unk_token': 'a'})
+    cache = pathlib.Path(self.create_tempdir().full_path)
+    foreign_tokenizer.check(source, cache)
+    with mock.patch.object(foreign_tokenizer, '_try') as tried:
+      foreign_tokenizer.check(source, cache)
+    tried.assert_not_called()
 
 
 if __name__ == '__main__':
