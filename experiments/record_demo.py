@@ -3,10 +3,10 @@
 make demo
 python experiments/record_demo.py --workdir=runs/demo
 
-Writes docs/demo.json, from which tests/test_documents.py takes the figures that
-README.md and configs/demo.py must name, and docs/report.png, the page of the
-same run. The picture carries the record, so that the two can't be of different
-runs. A page is drawn by Chromium, which has to be on the PATH.
+Writes docs/demo.json and docs/report.png, the page of the same run. Chromium
+draws the page; it has to be on the PATH. The picture carries the record, so
+that the two can't be of different runs. tests/test_recorded_demo.py compares
+the figures that README.md and configs/demo.py name with the record.
 """
 
 import json
