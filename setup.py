@@ -46,7 +46,7 @@ setuptools.setup(
   # installation has them too.
   package_dir={'': 'research', 'seekax.configs': 'configs'},
   packages=[*setuptools.find_packages('research'), 'seekax.configs'],
-  package_data={'seekax.training': ['report.html']},
+  package_data={'seekax.report': ['report.html']},
   install_requires=_CORE,
   extras_require=_EXTRAS,
   entry_points={'console_scripts': ['seekax=seekax.__main__:entry_point']},

@@ -6,7 +6,7 @@ At laptop size: seekax train --config=kimi_k2:tiny --workdir=runs/kimi_k2
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -6,7 +6,7 @@ At laptop size: seekax train --config=llama3_405b:tiny --workdir=runs/llama3
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -5,7 +5,7 @@ seekax train --config=llama3_tiny --workdir=runs/llama3_tiny
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

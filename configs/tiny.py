@@ -5,7 +5,7 @@ seekax train --config=tiny --workdir=runs/tiny
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -7,7 +7,7 @@ At laptop size: seekax train --config=v2:tiny --workdir=runs/v2
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

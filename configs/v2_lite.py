@@ -6,7 +6,7 @@ At laptop size: seekax train --config=v2_lite:tiny --workdir=runs/v2_lite
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

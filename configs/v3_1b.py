@@ -9,7 +9,7 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 _PAPER = pathlib.Path(__file__).with_name('v3_671b.py')
 

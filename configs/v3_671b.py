@@ -9,7 +9,7 @@ At laptop size: seekax train --config=v3_671b:tiny --workdir=runs/v3_671b
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 BILLION, TRILLION = 10**9, 10**12
 

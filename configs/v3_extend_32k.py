@@ -15,7 +15,7 @@ At laptop size, every length a sixteenth of the paper's (256 to 2K to 8K):
 
 from ml_collections import ConfigDict
 
-from seekax import presets
+from seekax.configuration import presets
 
 
 def get_config(arg: str = '') -> ConfigDict:

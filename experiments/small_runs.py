@@ -24,20 +24,18 @@ from matplotlib import figure as figure_lib
 import numpy as np
 
 import measurements
-from seekax.config import (
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-  TrainConfig,
-)
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data import sources
 from seekax.data.pipeline import Batch
+from seekax.inference.scoring import all_logits
+from seekax.machine import compiling, host_memory
 from seekax.model.parameters import init_params, init_router_bias
-from seekax.ops import compiling, host_memory
 from seekax.training import losses as losses_lib
 from seekax.training import step as step_lib
-from seekax.training.evaluate import all_logits
 from seekax.training.schedules import Schedule
 from seekax.training.state import start_from, TrainState
 import verdicts

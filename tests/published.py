@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from reference import fp8 as oracle
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.storage import names
 from seekax.storage.published_config import published_config
 

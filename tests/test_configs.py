@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from seekax.config import Config, from_config_dict, model_differences
+from seekax.configuration.config import Config, from_config_dict
+from seekax.configuration.model import model_differences
 from seekax.data.pipeline import Batch
 from seekax.model.parameters import abstract_weights
 from seekax.planning.parameters import count_parameters

@@ -9,8 +9,8 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from seekax import files
-from seekax.config import InputError
-from seekax.presets import v3_671b
+from seekax.configuration.errors import InputError
+from seekax.configuration.presets import v3_671b
 from seekax.storage import names, safetensors_file
 
 TRICKS = 'a\x1b[2J\r\n\x00\u202e\ud800b'

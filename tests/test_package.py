@@ -10,7 +10,7 @@ import sys
 from absl.testing import absltest
 import pytest
 
-import runs
+import short_runs
 
 
 def build(target: pathlib.Path) -> None:
@@ -18,12 +18,12 @@ def build(target: pathlib.Path) -> None:
   source = target.parent / 'source'
   for name in ('research', 'configs'):
     shutil.copytree(
-      runs.ROOT / name,
+      short_runs.ROOT / name,
       source / name,
       ignore=shutil.ignore_patterns('__pycache__', '*.egg-info'),
     )
   for name in ('setup.py', 'pyproject.toml'):
-    shutil.copy(runs.ROOT / name, source / name)
+    shutil.copy(short_runs.ROOT / name, source / name)
   wheels = target.parent / 'wheels'
   pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
   flags = ['--no-deps', '--no-index']
@@ -48,7 +48,7 @@ class WheelTest(absltest.TestCase):
 
   def seekax(self, *args: str) -> subprocess.CompletedProcess:
     """The command of the wheel, from a folder without a checkout."""
-    run = runs.seekax(
+    run = short_runs.seekax(
       *args,
       cwd=self.elsewhere,
       env={**os.environ, 'PYTHONPATH': str(self.installed)},
@@ -71,12 +71,14 @@ class WheelTest(absltest.TestCase):
     )
     file, *names = run.stdout.split()
     self.assertStartsWith(file, str(self.installed))
-    here = sorted(path.stem for path in (runs.ROOT / 'configs').glob('*.py'))
+    here = sorted(
+      path.stem for path in (short_runs.ROOT / 'configs').glob('*.py')
+    )
     self.assertEqual(names, here)
 
   def test_a_plan_costs_what_it_costs_in_a_checkout(self):
     plans = []
-    for number, run in enumerate((self.seekax, runs.seekax)):
+    for number, run in enumerate((self.seekax, short_runs.seekax)):
       path = self.root / f'{number}.json'
       run('plan', '--config=v3_671b', f'--json={path}')
       plans.append(json.loads(path.read_text()))
@@ -85,7 +87,7 @@ class WheelTest(absltest.TestCase):
 
   @pytest.mark.slow
   def test_a_run_trains_as_in_a_checkout(self):
-    source = runs.write_corpus(self.root / 'corpus')
+    source = short_runs.write_corpus(self.root / 'corpus')
     args = (
       'train',
       '--config=tiny',
@@ -94,7 +96,7 @@ class WheelTest(absltest.TestCase):
       '--config.train.steps=2',
     )
     hashes = []
-    for number, run in enumerate((self.seekax, runs.seekax)):
+    for number, run in enumerate((self.seekax, short_runs.seekax)):
       workdir = self.root / f'run{number}'
       trained = run(*args, f'--workdir={workdir}')
       self.assertEqual(trained.returncode, 0, msg=trained.stderr)

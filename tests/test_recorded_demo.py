@@ -6,7 +6,7 @@ from absl.testing import absltest
 from PIL import Image
 
 import record_demo
-import runs
+import short_runs
 
 
 class DemoTest(absltest.TestCase):
@@ -35,7 +35,7 @@ class DemoTest(absltest.TestCase):
       f'{found["heldout_documents"]} held-out',
     ]
     for path, digits in (('README.md', 3), ('configs/demo.py', 4)):
-      text = ' '.join((runs.ROOT / path).read_text().split())
+      text = ' '.join((short_runs.ROOT / path).read_text().split())
       for words in [*common, *(f'{x:.{digits}f}' for x in bits)]:
         self.assertIn(words, text, msg=path)
 

@@ -43,8 +43,8 @@ import asked
 from models import model_a, model_b, smallest, Tokens
 import scoreboard
 
-from seekax.config import ModelConfig
-from seekax.presets import v3_671b
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.presets import v3_671b
 from seekax.storage.published_config import published_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.config import from_config_dict, ModelConfig
+from seekax.configuration.config import from_config_dict
+from seekax.configuration.model import ModelConfig
 from seekax.inference import engine
 from seekax.model.parameters import init_params, init_router_bias
 

@@ -32,8 +32,8 @@ import time
 from absl import app, flags
 import numpy as np
 
-from seekax.config import ModelConfig
-from seekax.presets import tiny, v3_671b
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.presets import tiny, v3_671b
 from seekax.storage import fp8, huggingface, names, weights
 from seekax.storage.published_config import published_config
 from seekax.storage.safetensors_file import commit, DTYPES, Entry, Files, write

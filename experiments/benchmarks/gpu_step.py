@@ -16,14 +16,14 @@ import jax
 import numpy as np
 import ours
 
-from seekax.config import (
+from seekax.configuration.config import Config
+from seekax.configuration.model import (
   ATTENTION_BACKENDS,
-  Config,
   GROUPED_MATMULS,
   ModelConfig,
-  OptimConfig,
   REMAT_POLICIES,
 )
+from seekax.configuration.optim import OptimConfig
 from seekax.planning.flops import (
   model_flops_utilization,
   training_flops_per_token,

@@ -35,8 +35,8 @@ import jaxlib
 import numpy as np
 import scoreboard
 
-from seekax.config import ModelConfig
-from seekax.ops import compiling
+from seekax.configuration.model import ModelConfig
+from seekax.machine import compiling
 from seekax.ops.attention import causal_attention
 from seekax.ops.cross_entropy import cross_entropy_sum
 from seekax.ops.grouped_matmul import grouped_swiglu

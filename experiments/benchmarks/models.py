@@ -3,8 +3,8 @@
 import dataclasses
 import random
 
-from seekax.config import ModelConfig
-from seekax.presets import tiny
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.presets import tiny
 
 
 def model_a() -> ModelConfig:

@@ -18,20 +18,17 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
-from seekax.config import (
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-  to_dict,
-  TrainConfig,
-)
+from seekax.configuration.config import Config, to_dict
+from seekax.configuration.data import DataConfig
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.presets import v3_671b
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
 from seekax.inference import engine
 from seekax.inference.cache import init_cache
+from seekax.machine import compiling, host_memory
 from seekax.model.stack import taken_apart
-from seekax.ops import compiling, host_memory
-from seekax.presets import v3_671b
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options

@@ -29,8 +29,8 @@ from models import model_a, model_b, smallest, Tokens
 import ours
 import scoreboard
 
-from seekax import presets
-from seekax.config import ModelConfig
+from seekax.configuration import presets
+from seekax.configuration.model import ModelConfig
 from seekax.model.parameters import init_params, init_router_bias
 from seekax.planning import hardware, step_time
 from seekax.planning.layout import Layout

@@ -33,7 +33,8 @@ import numpy as np
 import ours
 import scoreboard
 
-from seekax.config import ModelConfig, OptimConfig, REMAT_POLICIES
+from seekax.configuration.model import ModelConfig, REMAT_POLICIES
+from seekax.configuration.optim import OptimConfig
 from seekax.model.parameters import init_params, init_router_bias
 from seekax.training.step import whole_step
 

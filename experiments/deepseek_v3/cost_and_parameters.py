@@ -27,11 +27,12 @@ import sys
 from absl import app, flags
 from matplotlib import axes as axes_lib
 
+from seekax.configuration.model import ModelConfig
+
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax import config as config_lib
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import flops, hardware, parameters, price
 import verdicts
 
@@ -100,7 +101,7 @@ _THROUGHPUTS = (
 )
 
 
-def qwen2_5_72b() -> config_lib.ModelConfig:
+def qwen2_5_72b() -> ModelConfig:
   """Qwen2.5-72B by its public shapes (its query, key and value biases left)."""
   return dataclasses.replace(
     presets.llama3_70b(), vocab_size=152064, mlp_dim=29568
@@ -289,14 +290,14 @@ def flops_claims() -> list[verdicts.Claim]:
   return claims
 
 
-def _gflop(model: config_lib.ModelConfig, causal: bool = True) -> float:
+def _gflop(model: ModelConfig, causal: bool = True) -> float:
   per_token = flops.training_flops_per_token(
     model, _SEQUENCE_LENGTH, causal=causal
   )
   return per_token / 1e9
 
 
-def _attention_gflop(model: config_lib.ModelConfig) -> float:
+def _attention_gflop(model: ModelConfig) -> float:
   """What the lower triangle adds: as much as the upper one would."""
   return _gflop(model, causal=False) - _gflop(model)
 

@@ -26,7 +26,7 @@ from matplotlib import axes as axes_lib
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import serving
 import verdicts
 

@@ -53,9 +53,9 @@ from matplotlib import figure as figure_lib
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import measurements
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
+from seekax.machine import compiling
 from seekax.model import router
-from seekax.ops import compiling
 from seekax.training import losses
 from seekax.training.state import TrainState
 import small_runs

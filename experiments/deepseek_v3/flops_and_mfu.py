@@ -25,11 +25,12 @@ import sys
 from absl import app, flags
 from matplotlib import axes as axes_lib
 
+from seekax.configuration.model import ModelConfig
+
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax import config as config_lib
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import flops, hardware
 import verdicts
 
@@ -53,7 +54,7 @@ _PUBLISHED = (
 )
 
 
-def deepseek_7b() -> config_lib.ModelConfig:
+def deepseek_7b() -> ModelConfig:
   """DeepSeek LLM 7B by its public shapes."""
   return dataclasses.replace(
     presets.llama3_8b(),
@@ -65,7 +66,7 @@ def deepseek_7b() -> config_lib.ModelConfig:
   )
 
 
-def deepseek_moe_16b() -> config_lib.ModelConfig:
+def deepseek_moe_16b() -> ModelConfig:
   """DeepSeekMoE 16B: V2-Lite's experts in 28 layers with plain MHA."""
   return dataclasses.replace(
     presets.v2_lite(),
@@ -77,7 +78,7 @@ def deepseek_moe_16b() -> config_lib.ModelConfig:
   )
 
 
-def llama2_7b() -> config_lib.ModelConfig:
+def llama2_7b() -> ModelConfig:
   """Llama 2 7B by its public shapes."""
   return dataclasses.replace(deepseek_7b(), vocab_size=32000, num_layers=32)
 

@@ -38,15 +38,13 @@ import numpy as np
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import measurements
-from seekax import presets
-from seekax.config import (
-  Config,
-  DataConfig,
-  Fp8Config,
-  ModelConfig,
-  OptimConfig,
-  TrainConfig,
-)
+from seekax.configuration import presets
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.fp8 import Fp8Config
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
 from seekax.model.parameters import init_params, init_router_bias
 from seekax.training import step as step_lib

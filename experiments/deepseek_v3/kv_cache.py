@@ -29,11 +29,12 @@ import jax
 import jax.numpy as jnp
 from matplotlib import axes as axes_lib
 
+from seekax.configuration.model import ModelConfig
+
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax import config as config_lib
-from seekax import presets
+from seekax.configuration import presets
 from seekax.inference import cache as cache_lib
 from seekax.planning import memory
 import verdicts
@@ -56,7 +57,7 @@ _TABLE = {
 }
 
 
-def table_models() -> dict[str, config_lib.ModelConfig]:
+def table_models() -> dict[str, ModelConfig]:
   """The models of `_TABLE`; Qwen only as far as its cache depends on it."""
   return {
     'DeepSeek-V3': presets.v3_671b(),
@@ -67,9 +68,7 @@ def table_models() -> dict[str, config_lib.ModelConfig]:
   }
 
 
-def plain_heads(
-  model: config_lib.ModelConfig, num_heads: int
-) -> config_lib.ModelConfig:
+def plain_heads(model: ModelConfig, num_heads: int) -> ModelConfig:
   """MHA with heads of 128 for key and value, as in V2's ablation."""
   return dataclasses.replace(
     model,
@@ -83,12 +82,12 @@ def plain_heads(
   )
 
 
-def deepseek_67b() -> config_lib.ModelConfig:
+def deepseek_67b() -> ModelConfig:
   """The cache of DeepSeek 67B: 95 layers, 8 key/value heads of 128."""
   return dataclasses.replace(presets.llama3_70b(), num_layers=95)
 
 
-def measured_cache_bytes(model: config_lib.ModelConfig) -> float:
+def measured_cache_bytes(model: ModelConfig) -> float:
   """Bytes per token of the cache that generation allocates, in bfloat16.
 
   The lengths (the only integers) grow with the batch, not with the tokens, and
@@ -181,11 +180,11 @@ def ablation_claims() -> list[verdicts.Claim]:
   return claims
 
 
-def _thousand_elements(model: config_lib.ModelConfig) -> float:
+def _thousand_elements(model: ModelConfig) -> float:
   return measured_cache_bytes(model) / _BFLOAT16_BYTES / 1000
 
 
-def equivalent_groups(model: config_lib.ModelConfig) -> float:
+def equivalent_groups(model: ModelConfig) -> float:
   """Groups of GQA whose keys and values, as wide as values, are as large."""
   latent = model.kv_latent_dim + model.rope_head_dim
   return latent / (2 * model.value_head_dim)

@@ -24,7 +24,7 @@ import numpy as np
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 from seekax.cli.flags import load_config
-from seekax.config import from_config_dict
+from seekax.configuration.config import from_config_dict
 from seekax.training.schedules import Schedule
 import verdicts
 

@@ -42,9 +42,9 @@ import numpy as np
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import measurements
-from seekax.config import Config, from_config_dict
-from seekax.training import corpus as corpus_lib
-from seekax.training import evaluate
+from seekax.configuration.config import Config, from_config_dict
+from seekax.inference import scoring as evaluate
+from seekax.runs import corpus as corpus_lib
 import small_runs
 import verdicts
 

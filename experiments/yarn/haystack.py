@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
+from seekax.machine import compiling
 from seekax.model.transformer import Transformer
-from seekax.ops import compiling
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

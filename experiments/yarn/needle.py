@@ -32,8 +32,8 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import haystack
 
 import measurements
-from seekax import presets
-from seekax.config import ModelConfig
+from seekax.configuration import presets
+from seekax.configuration.model import ModelConfig
 from seekax.data import sources
 from seekax.model.parameters import init_params, init_router_bias
 from seekax.storage import open as open_lib

@@ -46,7 +46,8 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import haystack
 
 import measurements
-from seekax.config import Config, ModelConfig
+from seekax.configuration.config import Config
+from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.training.state import start_from, TrainState
 import small_runs

@@ -13,7 +13,7 @@ import resource
 import stat
 from typing import Any, NoReturn
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 
 MB = 1_000_000
 # Bytes that a file of a kind may have. The largest releases need far less:

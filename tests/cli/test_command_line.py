@@ -15,9 +15,9 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import pytest
 
-import runs
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
+import short_runs
 
 
 def train_args(workdir: pathlib.Path, source: pathlib.Path, *more: str):
@@ -47,11 +47,11 @@ class RefusalTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     root = pathlib.Path(absltest.FLAGS.test_tmpdir) / cls.__name__
-    cls.source = runs.write_corpus(root / 'corpus')
+    cls.source = short_runs.write_corpus(root / 'corpus')
     cls.root = root
 
   def refused(self, *args: str, code: int = 2) -> str:
-    run = runs.in_process(*args, cwd=self.root)
+    run = short_runs.in_process(*args, cwd=self.root)
     self.assertEqual(run.returncode, code, msg=run.stderr)
     self.assertEqual(run.stdout, '')
     lines = run.stderr.strip().splitlines()
@@ -158,13 +158,15 @@ class RefusalTest(parameterized.TestCase):
     (folder / 'configs').mkdir(parents=True)
     for path in ('configs/tiny.py', 'tiny.py', 'configs/mine.py'):
       (folder / path).write_text('raise SystemExit(7)')
-    run = runs.in_process('plan', '--config=tiny', '--schedule', cwd=folder)
+    run = short_runs.in_process(
+      'plan', '--config=tiny', '--schedule', cwd=folder
+    )
     self.assertEqual(run.returncode, 0, msg=run.stderr)
     for name, words in (
       ('mine', 'write --config=./configs/mine.py'),
       ('./tiny.py', 'failed with SystemExit'),
     ):
-      run = runs.in_process('plan', f'--config={name}', cwd=folder)
+      run = short_runs.in_process('plan', f'--config={name}', cwd=folder)
       self.assertEqual(run.returncode, 2)
       self.assertIn(words, run.stderr)
 
@@ -272,7 +274,7 @@ class RefusalTest(parameterized.TestCase):
       self.assertIn(words, line)
 
   def test_help_lists_flags_presets_and_keys(self):
-    run = runs.seekax('train', '--help')
+    run = short_runs.seekax('train', '--help')
     self.assertEqual(run.returncode, 0)
     for word in ('--workdir', 'v3_671b', 'model.num_experts', 'demo'):
       self.assertIn(word, run.stdout)
@@ -294,7 +296,10 @@ class RefusalTest(parameterized.TestCase):
   def test_a_full_disk_behind_stdout_is_a_line(self):
     with open('/dev/full', 'w') as full:
       run = subprocess.run(
-        runs.command('--help'), stdout=full, stderr=subprocess.PIPE, text=True
+        short_runs.command('--help'),
+        stdout=full,
+        stderr=subprocess.PIPE,
+        text=True,
       )
     self.assertEqual(run.returncode, 2)
     self.assertStartsWith(run.stderr, 'seekax: [Errno 28] No space left on')
@@ -311,7 +316,7 @@ class RefusalTest(parameterized.TestCase):
 
   def test_help_comes_at_once(self):
     start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    run = runs.seekax('--help')
+    run = short_runs.seekax('--help')
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start
     # It takes a tenth of this; JAX alone would take more than a second.
     self.assertLess(seconds, 5)
@@ -327,7 +332,7 @@ class RunTest(parameterized.TestCase):
     super().setUpClass()
     root = pathlib.Path(absltest.FLAGS.test_tmpdir) / cls.__name__
     cls.root = root
-    cls.source = runs.write_corpus(root / 'corpus')
+    cls.source = short_runs.write_corpus(root / 'corpus')
     cls.workdir = root / 'run'
     cls.args = train_args(
       cls.workdir,
@@ -338,13 +343,13 @@ class RunTest(parameterized.TestCase):
       '--config.eval.sample_every=40',
     )
     # Killed without warning in mid-run, then the same command again.
-    process = runs.start(*cls.args)
+    process = short_runs.start(*cls.args)
     # The save of step 40 waits for that of 20.
-    runs.wait_for_step(process, 42)
+    short_runs.wait_for_step(process, 42)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     cls.killed_at = checkpoint.proven_steps(cls.workdir / 'checkpoints')
-    cls.trained = runs.seekax(*cls.args)
+    cls.trained = short_runs.seekax(*cls.args)
 
   @pytest.mark.slow
   def test_kill_and_the_same_command_ends_like_an_unbroken_run(self):
@@ -353,10 +358,10 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(self.trained.returncode, 0, msg=self.trained.stderr)
     other = self.root / 'unbroken'
     command, *rest = [arg for arg in self.args if 'workdir' not in arg]
-    unbroken = runs.seekax(command, f'--workdir={other}', *rest)
+    unbroken = short_runs.seekax(command, f'--workdir={other}', *rest)
     self.assertEqual(unbroken.returncode, 0, msg=unbroken.stderr)
     hashes = [
-      runs.seekax('inspect', '--hash', str(workdir)).stdout
+      short_runs.seekax('inspect', '--hash', str(workdir)).stdout
       for workdir in (self.workdir, other)
     ]
     self.assertLen(hashes[0].strip(), 64)
@@ -368,12 +373,12 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(summary, kept)
 
   def test_another_config_is_refused_with_the_difference(self):
-    run = runs.in_process(*self.args, '--config.model.num_layers=4')
+    run = short_runs.in_process(*self.args, '--config.model.num_layers=4')
     self.assertEqual(run.returncode, 2)
     self.assertIn('model.num_layers: 3 there, 4 here', run.stderr)
 
   def test_keys_that_touch_no_state_may_change(self):
-    run = runs.in_process(*self.args, '--config.train.profile_steps=5:6')
+    run = short_runs.in_process(*self.args, '--config.train.profile_steps=5:6')
     self.assertEqual(run.returncode, 0, msg=run.stderr)
 
   def test_what_will_run_is_said_in_five_lines(self):
@@ -387,7 +392,7 @@ class RunTest(parameterized.TestCase):
     self.assertNotIn('n/a', self.trained.stderr)
 
   def test_a_finished_run_says_so(self):
-    run = runs.in_process(*self.args)
+    run = short_runs.in_process(*self.args)
     self.assertEqual(run.returncode, 0, msg=run.stderr)
     self.assertEqual(
       run.stderr, 'finished at 80/80; --config.train.steps=N goes on\n'
@@ -396,7 +401,7 @@ class RunTest(parameterized.TestCase):
 
   def test_more_steps_are_refused_where_earlier_ones_would_be_others(self):
     more = ('--config.train.steps=90', f'--workdir={self.workdir}')
-    run = runs.in_process('train', *more)
+    run = short_runs.in_process('train', *more)
     self.assertEqual(run.returncode, 2)
     self.assertIn('learning_rate of step 14', run.stderr)
     self.assertIn('--config.optim.decay_tokens=17408 ends it', run.stderr)
@@ -409,27 +414,29 @@ class RunTest(parameterized.TestCase):
       '--config.optim.decay_tokens=17408',
       '--config.train.checkpoint_every=100',
     )
-    run = runs.seekax('train', f'--workdir={workdir}', *more)
+    run = short_runs.seekax('train', f'--workdir={workdir}', *more)
     self.assertEqual(run.returncode, 0, msg=run.stderr)
     self.assertIn('step 81/83', run.stderr)
     self.assertEqual(checkpoint.newest(workdir / 'checkpoints'), 83)
-    again = runs.in_process('train', f'--workdir={workdir}')
+    again = short_runs.in_process('train', f'--workdir={workdir}')
     self.assertIn('finished at 83/83', again.stderr)
 
   def test_a_run_goes_on_from_any_folder(self):
     kept = workdir_lib.read_run(self.workdir)
     self.assertTrue(os.path.isabs(kept['config']['data']['source']))
     self.assertEqual(kept['folder'], os.getcwd())
-    run = runs.in_process('train', f'--workdir={self.workdir}', cwd=self.root)
+    run = short_runs.in_process(
+      'train', f'--workdir={self.workdir}', cwd=self.root
+    )
     self.assertIn('finished at 80/80', run.stderr)
 
   def test_generate_prints_the_continuation_alone(self):
     args = ('--prompt=def f', '--max_new_tokens=8', '--seed=1')
     args = ('generate', f'--checkpoint={self.workdir}', *args)
-    greedy = runs.seekax(*args)
+    greedy = short_runs.seekax(*args)
     self.assertEqual(greedy.returncode, 0, msg=greedy.stderr)
     self.assertNotEmpty(greedy.stdout)
-    drawn = runs.seekax(*args, '--temperature=5')
+    drawn = short_runs.seekax(*args, '--temperature=5')
     self.assertNotEqual(greedy.stdout, drawn.stdout)
 
   @pytest.mark.slow
@@ -440,7 +447,7 @@ class RunTest(parameterized.TestCase):
     args = ('generate', f'--checkpoint={self.workdir}', '--max_new_tokens=300')
     texts, entries = [], []
     for _ in range(2):
-      run = runs.seekax(*args, '--prompt=def f', env=kept)
+      run = short_runs.seekax(*args, '--prompt=def f', env=kept)
       self.assertEqual(run.returncode, 0, msg=run.stderr)
       self.assertIn('--max_new_tokens=300 is more than the context', run.stderr)
       texts.append(run.stdout)
@@ -450,7 +457,7 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(*texts)
 
   def test_a_prompt_longer_than_the_context_is_refused(self):
-    run = runs.seekax(
+    run = short_runs.seekax(
       'generate', f'--checkpoint={self.workdir}', f'--prompt={"xyz " * 900}'
     )
     self.assertEqual(run.returncode, 2)
@@ -459,7 +466,9 @@ class RunTest(parameterized.TestCase):
 
   def test_score_text_and_tokens(self):
     path = self.source / 'file00.py'
-    run = runs.seekax('score', f'--checkpoint={self.workdir}', f'--text={path}')
+    run = short_runs.seekax(
+      'score', f'--checkpoint={self.workdir}', f'--text={path}'
+    )
     self.assertEqual(run.returncode, 0, msg=run.stderr)
     scored = json.loads(run.stdout.splitlines()[-1])
     self.assertEqual(scored['bytes'], path.stat().st_size)
@@ -467,7 +476,7 @@ class RunTest(parameterized.TestCase):
     tokens = np.arange(24, dtype=np.uint16).reshape(2, 12)
     np.save(self.root / 'tokens.npy', tokens)
     logits, mtp = self.root / 'logits.npy', self.root / 'mtp.npy'
-    run = runs.seekax(
+    run = short_runs.seekax(
       'score',
       f'--checkpoint={self.workdir}',
       f'--tokens={self.root / "tokens.npy"}',
@@ -485,7 +494,7 @@ class RunTest(parameterized.TestCase):
 
   def test_tokens_outside_the_vocabulary_are_refused(self):
     np.save(self.root / 'large.npy', np.full((1, 3), 512))
-    run = runs.seekax(
+    run = short_runs.seekax(
       'score',
       f'--checkpoint={self.workdir}',
       f'--tokens={self.root / "large.npy"}',
@@ -494,13 +503,13 @@ class RunTest(parameterized.TestCase):
     self.assertIn('the vocabulary has 0 to 511', run.stderr)
 
   def test_inspect_verifies(self):
-    run = runs.seekax('inspect', str(self.workdir), '--verify')
+    run = short_runs.seekax('inspect', str(self.workdir), '--verify')
     self.assertIn('verified: [60, 80]', run.stdout)
     self.assertIn('parameters_total: 353952', run.stdout)
 
   def test_report_on_demand(self):
     (self.workdir / 'report.html').unlink(missing_ok=True)
-    run = runs.seekax('report', f'--workdir={self.workdir}')
+    run = short_runs.seekax('report', f'--workdir={self.workdir}')
     self.assertEqual(run.returncode, 0, msg=run.stderr)
     self.assertTrue((self.workdir / 'report.html').is_file())
 
@@ -510,12 +519,12 @@ class StopTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_a_signal_saves_and_says_how_to_go_on(self, number, code):
     root = pathlib.Path(self.create_tempdir().full_path)
-    source = runs.write_corpus(root / 'corpus')
+    source = short_runs.write_corpus(root / 'corpus')
     workdir = root / 'run'
-    process = runs.start(
+    process = short_runs.start(
       *train_args(workdir, source, '--config.train.steps=100000')
     )
-    runs.wait_for_step(process, 3)
+    short_runs.wait_for_step(process, 3)
     os.kill(process.pid, number)
     _, stderr = process.communicate()
     self.assertEqual(process.returncode, code)
@@ -528,8 +537,8 @@ class StopTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_a_loss_that_is_no_number_exits_with_3(self):
     root = pathlib.Path(self.create_tempdir().full_path)
-    source = runs.write_corpus(root / 'corpus')
-    run = runs.seekax(
+    source = short_runs.write_corpus(root / 'corpus')
+    run = short_runs.seekax(
       *train_args(root / 'run', source, '--config.optim.learning_rate=1e30')
     )
     self.assertEqual(run.returncode, 3)

@@ -13,10 +13,10 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 import published
-import runs
 from seekax.cli import main as cli
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.storage.weights import REFUSED
+import short_runs
 
 
 def call(*args: str) -> tuple[int, str, str]:
@@ -275,7 +275,7 @@ class ConvertTest(CliCase):
 
   def test_auto_map_is_said_to_be_ignored(self):
     self.write(auto_map={'AutoModel': 'x.Y'})
-    run = runs.seekax(
+    run = short_runs.seekax(
       'convert',
       f'--source={self.source}',
       f'--target={self.target}',

@@ -10,7 +10,7 @@ import sys
 from absl.testing import absltest, parameterized
 
 from seekax.cli.launcher import described, Processes
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 
 
 def free_port() -> int:

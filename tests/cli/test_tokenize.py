@@ -11,10 +11,10 @@ from unittest import mock
 
 from absl.testing import absltest
 
-import runs
 from seekax.cli import main as main_lib
 from seekax.data import shards
 from seekax.data import tokenizer as tokenizer_lib
+import short_runs
 
 
 class TokenizeTest(absltest.TestCase):
@@ -40,19 +40,19 @@ class TokenizeTest(absltest.TestCase):
     return [f'--{k}={v}' for k, v in (values | changes).items()]
 
   def test_it_writes_a_folder_and_is_quiet_in_a_pipe(self):
-    run = runs.seekax('tokenize', *self.arguments('quiet'))
+    run = short_runs.seekax('tokenize', *self.arguments('quiet'))
     self.assertEqual((run.returncode, run.stderr), (0, ''))
     self.assertEqual(run.stdout, f'{self.root / "quiet"}\n')
     folder = shards.TokenFolder(str(self.root / 'quiet'), '')
     self.assertLen(folder.lengths, 30)
-    again = runs.seekax('tokenize', *self.arguments('quiet'))
+    again = short_runs.seekax('tokenize', *self.arguments('quiet'))
     self.assertEqual(again.returncode, 0)
     self.assertIn('is complete already', again.stderr)
 
   def test_a_terminal_sees_one_line_of_progress(self):
     ours, theirs = pty.openpty()
     run = subprocess.run(
-      runs.command('tokenize', *self.arguments('loud')),
+      short_runs.command('tokenize', *self.arguments('loud')),
       stdout=subprocess.DEVNULL,
       stderr=theirs,
       check=False,

@@ -5,7 +5,8 @@ import dataclasses
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.config import ConfigError, DataConfig
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import ConfigError
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.augmentation import Augmentation
 from seekax.data.documents import frame

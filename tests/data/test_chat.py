@@ -12,7 +12,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.data import chat, child, sources
 from seekax.data import tokenizer as tokenizer_lib
 

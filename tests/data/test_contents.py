@@ -9,7 +9,7 @@ import tempfile
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.config import DataConfig
+from seekax.configuration.data import DataConfig
 from seekax.data import contents, shard_writer, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError, Document

@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.config import DataConfig
+from seekax.configuration.data import DataConfig
 from seekax.data.documents import InMemory, Pieces
 from seekax.data.order import ShardOrder
 from seekax.data.shards import CorruptRecordError

@@ -9,12 +9,12 @@ from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 
-from seekax import config as config_lib
+from seekax.configuration.data import DataConfig
 from seekax.data import pipeline, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.documents import frame, InMemory, Pieces
 
-_CONFIG = config_lib.DataConfig(sequence_length=7, batch_size=8, num_shards=4)
+_CONFIG = DataConfig(sequence_length=7, batch_size=8, num_shards=4)
 _BOS, _EOS = 0, 1
 
 
@@ -29,7 +29,7 @@ def _documents(num_documents: int = 30, longest: int = 40) -> list[np.ndarray]:
   ]
 
 
-def _config(**changes) -> config_lib.DataConfig:
+def _config(**changes) -> DataConfig:
   return dataclasses.replace(_CONFIG, **changes)
 
 
@@ -52,7 +52,7 @@ def _unchanged(tokens, *_):
   return tokens
 
 
-def _rows(pieces: Pieces, config: config_lib.DataConfig, shard: int):
+def _rows(pieces: Pieces, config: DataConfig, shard: int):
   return iter(pipeline.shard_rows([pieces], [1.0], config, _unchanged, shard))
 
 

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from array_record.python import array_record_module
 import numpy as np
 
-from seekax.config import DataConfig
+from seekax.configuration.data import DataConfig
 from seekax.data import contents, pipeline, shards, split
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError, Document

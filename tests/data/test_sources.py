@@ -10,7 +10,9 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from seekax.config import Config, DataConfig, TrainConfig
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data import sources
 from seekax.data.formats import Rules
 

@@ -7,14 +7,15 @@ import dataclasses
 import json
 import sys
 
-from seekax import config as config_lib
-from seekax import presets
+from seekax.configuration import presets
+from seekax.configuration.config import Config, from_config_dict
+from seekax.configuration.mesh import mesh_sizes
 from seekax.dryrun import compile as compile_lib
 from seekax.dryrun import gpus, sharding
 from seekax.parallel import exchange
 
 
-def run_config(mesh: str) -> config_lib.Config:
+def run_config(mesh: str) -> Config:
   run = presets.shrink_run(presets.run_of(presets.tiny()))
   run.parallel.mesh = mesh
   run.train.precision = 'bfloat16'
@@ -23,7 +24,7 @@ def run_config(mesh: str) -> config_lib.Config:
   # A scan, so that layers are counted and not written out.
   run.model.num_layers = 3
   run.model.unroll_layers = 0
-  return config_lib.from_config_dict(run)
+  return from_config_dict(run)
 
 
 def moved(config) -> dict[str, float]:
@@ -44,7 +45,7 @@ def main(mesh: str, topology: str = '') -> None:
   found = compile_lib.dry_run(
     config, topology=gpus.parse(topology) if topology else None
   )
-  sizes = config_lib.mesh_sizes(mesh, 8)
+  sizes = mesh_sizes(mesh, 8)
   rows = config.data.batch_size // config.train.micro_batches // 8
   levels = exchange.levels(
     config.model, sizes, rows * config.data.sequence_length

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 import jax
 from jax.experimental import topologies
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.dryrun import gpus
 from seekax.planning import hardware
 

@@ -11,7 +11,8 @@ import yaml
 
 from seekax.cli import flags as flags_lib
 from seekax.cli import launcher, plan_flags
-from seekax.config import check_mesh, mesh_sizes
+from seekax.configuration.fit_on_mesh import check_mesh
+from seekax.configuration.mesh import mesh_sizes
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
 

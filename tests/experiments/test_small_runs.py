@@ -14,8 +14,8 @@ sys.path.extend(
 import deepseekmoe_ablation
 import haystack
 
+from seekax.inference.scoring import all_logits
 from seekax.model import router
-from seekax.training.evaluate import all_logits
 import small_runs
 
 

@@ -23,15 +23,16 @@ import mutations
 import numpy as np
 
 import published
-import runs
 from seekax.cli import main
-from seekax.config import InputError, to_dict
+from seekax.configuration.config import to_dict
+from seekax.configuration.errors import InputError
 from seekax.data import formats, tokenizer
 from seekax.files import one_line
 from seekax.storage import checkpoint, manifest, rows, token_file
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
 from seekax.training import state
+import short_runs
 
 SECONDS = 10.0  # For one case, on a machine that others use too.
 MEMORY = 1 << 30  # That a case may take, in bytes.
@@ -76,7 +77,7 @@ def _make_run(folder: pathlib.Path) -> None:
   import jax
 
   folder.mkdir()
-  config = runs.small_config(folder)
+  config = short_runs.small_config(folder)
   workdir_lib.write_run(folder, {'config': to_dict(config), 'overrides': {}})
   shapes = state.to_parts(state.abstract_state(config))
   parts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from seekax.cli import main
+from seekax.runs import loop
 from seekax.storage import checkpoint
-from seekax.training import loop, schedules
+from seekax.training import schedules
 
 _MOST_LEFT = 1 << 20  # Bytes that a full disk still has.
 

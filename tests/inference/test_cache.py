@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference import cases
-from seekax import presets
+from seekax.configuration import presets
 from seekax.inference import engine
 from seekax.inference.cache import Cache, fill, init_cache
 from seekax.planning.memory import cache_bytes_per_token

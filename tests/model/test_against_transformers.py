@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from reference import cases
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model import router
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import Transformer

@@ -11,9 +11,9 @@ import numpy as np
 
 from model import test_against_transformers as recorded
 from reference import cases
+from seekax.inference import scoring as evaluate
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import shift_left, Transformer
-from seekax.training import evaluate
 
 _NAME = 'v3_mtp'
 _all_logits = cases.jit(evaluate.all_logits.__wrapped__, static_argnums=0)

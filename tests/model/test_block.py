@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.model.block import Block
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference import cases
-from seekax import presets
+from seekax.configuration import presets
+from seekax.configuration.presets import PRESETS
 from seekax.model import parameters
 from seekax.parallel import mesh
 from seekax.planning.parameters import count_parameters
-from seekax.presets import PRESETS
 
 
 def _size(tree) -> int:

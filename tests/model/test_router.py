@@ -9,7 +9,7 @@ import numpy as np
 
 from reference import cases
 from reference import router as oracle
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model import router
 
 _route = cases.jit(router.route, static_argnums=2)

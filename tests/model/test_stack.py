@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from reference import cases
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
+from seekax.machine import compiling
 from seekax.model import parameters
 from seekax.model.stack import block_class
 from seekax.model.transformer import Transformer
-from seekax.ops import compiling
 from seekax.ops.rematerialisation import NAMES
 
 # More than one block of queries, and not a whole number of them.

@@ -7,8 +7,9 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
-from seekax import presets
-from seekax.config import ConfigError, Fp8Config
+from seekax.configuration import presets
+from seekax.configuration.errors import ConfigError
+from seekax.configuration.fp8 import Fp8Config
 from seekax.ops import backends, cudnn_attention, tokamax_backends
 from seekax.ops.backends import Device
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from reference import cases, sweeps
 from reference import fp8 as oracle
+from seekax.machine import compiling
 from seekax.ops import block_fp8 as ops
-from seekax.ops import compiling
 
 _SHAPE = (5, 11)
 # Whole tiles, partial ones, one for all.

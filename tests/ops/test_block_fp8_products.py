@@ -10,7 +10,7 @@ import numpy as np
 
 from reference import cases, sweeps
 from reference import fp8 as oracle
-from seekax.config import Fp8Config
+from seekax.configuration.fp8 import Fp8Config
 from seekax.ops import precision
 from seekax.ops.block_fp8_products import Fp8Products
 from seekax.ops.grouped_matmul import grouped_swiglu

@@ -10,7 +10,7 @@ import numpy as np
 
 from reference import cases, cuda
 from reference import fp8 as oracle
-from seekax.config import Fp8Config
+from seekax.configuration.fp8 import Fp8Config
 from seekax.ops import backends, pallas_block_fp8
 from seekax.ops.block_fp8 import ACTIVATION_FLOOR, Tiling
 from seekax.ops.block_fp8_products import Fp8Products

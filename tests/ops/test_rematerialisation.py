@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.ops import compiling
+from seekax.machine import compiling
 from seekax.ops.grouped_matmul import grouped_swiglu
 from seekax.ops.rematerialisation import (
   keep,

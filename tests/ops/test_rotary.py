@@ -12,7 +12,7 @@ import numpy as np
 from reference import cases, sweeps
 from reference import rotary as oracle
 from reference.sweeps import normal
-from seekax import presets
+from seekax.configuration import presets
 from seekax.ops import rotary
 
 _rotate = cases.jit(rotary.rotate, static_argnums=2)

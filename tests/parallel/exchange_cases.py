@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.parallel import exchange, rules
 from seekax.parallel import mesh as mesh_lib
 

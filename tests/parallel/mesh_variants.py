@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import margins
 import numpy as np
 
-from seekax import presets
-from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
+from seekax.configuration import presets
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch, micro_batches
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import ranks, rules

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pipeline_variants
 
 from seekax.data.pipeline import Batch
-from seekax.ops import compiling
+from seekax.machine import compiling
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training import placement

@@ -17,9 +17,10 @@ import margins
 import mesh_variants
 import numpy as np
 
-from seekax.config import Config, parse_mesh
+from seekax.configuration.config import Config
+from seekax.configuration.mesh import parse_mesh
 from seekax.data.pipeline import micro_batches
-from seekax.ops import compiling
+from seekax.machine import compiling
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training import placement

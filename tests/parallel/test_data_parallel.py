@@ -8,21 +8,21 @@ from absl.testing import absltest
 import numpy as np
 import pytest
 
-import runs
+import short_runs
 
 
 class DataParallelTest(absltest.TestCase):
   @pytest.mark.slow
   def test_four_devices_train_like_one(self):
     root = pathlib.Path(self.create_tempdir().full_path)
-    source = runs.write_corpus(root / 'corpus')
+    source = short_runs.write_corpus(root / 'corpus')
     flags = os.environ.get('XLA_FLAGS', '')
     flags += ' --xla_force_host_platform_device_count=4'
     meshes = 'data:4', 'data:2,pipeline:2'
     losses = {}
 
     def train(workdir, mesh, *more):
-      run = runs.seekax(
+      run = short_runs.seekax(
         'train',
         '--config=tiny',
         f'--workdir={workdir}',
@@ -60,7 +60,7 @@ class DataParallelTest(absltest.TestCase):
 
   def test_more_devices_than_there_are_is_refused(self):
     root = pathlib.Path(self.create_tempdir().full_path)
-    run = runs.seekax(
+    run = short_runs.seekax(
       'train',
       '--config=tiny',
       f'--workdir={root / "run"}',

@@ -8,7 +8,7 @@ import numpy as np
 from virtual_devices import run_script
 
 from parallel import exchange_cases
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model import router
 from seekax.parallel import exchange
 

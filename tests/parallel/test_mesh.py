@@ -7,27 +7,34 @@ from absl.testing import absltest, parameterized
 import jax
 from jax.sharding import AxisType
 
-from seekax import config as config_lib
-from seekax import presets
-from seekax.config import ConfigError
+from seekax.configuration import presets
+from seekax.configuration.config import Config, from_config_dict
+from seekax.configuration.errors import ConfigError
+from seekax.configuration.fit_on_mesh import check_mesh
+from seekax.configuration.mesh import (
+  MESH_AXES,
+  mesh_sizes,
+  ParallelConfig,
+  parse_mesh,
+)
 from seekax.parallel import mesh
 
 
-def run_on(description: str, **data) -> config_lib.Config:
+def run_on(description: str, **data) -> Config:
   run = presets.shrink_run(presets.run_of(presets.tiny()))
-  config = config_lib.from_config_dict(run)
+  config = from_config_dict(run)
   return dataclasses.replace(
     config,
     data=dataclasses.replace(config.data, **data),
-    parallel=config_lib.ParallelConfig(mesh=description),
+    parallel=ParallelConfig(mesh=description),
   )
 
 
 class MeshTest(parameterized.TestCase):
   def test_description_is_read(self):
-    self.assertEqual(config_lib.parse_mesh('data:4'), {'data': 4})
-    sizes = config_lib.mesh_sizes('expert:-1,data:2', 8)
-    self.assertEqual(list(sizes), list(config_lib.MESH_AXES))
+    self.assertEqual(parse_mesh('data:4'), {'data': 4})
+    sizes = mesh_sizes('expert:-1,data:2', 8)
+    self.assertEqual(list(sizes), list(MESH_AXES))
     used = {axis: size for axis, size in sizes.items() if size > 1}
     self.assertEqual(used, {'data': 2, 'expert': 4})
 
@@ -45,7 +52,7 @@ class MeshTest(parameterized.TestCase):
   )
   def test_wrong_description_is_explained(self, description, message):
     with self.assertRaisesRegex(ConfigError, message):
-      config_lib.parse_mesh(description)
+      parse_mesh(description)
 
   @parameterized.parameters(
     ('data:3,fsdp:-1', '8 devices are not divisible by 3'),
@@ -54,10 +61,10 @@ class MeshTest(parameterized.TestCase):
   )
   def test_devices_that_are_not_there_are_refused(self, description, message):
     with self.assertRaisesRegex(ConfigError, message):
-      config_lib.mesh_sizes(description, 8)
+      mesh_sizes(description, 8)
 
   def test_one_device_of_several_is_enough(self):
-    self.assertEqual(config_lib.mesh_sizes('data:1', 8)['data'], 1)
+    self.assertEqual(mesh_sizes('data:1', 8)['data'], 1)
 
   def test_one_device_is_not_enough_for_several_processes(self):
     with (
@@ -86,7 +93,7 @@ class MeshTest(parameterized.TestCase):
   def test_what_cannot_be_split_is_refused(self, description, message):
     config = run_on(description)
     with self.assertRaisesRegex(ConfigError, message):
-      config_lib.check_mesh(config)
+      check_mesh(config)
 
   def test_experts_have_to_be_there_and_to_divide(self):
     model = dataclasses.replace(
@@ -97,21 +104,21 @@ class MeshTest(parameterized.TestCase):
       experts_per_token=2,
     )
     config = dataclasses.replace(run_on('expert:4'), model=model)
-    sizes = config_lib.mesh_sizes('expert:4', 4)
+    sizes = mesh_sizes('expert:4', 4)
     with self.assertRaisesRegex(ConfigError, 'model.num_experts=6 is not'):
-      config_lib.check_mesh(config, sizes)
+      check_mesh(config, sizes)
     dense = dataclasses.replace(model, ffn='dense')
     config = dataclasses.replace(config, model=dense)
     with self.assertRaisesRegex(ConfigError, 'has no experts'):
-      config_lib.check_mesh(config, sizes)
+      check_mesh(config, sizes)
 
   def test_tiles_of_fp8_stay_on_one_device(self):
     config = run_on('data:4', batch_size=8)
     train = dataclasses.replace(config.train, precision='fp8')
     config = dataclasses.replace(config, train=train)
-    sizes = config_lib.mesh_sizes('data:4', 4)
+    sizes = mesh_sizes('data:4', 4)
     with self.assertRaisesRegex(ConfigError, 'leaves 64 tokens to a device'):
-      config_lib.check_mesh(config, sizes)
+      check_mesh(config, sizes)
 
   def test_too_many_devices_are_refused(self):
     have = len(jax.devices())
@@ -120,7 +127,7 @@ class MeshTest(parameterized.TestCase):
 
   def test_axes_are_auto_and_all_there(self):
     made = mesh.make_mesh('data:1')
-    self.assertEqual(tuple(made.shape), config_lib.MESH_AXES)
+    self.assertEqual(tuple(made.shape), MESH_AXES)
     self.assertEqual(set(made.axis_types), {AxisType.Auto})
     with jax.set_mesh(made):
       self.assertEqual(mesh.current_sizes(), {})

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from reference import cases
-from seekax.config import MESH_AXES
+from seekax.configuration.mesh import MESH_AXES
 from seekax.model.parameters import abstract_weights, weight_axes
 from seekax.parallel import mesh, rules
 

@@ -5,8 +5,8 @@ Read from the partitioned program of a training step, and by the formula.
 
 import json
 
-from seekax import config as config_lib
-from seekax import presets
+from seekax.configuration import presets
+from seekax.configuration.config import from_config_dict
 from seekax.dryrun import compile as compile_lib
 from seekax.planning import traffic
 from seekax.planning.layout import Layout
@@ -19,7 +19,7 @@ def main() -> None:
   run.train.micro_batches = 1
   run.model.num_layers = 3
   run.model.unroll_layers = 0
-  config = config_lib.from_config_dict(run)
+  config = from_config_dict(run)
   found = compile_lib.dry_run(config)
   rows = config.data.batch_size // 4
   per_layer = traffic.sent_by_program(

@@ -4,7 +4,11 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
-from seekax import config, presets
+from seekax.configuration import presets
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
 from seekax.parallel import mesh as mesh_lib
 from seekax.planning import flops, parameters
@@ -131,13 +135,11 @@ class CompilerTest(parameterized.TestCase):
 
   BATCH, LENGTH = 8, 128
 
-  def compiled_flops(self, model: config.ModelConfig) -> float:
-    run = config.Config(
+  def compiled_flops(self, model: ModelConfig) -> float:
+    run = Config(
       model=model,
-      data=config.DataConfig(
-        sequence_length=self.LENGTH, batch_size=self.BATCH
-      ),
-      train=config.TrainConfig(precision='float32'),
+      data=DataConfig(sequence_length=self.LENGTH, batch_size=self.BATCH),
+      train=TrainConfig(precision='float32'),
     )
     ids = jax.ShapeDtypeStruct((self.BATCH, self.LENGTH), jnp.int32)
     batch, state = Batch(ids, ids, ids, ids, ids), abstract_state(run)
@@ -155,7 +157,7 @@ class CompilerTest(parameterized.TestCase):
     ]
     return sum(program.cost_analysis()['flops'] for program in programs)
 
-  def counted_flops(self, model: config.ModelConfig) -> float:
+  def counted_flops(self, model: ModelConfig) -> float:
     per_token = flops.training_flops_per_token(
       model, self.LENGTH, with_mtp=True, causal=False
     )

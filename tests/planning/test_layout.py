@@ -2,8 +2,8 @@ import dataclasses
 
 from absl.testing import absltest, parameterized
 
-from seekax import presets
-from seekax.config import InputError
+from seekax.configuration import presets
+from seekax.configuration.errors import InputError
 from seekax.planning import hardware, layout
 from seekax.planning.layout import Layout
 

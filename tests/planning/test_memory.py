@@ -2,7 +2,7 @@ import dataclasses
 
 from absl.testing import absltest, parameterized
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import hardware, memory, parameters
 from seekax.planning import layout as layout_lib
 from seekax.planning.layout import Layout

@@ -4,7 +4,7 @@ import sys
 
 from absl.testing import absltest, parameterized
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import parameters
 
 

@@ -3,9 +3,13 @@ import re
 
 from absl.testing import absltest, parameterized
 
-from seekax import config as config_lib
-from seekax import presets
-from seekax.config import InputError
+from seekax.configuration import presets
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import InputError
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.planning import flops, hardware, memory, parameters, step_time
 from seekax.planning import plan as plan_lib
 from seekax.planning.plan import Request
@@ -13,12 +17,12 @@ from seekax.planning.plan import Request
 _TOKENS_PER_STEP = 15360 * 4096
 
 
-def _config(model: config_lib.ModelConfig, **data) -> config_lib.Config:
-  return config_lib.Config(
+def _config(model: ModelConfig, **data) -> Config:
+  return Config(
     model=model,
-    data=config_lib.DataConfig(**data),
-    train=config_lib.TrainConfig(precision='fp8'),
-    optim=config_lib.OptimConfig(moment_dtype='bfloat16'),
+    data=DataConfig(**data),
+    train=TrainConfig(precision='fp8'),
+    optim=OptimConfig(moment_dtype='bfloat16'),
   )
 
 

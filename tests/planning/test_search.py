@@ -4,7 +4,7 @@ import time
 
 from absl.testing import absltest, parameterized
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import calibration, hardware, search, step_time
 from seekax.planning import layout as layout_lib
 from seekax.planning.layout import Layout

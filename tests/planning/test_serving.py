@@ -3,7 +3,7 @@ import math
 
 from absl.testing import absltest, parameterized
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import hardware, memory, parameters, serving, step_time
 from seekax.planning.serving import Demand
 

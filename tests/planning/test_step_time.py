@@ -2,7 +2,7 @@ import dataclasses
 
 from absl.testing import absltest, parameterized
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import flops, hardware, parameters, schedules, step_time
 from seekax.planning.layout import Layout, paper
 from seekax.planning.step_time import Constants, Run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from virtual_devices import run_script
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.parallel import exchange
 from seekax.planning import traffic
 from seekax.planning.layout import Layout

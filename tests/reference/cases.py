@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from reference import transformer as oracle
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
+from seekax.machine import compiling
 from seekax.model.experts import Load
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import Transformer
-from seekax.ops import compiling
 
 _SMALL = dict(
   vocab_size=29,

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 import published
-from seekax import config as config_lib
-from seekax.config import InputError
+from seekax.configuration.config import Config, to_dict
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import InputError
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.storage import checkpoint, fp8, names, rewrite, weights
 from seekax.storage import convert as convert_lib
@@ -676,13 +677,11 @@ class Run:
     self.workdir = root / 'run'
     self.workdir.mkdir()
     self.started_from = started_from
-    self.config = config_lib.Config(
-      model=model, data=config_lib.DataConfig(sequence_length=32)
-    )
+    self.config = Config(model=model, data=DataConfig(sequence_length=32))
     self.write(self.config)
 
   def write(self, config):
-    run = {'config': config_lib.to_dict(config)}
+    run = {'config': to_dict(config)}
     run['started_from'] = self.started_from
     workdir_lib.write_run(self.workdir, run)
 

@@ -5,7 +5,7 @@ import pathlib
 
 from absl.testing import absltest
 
-from seekax.presets import v3_671b
+from seekax.configuration.presets import v3_671b
 from seekax.storage import fp8, huggingface, names, weights
 from seekax.storage.open import find
 from seekax.storage.published_config import published_config

@@ -10,8 +10,8 @@ import time
 from absl.testing import absltest, parameterized
 
 import published as folders
-from seekax.config import ModelConfig
-from seekax.presets import PRESETS
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.presets import PRESETS
 from seekax.storage import huggingface, names, weights
 from seekax.storage.manifest import StorageError
 from seekax.storage.published_config import carry_fields, published_config

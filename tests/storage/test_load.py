@@ -21,6 +21,7 @@ import pytest
 import published
 from reference import cases
 from reference import fp8 as oracle
+from seekax.inference import scoring as evaluate
 from seekax.inference.engine import generate
 from seekax.model.parameters import abstract_weights
 from seekax.ops.quantize import BlockScaled
@@ -28,7 +29,6 @@ from seekax.storage import names
 from seekax.storage import open as open_lib
 from seekax.storage.load import load
 from seekax.storage.safetensors_file import Files
-from seekax.training import evaluate
 
 ROOT = pathlib.Path(__file__).parents[2]
 BF16 = ml_dtypes.bfloat16

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 import published
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.presets import PRESETS
 from seekax.model.parameters import abstract_weights
 from seekax.planning.parameters import count_parameters
-from seekax.presets import PRESETS
 from seekax.storage import fp8, names
 
 _ITEMSIZE = {'FP8': 1, 'bf16': 2, 'F32': 4}

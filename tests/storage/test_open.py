@@ -8,16 +8,16 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 import published
-import runs
-from seekax import config as config_lib
+from seekax.configuration.config import to_dict
+from seekax.configuration.presets import PRESETS
 from seekax.planning.parameters import count_parameters
-from seekax.presets import PRESETS
 from seekax.storage import checkpoint, names, room, safetensors_file
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.published_config import published_config
 from seekax.training.state import init_state, to_parts
+import short_runs
 
 
 class OpenTest(absltest.TestCase):
@@ -26,19 +26,19 @@ class OpenTest(absltest.TestCase):
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
 
   def write_run(self, config):
-    workdir_lib.write_run(self.workdir, {'config': config_lib.to_dict(config)})
+    workdir_lib.write_run(self.workdir, {'config': to_dict(config)})
 
   def test_a_checkpoint_that_is_not_there_is_refused(self):
     with self.assertRaisesRegex(StorageError, 'does not exist'):
       open_lib.open_checkpoint(str(self.workdir / 'nowhere'))
 
   def test_a_run_without_a_finished_checkpoint_says_how_to_go_on(self):
-    self.write_run(runs.small_config(self.workdir))
+    self.write_run(short_runs.small_config(self.workdir))
     with self.assertRaisesRegex(StorageError, 'train on with: seekax train'):
       open_lib.open_checkpoint(str(self.workdir))
 
   def test_the_newest_proven_weights_are_opened_without_the_optimizer(self):
-    config = runs.small_config(self.workdir)
+    config = short_runs.small_config(self.workdir)
     self.write_run(config)
     state = init_state(config)
     folder = self.workdir / workdir_lib.CHECKPOINTS
@@ -55,7 +55,7 @@ class OpenTest(absltest.TestCase):
       opened.tokenizer()
 
   def test_sizes_that_no_machine_holds_are_refused_at_once(self):
-    config = runs.small_config(self.workdir)
+    config = short_runs.small_config(self.workdir)
     self.write_run(config)
     state = init_state(config)
     checkpoint.save(

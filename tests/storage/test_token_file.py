@@ -9,7 +9,7 @@ import tracemalloc
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.storage.token_file import read_token_ids
 
 

@@ -6,7 +6,7 @@ import unittest
 
 from absl.testing import absltest
 
-from seekax.config import Config, to_dict
+from seekax.configuration.config import Config, to_dict
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 

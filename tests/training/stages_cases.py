@@ -10,8 +10,9 @@ import json
 import jax
 import numpy as np
 
-from seekax import presets
-from seekax.config import Config, DataConfig
+from seekax.configuration import presets
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
 from seekax.model.parameters import init_params
 from seekax.parallel import mesh as mesh_lib
 from seekax.training import placement

@@ -3,7 +3,7 @@
 from absl.testing import absltest
 import numpy as np
 
-from seekax.config import OptimConfig
+from seekax.configuration.optim import OptimConfig
 from seekax.training.averaging import Average
 from seekax.training.state import TrainState
 

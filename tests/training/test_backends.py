@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seekax import config as config_lib
-from seekax import presets
+from seekax.configuration import presets
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
 from seekax.training.schedules import Schedule
 from seekax.training.state import init_state, TrainState
@@ -20,7 +23,7 @@ BACKENDS = ('blocked', 'ragged', 'dense')
 STEPS, BATCH, LENGTH, VOCABULARY = 50, 8, 32, 64
 
 
-def run_config(backend: str) -> config_lib.Config:
+def run_config(backend: str) -> Config:
   """Of the parts of `tiny` those that the experts meet, to compile quickly."""
   model = dataclasses.replace(
     presets.tiny(),
@@ -33,11 +36,11 @@ def run_config(backend: str) -> config_lib.Config:
     experts_per_token=2,
     grouped_matmul=backend,
   )
-  return config_lib.Config(
+  return Config(
     model=model,
-    data=config_lib.DataConfig(sequence_length=LENGTH, batch_size=BATCH),
-    optim=config_lib.OptimConfig(learning_rate=3e-3, warmup_steps=5),
-    train=config_lib.TrainConfig(steps=STEPS, precision='float32'),
+    data=DataConfig(sequence_length=LENGTH, batch_size=BATCH),
+    optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
+    train=TrainConfig(steps=STEPS, precision='float32'),
   )
 
 

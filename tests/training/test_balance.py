@@ -7,7 +7,7 @@ import numpy as np
 
 from reference import cases
 from reference import training as oracle
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.router import route
 from seekax.training import balance
 

@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from reference import cases
-from seekax.config import TrainConfig
+from seekax.configuration.train import TrainConfig
 from seekax.training import guard
 
 _judge = cases.jit(guard.judge, static_argnums=3)

@@ -11,7 +11,9 @@ import pytest
 from reference import cases
 from reference import losses as oracle
 from reference.transformer import to_float64
-from seekax.config import Config, DataConfig, TrainConfig
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.train import TrainConfig
 from seekax.training.losses import loss_sums, main_weights, mtp_weights
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from reference import cases
 from reference import training as oracle
-from seekax.config import OptimConfig
+from seekax.configuration.optim import OptimConfig
 from seekax.model.parameters import abstract_weights
 from seekax.training.optimizer import decays, make_optimizer, mean_and_clip
 

@@ -13,20 +13,18 @@ import numpy as np
 import pytest
 
 from reference import cases
-from seekax import presets
-from seekax.config import (
-  Config,
-  ConfigError,
-  DataConfig,
-  Fp8Config,
-  from_config_dict,
-  OptimConfig,
-  TrainConfig,
-)
+from seekax.configuration import presets
+from seekax.configuration.config import Config, from_config_dict
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import ConfigError
+from seekax.configuration.fp8 import Fp8Config
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
+from seekax.machine import compiling
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import Transformer
-from seekax.ops import compiling, precision
+from seekax.ops import precision
 from seekax.ops.block_fp8_products import Fp8Products
 from seekax.training import step
 from seekax.training.losses import loss_sums

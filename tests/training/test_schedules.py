@@ -7,14 +7,11 @@ import numpy as np
 
 from reference import training as oracle
 from seekax.cli.flags import load_config
-from seekax.config import (
-  Config,
-  ConfigError,
-  DataConfig,
-  from_config_dict,
-  OptimConfig,
-  TrainConfig,
-)
+from seekax.configuration.config import Config, from_config_dict
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import ConfigError
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.training.schedules import Schedule
 
 _PEAK, _FINAL, _LAST = 2e-3, 5e-4, 1e-4

@@ -6,7 +6,7 @@ from absl.testing import absltest
 import pytest
 from virtual_devices import run_script
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.training.stages import layer_counts
 
 

@@ -9,7 +9,10 @@ import numpy as np
 
 from reference import cases
 from reference import training as oracle
-from seekax.config import Config, DataConfig, OptimConfig, TrainConfig
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import micro_batches
 from seekax.training import balance, step
 from seekax.training.guard import init_guard

@@ -12,10 +12,10 @@ import numpy as np
 from table import Row
 
 from seekax.inference import engine
+from seekax.inference import scoring as evaluate
 from seekax.model import router
 from seekax.storage.convert import convert, Options
 from seekax.storage.open import open_checkpoint, Opened
-from seekax.training import evaluate
 
 CASES = (
   'v3',

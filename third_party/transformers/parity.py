@@ -26,7 +26,7 @@ import asking
 import jax
 import table
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 
 PARTS = {
   'models': against_models.compare,

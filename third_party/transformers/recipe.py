@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from seekax.config import (
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-  TrainConfig,
-)
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.model import ModelConfig
+from seekax.configuration.optim import OptimConfig
+from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
 from seekax.training.guard import init_guard
 from seekax.training.optimizer import make_optimizer

@@ -9,7 +9,7 @@ import time
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 
 _UNITS = {'B': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
 _UNITS |= {'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30, 'TIB': 2**40}

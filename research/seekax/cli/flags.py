@@ -12,15 +12,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags, ConfigDict
 
-from seekax.config import (
+from seekax.configuration.config import (
   Config,
-  ConfigError,
-  did_you_mean,
   from_config_dict,
   GROUPS,
-  InputError,
   to_config_dict,
 )
+from seekax.configuration.errors import ConfigError, did_you_mean, InputError
 
 # Exit code of a run that something stopped that is no number.
 NOT_FINITE = 3

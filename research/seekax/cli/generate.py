@@ -8,7 +8,8 @@ from absl import flags
 import numpy as np
 
 from seekax.cli import flags as flags_lib
-from seekax.config import InputError, MAX_SEED, PRECISIONS
+from seekax.configuration.errors import InputError
+from seekax.configuration.train import MAX_SEED, PRECISIONS
 
 
 def run(argv: Sequence[str]) -> int:
@@ -50,9 +51,9 @@ def run(argv: Sequence[str]) -> int:
   _check(values)
   # Only now: everything above answers in a fraction of a second.
   from seekax.inference import engine
+  from seekax.machine import compilation_cache
   from seekax.model.stack import taken_apart
   from seekax.storage import open as open_lib
-  from seekax.training import compilation_cache
 
   compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
   found = open_lib.find(values.checkpoint, averaged=values.ema)

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.files import one_line, reason
 from seekax.planning.parameters import count_parameters
 from seekax.storage import workdir as workdir_lib

@@ -7,7 +7,7 @@ import sys
 
 from absl import flags
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 
 # What a launcher that JAX doesn't know may set, in a Kubernetes JobSet say.
 COORDINATOR = 'SEEKAX_COORDINATOR'

@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 
-from seekax.config import did_you_mean, InputError
+from seekax.configuration.errors import did_you_mean, InputError
 from seekax.files import one_line
 
 COMMANDS = {

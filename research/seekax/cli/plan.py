@@ -11,13 +11,9 @@ from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.cli import plan_flags, plan_text
-from seekax.config import (
-  Config,
-  ConfigError,
-  from_config_dict,
-  InputError,
-  ParallelConfig,
-)
+from seekax.configuration.config import Config, from_config_dict
+from seekax.configuration.errors import ConfigError, InputError
+from seekax.configuration.mesh import ParallelConfig
 from seekax.dryrun import gpus
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
@@ -217,7 +213,7 @@ def _write(
     files['json'] = json.dumps(found, indent=2) + '\n'
   if values.report:
     from seekax.cli import plan_page
-    from seekax.training.page import render
+    from seekax.report.page import render
 
     files['report'] = render(plan_page.page(plans, searched))
   for flag, text in files.items():

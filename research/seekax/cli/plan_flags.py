@@ -6,14 +6,10 @@ from typing import Any
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import (
-  BATCH_AXES,
-  check_mesh,
-  Config,
-  InputError,
-  mesh_sizes,
-  ParallelConfig,
-)
+from seekax.configuration.config import Config
+from seekax.configuration.errors import InputError
+from seekax.configuration.fit_on_mesh import check_mesh
+from seekax.configuration.mesh import BATCH_AXES, mesh_sizes, ParallelConfig
 from seekax.dryrun import gpus
 from seekax.planning import hardware
 from seekax.planning.batch_ramp import BatchRamp

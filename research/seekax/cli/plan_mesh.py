@@ -7,13 +7,9 @@ import os
 from typing import Any
 
 from seekax.cli import plan_text
-from seekax.config import (
-  BATCH_AXES,
-  check_mesh,
-  Config,
-  mesh_sizes,
-  ParallelConfig,
-)
+from seekax.configuration.config import Config
+from seekax.configuration.fit_on_mesh import check_mesh
+from seekax.configuration.mesh import BATCH_AXES, mesh_sizes, ParallelConfig
 from seekax.dryrun.gpus import Topology
 from seekax.planning import memory
 from seekax.planning.layout import Layout

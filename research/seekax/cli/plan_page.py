@@ -6,8 +6,8 @@ from seekax.cli import plan_text
 from seekax.planning import memory, parameters, serving
 from seekax.planning.plan import Plan
 from seekax.planning.search import Found
-from seekax.training import plots
-from seekax.training.page import Grid, Page, Section, Tile
+from seekax.report import plots
+from seekax.report.page import Grid, Page, Section, Tile
 
 
 def page(plans: Mapping[str, Plan], found: Sequence[Found] = ()) -> Page:

@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     'Writes report.html and summary.json of a run, also while it is running.',
   )
   flags_lib.require(values, 'workdir')
-  from seekax.training import report
+  from seekax.report import run as report
 
   workdir = pathlib.Path(values.workdir)
   report.write(workdir)

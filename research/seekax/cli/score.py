@@ -10,7 +10,8 @@ from absl import flags
 import numpy as np
 
 from seekax.cli import flags as flags_lib
-from seekax.config import InputError, PRECISIONS
+from seekax.configuration.errors import InputError
+from seekax.configuration.train import PRECISIONS
 from seekax.files import read_bounded
 
 # Windows at once; more are no faster on any device.
@@ -62,8 +63,8 @@ def run(argv: Sequence[str]) -> int:
   text = _read_text(values.text) if values.text else None
   tokens_BL = _read_tokens(values.tokens) if values.tokens else None
   # Only now: everything above answers in a fraction of a second.
+  from seekax.machine import compilation_cache
   from seekax.storage import open as open_lib
-  from seekax.training import compilation_cache
 
   compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
   found = open_lib.find(values.checkpoint, averaged=values.ema)
@@ -106,7 +107,7 @@ def _read_tokens(name: str) -> np.ndarray:
 
 
 def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
-  from seekax.training import evaluate
+  from seekax.inference import scoring as evaluate
 
   tokenizer = opened.tokenizer()
   sequence = np.append(tokenizer.bos_id, tokenizer.encode(text))
@@ -131,7 +132,7 @@ def _score_tokens(
 ) -> dict[str, Any]:
   import jax.numpy as jnp
 
-  from seekax.training import evaluate
+  from seekax.inference import scoring as evaluate
 
   model = opened.config.model
   low, high = int(tokens_BL.min()), int(tokens_BL.max())

@@ -9,7 +9,8 @@ import time
 from absl import flags
 
 from seekax.cli import flags as flags_lib
-from seekax.config import DataConfig, InputError
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import InputError
 
 _MAX_WORKERS = 1024
 

@@ -16,7 +16,9 @@ from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.cli import launcher
-from seekax.config import check_mesh, Config, InputError, to_dict
+from seekax.configuration.config import Config, to_dict
+from seekax.configuration.errors import InputError
+from seekax.configuration.fit_on_mesh import check_mesh
 from seekax.data import sources
 from seekax.files import read_bounded
 from seekax.storage import workdir as workdir_lib
@@ -168,8 +170,8 @@ def _finished(workdir: pathlib.Path, step: int, first: bool) -> int:
   """
   if not first:
     return 0
+  from seekax.report import run as report
   from seekax.storage import checkpoint
-  from seekax.training import report
 
   checkpoint.verify(workdir / workdir_lib.CHECKPOINTS, step)
   report.write(workdir)
@@ -188,7 +190,7 @@ def _join(values: flags.FlagValues) -> bool:
   )
   if found is None:
     return True
-  from seekax.parallel import processes
+  from seekax.machine import processes
 
   processes.join(*dataclasses.astuple(found), values.start_timeout)
   return processes.is_first()
@@ -207,8 +209,8 @@ def _train(
   try:
     with stop:
       # Only now: everything above answers in a fraction of a second.
-      from seekax.ops import host_memory
-      from seekax.training import journal, launch, replay
+      from seekax.machine import host_memory
+      from seekax.runs import journal, launch, replay
 
       host_memory.keep_freed_memory()
       finished = launch.start(

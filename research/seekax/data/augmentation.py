@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 
-from seekax import config as config_lib
+from seekax.configuration.data import DataConfig
 from seekax.data import fill_in_the_middle
 from seekax.data.punctuation import PunctuationSplitter
 from seekax.data.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from seekax.data.tokenizer import Tokenizer
 class Augmentation:
   """Fill-in-the-middle, then the splitting of merged punctuation."""
 
-  def __init__(self, tokenizer: Tokenizer, config: config_lib.DataConfig):
+  def __init__(self, tokenizer: Tokenizer, config: DataConfig):
     """Prepares what the config switches on.
 
     Raises:

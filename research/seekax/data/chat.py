@@ -16,7 +16,7 @@ import subprocess
 
 import numpy as np
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.data import child
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.child import limit

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from seekax.config import DataConfig
+from seekax.configuration.data import DataConfig
 from seekax.data import sources, split
 from seekax.data.documents import Chosen, Documents, frame, InMemory, Joined
 from seekax.data.formats import DataError, Document, Rules, rules_of

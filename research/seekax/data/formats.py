@@ -8,7 +8,8 @@ import pathlib
 from typing import Any, BinaryIO
 import zlib
 
-from seekax.config import DataConfig, InputError
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import InputError
 
 # Endings count in any letter case.
 _LINES = ('.jsonl', '.ndjson')

@@ -7,7 +7,7 @@ import sys
 import grain
 import numpy as np
 
-from seekax import config as config_lib
+from seekax.configuration.data import DataConfig
 from seekax.data.documents import Pieces
 from seekax.data.mixing import document_rates, Turns
 from seekax.data.packing import Piece
@@ -25,7 +25,7 @@ class ShardOrder:
     self,
     pieces: Sequence[Pieces],
     weights: Sequence[float],
-    config: config_lib.DataConfig,
+    config: DataConfig,
     augment: Callable[..., np.ndarray],
     shard: int,
   ):

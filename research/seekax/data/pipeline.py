@@ -17,7 +17,7 @@ import grain
 import jax
 import numpy as np
 
-from seekax import config as config_lib
+from seekax.configuration.data import DataConfig
 from seekax.data import packing, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.documents import Documents, InMemory, Pieces
@@ -90,7 +90,7 @@ class BatchIterator:
     self,
     shards: Mapping[int, grain.DatasetIterator],
     pieces: Sequence[Pieces],
-    config: config_lib.DataConfig,
+    config: DataConfig,
   ):
     """Takes the rows of some logical shards.
 
@@ -224,7 +224,7 @@ def micro_batches(batch: Batch, parts: int) -> list[Batch]:
 
 
 def batches(
-  documents_tokens: Sequence[np.ndarray], config: config_lib.DataConfig
+  documents_tokens: Sequence[np.ndarray], config: DataConfig
 ) -> BatchIterator:
   """Builds the endless stream of training batches from one source, unchanged.
 
@@ -242,7 +242,7 @@ def batches(
 
 def mixed_batches(
   ingredients: Sequence[Ingredient],
-  config: config_lib.DataConfig,
+  config: DataConfig,
   augment: Callable[..., np.ndarray],
   process: int = 0,
   num_processes: int = 1,
@@ -296,7 +296,7 @@ def mixed_batches(
 def shard_rows(
   pieces: Sequence[Pieces],
   weights: Sequence[float],
-  config: config_lib.DataConfig,
+  config: DataConfig,
   augment: Callable[..., np.ndarray],
   shard: int,
 ) -> grain.IterDataset:
@@ -320,7 +320,7 @@ def shard_rows(
 def fingerprint(
   documents: Sequence[sources.Document],
   tokenizer: tokenizer_lib.Tokenizer,
-  config: config_lib.DataConfig,
+  config: DataConfig,
   mixture: Sequence[Any] = (),
 ) -> str:
   """SHA-256 over all that decides the order and the content of the batches.

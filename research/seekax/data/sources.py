@@ -11,7 +11,7 @@ import pathlib
 import re
 import sysconfig
 
-from seekax.config import Config
+from seekax.configuration.config import Config
 from seekax.data import formats, own_output
 from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
 

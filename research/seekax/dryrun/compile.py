@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seekax.config import Config
+from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.dryrun import collectives, gpus, sharding
 from seekax.ops import backends

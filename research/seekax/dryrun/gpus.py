@@ -12,7 +12,7 @@ import importlib.util
 import re
 from typing import Any
 
-from seekax.config import did_you_mean, InputError
+from seekax.configuration.errors import did_you_mean, InputError
 
 _MOST_DEVICES = 2**16
 _PLUGINS = ('jax_cuda13_plugin', 'jax_cuda12_plugin')

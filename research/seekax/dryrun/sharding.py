@@ -8,7 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config, mesh_sizes
+from seekax.configuration.config import Config
+from seekax.configuration.mesh import mesh_sizes
 from seekax.model.parameters import abstract_weights, cast_params, weight_axes
 from seekax.model.stack import pipelined_stack
 from seekax.ops import precision

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.config import InputError, ModelConfig
+from seekax.configuration.errors import InputError
+from seekax.configuration.model import ModelConfig
 from seekax.inference.cache import Cache, fill, init_cache
 from seekax.inference.sampling import NO_TOKEN, sample
+from seekax.machine import compiling
 from seekax.model.transformer import Transformer
-from seekax.ops import compiling
 from seekax.parallel.rules import constrain
 
 

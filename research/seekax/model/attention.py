@@ -13,7 +13,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.ops import attention as ops
 from seekax.ops import rotary

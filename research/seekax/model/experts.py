@@ -11,7 +11,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model import router
 from seekax.model.layers import stored_matrix, SwiGlu
 from seekax.ops.grouped_matmul import grouped_swiglu

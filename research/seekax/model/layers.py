@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.ops.linear import PLAIN_SWIGLU, swiglu, SwigluProducts
 from seekax.ops.quantize import BlockScaled, expand
 from seekax.parallel import rules

@@ -6,7 +6,7 @@ Letters: B batch, L positions, D model width, E experts.
 from flax import linen as nn
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.model.stack import block_class
 from seekax.ops.linear import linear

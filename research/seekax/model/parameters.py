@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.transformer import bias_shapes, Transformer
 from seekax.ops.precision import HIGH, Policy
 from seekax.parallel import mesh

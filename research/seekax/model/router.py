@@ -9,7 +9,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.layers import matrix
 from seekax.ops.rematerialisation import keep
 from seekax.parallel.rules import total

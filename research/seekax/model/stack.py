@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.block import Block
 from seekax.ops.precision import Policy
 from seekax.ops.rematerialisation import POLICIES, recomputed_in_turn

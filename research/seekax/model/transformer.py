@@ -14,7 +14,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model import stack
 from seekax.model.experts import Load
 from seekax.model.layers import Embedding, matrix, RmsNorm

@@ -21,13 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.config import (
-  ConfigError,
-  did_you_mean,
-  FP8_PRODUCTS,
-  Fp8Config,
-  ModelConfig,
-)
+from seekax.configuration.errors import ConfigError, did_you_mean
+from seekax.configuration.fp8 import FP8_PRODUCTS, Fp8Config
+from seekax.configuration.model import ModelConfig
 from seekax.ops import cudnn_attention, tokamax_backends
 
 AUTO = 'auto'

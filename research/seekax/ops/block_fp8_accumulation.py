@@ -17,7 +17,7 @@ promotions.
 import jax
 import jax.numpy as jnp
 
-from seekax.config import FP8_GROUP
+from seekax.configuration.fp8 import FP8_GROUP
 
 FRACTION_BITS = 13
 _FLOAT32_FRACTION_BITS = 23

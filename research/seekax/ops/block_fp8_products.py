@@ -23,7 +23,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Fp8Config
+from seekax.configuration.fp8 import Fp8Config
 from seekax.ops import backends, pallas_block_fp8
 from seekax.ops import block_fp8_accumulation as accumulation
 from seekax.ops.block_fp8 import (

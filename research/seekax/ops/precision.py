@@ -7,7 +7,8 @@ projection of an MTP module are not (DeepSeek-V3, section 3.3.1).
 
 import dataclasses
 
-from seekax.config import Config, Fp8Config
+from seekax.configuration.config import Config
+from seekax.configuration.fp8 import Fp8Config
 from seekax.ops.block_fp8_products import Fp8Products
 from seekax.ops.linear import PLAIN, PLAIN_SWIGLU, Products, SwigluProducts
 

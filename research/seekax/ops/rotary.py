@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:

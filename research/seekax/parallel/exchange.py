@@ -35,7 +35,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.ops import block_fp8
 from seekax.ops.blocks import sort_slots
 from seekax.parallel.mesh import current_sizes, stages_differ

@@ -10,13 +10,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 import numpy as np
 
-from seekax.config import (
-  check_mesh,
-  Config,
-  ConfigError,
-  mesh_sizes,
-  parse_mesh,
-)
+from seekax.configuration.config import Config
+from seekax.configuration.errors import ConfigError
+from seekax.configuration.fit_on_mesh import check_mesh
+from seekax.configuration.mesh import mesh_sizes, parse_mesh
 
 # Of the `ranks.apart` that is being traced: its axes.
 APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(

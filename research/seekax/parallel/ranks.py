@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from seekax.config import BATCH_AXES
+from seekax.configuration.mesh import BATCH_AXES
 from seekax.parallel import mesh, rules
 
 _AXES = tuple(axis for axis in BATCH_AXES if axis != 'fsdp')

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from seekax.config import BATCH_AXES
+from seekax.configuration.mesh import BATCH_AXES
 from seekax.parallel.mesh import APART, current_sizes, shared_sizes
 
 # Of those, an array's axes take mesh axes that divide them.

@@ -9,7 +9,7 @@ long the ramp or the run is.
 import bisect
 from typing import NamedTuple
 
-from seekax.config import Config
+from seekax.configuration.config import Config
 
 
 class _Stretch(NamedTuple):

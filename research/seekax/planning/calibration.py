@@ -15,7 +15,7 @@ marked, as are those of which the model of time was changed after a first look
 from collections.abc import Callable
 import dataclasses
 
-from seekax import presets
+from seekax.configuration import presets
 from seekax.planning import (
   hardware,
   memory,

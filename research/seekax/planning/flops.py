@@ -8,7 +8,7 @@ training costs three times the forward pass. Recomputation is left out, so that
 these are model FLOP (MFU), not hardware FLOP.
 """
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.planning import parameters
 
 # One forward pass, and a gradient for the input and the weight of each product.

@@ -19,7 +19,7 @@ receives as much, and data sheets print the sum, 900.
 import dataclasses
 import re
 
-from seekax.config import did_you_mean, InputError
+from seekax.configuration.errors import did_you_mean, InputError
 
 
 @dataclasses.dataclass(frozen=True)

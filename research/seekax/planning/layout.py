@@ -14,7 +14,8 @@ axis are as far apart as all axes after it take devices, and stay on fast links
 import dataclasses
 import math
 
-from seekax.config import did_you_mean, InputError, ModelConfig, REMAT_POLICIES
+from seekax.configuration.errors import did_you_mean, InputError
+from seekax.configuration.model import ModelConfig, REMAT_POLICIES
 from seekax.planning import schedules
 from seekax.planning.hardware import Device
 

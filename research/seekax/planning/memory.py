@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.planning import hardware, parameters, schedules
 from seekax.planning.hardware import BFLOAT16, FLOAT32, FP8
 from seekax.planning.layout import Layout

@@ -8,7 +8,7 @@ training. Other projects leave one or the other out.
 import dataclasses
 import functools
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 
 # A SwiGLU holds three matrices: gate, up and down.
 _SWIGLU_MATRICES = 3

@@ -7,7 +7,9 @@ import dataclasses
 import math
 from typing import Any
 
-from seekax.config import Config, InputError, ModelConfig
+from seekax.configuration.config import Config
+from seekax.configuration.errors import InputError
+from seekax.configuration.model import ModelConfig
 from seekax.planning import (
   calibration,
   flops,

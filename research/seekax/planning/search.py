@@ -16,7 +16,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.planning import layout as layout_lib
 from seekax.planning import memory, step_time
 from seekax.planning.layout import Layout

@@ -10,7 +10,7 @@ stays below.
 import dataclasses
 import math
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.planning import flops, memory, parameters, step_time, traffic
 from seekax.planning.hardware import Device
 from seekax.planning.layout import Layout

@@ -25,7 +25,7 @@ it is from. Fitted ones: fit.py.
 
 import dataclasses
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.planning import flops, memory, parameters, schedules, traffic
 from seekax.planning.hardware import (
   ATTENTION_BACKWARD,

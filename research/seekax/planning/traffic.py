@@ -12,7 +12,8 @@ again. `sent_by_program` counts what this program's exchange sends.
 import dataclasses
 import math
 
-from seekax.config import FP8_TILE, ModelConfig
+from seekax.configuration.fp8 import FP8_TILE
+from seekax.configuration.model import ModelConfig
 from seekax.planning.hardware import BFLOAT16, FLOAT32, FP8
 from seekax.planning.layout import Layout
 

@@ -21,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from seekax.files import check_size, reason
-from seekax.parallel import processes
+from seekax.machine import processes
 from seekax.storage.finite import check_tree
 from seekax.storage.manifest import (
   StorageError,

@@ -17,7 +17,7 @@ import shutil
 import threading
 from typing import Any
 
-from seekax.config import to_dict
+from seekax.configuration.config import to_dict
 from seekax.files import check_size, read_bounded
 from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib

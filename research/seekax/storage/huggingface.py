@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from seekax.config import ConfigError, ModelConfig
+from seekax.configuration.errors import ConfigError
+from seekax.configuration.model import ModelConfig
 from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage.manifest import StorageError
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.parameters import abstract_weights, FLOAT32
 from seekax.ops.quantize import BlockScaled
 from seekax.storage import fp8

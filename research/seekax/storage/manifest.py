@@ -12,7 +12,7 @@ import re
 
 from absl import logging
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.files import (
   left_by_system,
   one_line,

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.transformer import LAYERS, MTP
 
 PARAMS, BIAS = 'params', 'router_bias'

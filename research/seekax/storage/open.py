@@ -14,7 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config, DataConfig, InputError, ModelConfig
+from seekax.configuration.config import Config
+from seekax.configuration.data import DataConfig
+from seekax.configuration.errors import InputError
+from seekax.configuration.model import ModelConfig
 from seekax.data.tokenizer import load_folder, read_json, Tokenizer
 from seekax.model.parameters import abstract_weights, cast_params
 from seekax.storage import checkpoint, huggingface, names, weights

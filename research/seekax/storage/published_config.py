@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.storage.huggingface import FP8, LATENT_NORM_EPS, POWER_OF_TWO
 from seekax.storage.manifest import StorageError
 

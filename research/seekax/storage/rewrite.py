@@ -8,7 +8,7 @@ import pathlib
 from absl import logging
 import numpy as np
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.model.parameters import abstract_weights
 from seekax.storage import checkpoint, fp8, weights
 from seekax.storage import workdir as workdir_lib

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.files import LIMIT_FACTOR, limit_factor
 from seekax.planning.parameters import count_parameters
 from seekax.storage import names

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seekax.config import InputError
+from seekax.configuration.errors import InputError
 from seekax.files import check_size, open_regular, quoted, reason
 
 _MAGIC = b'\x93NUMPY'

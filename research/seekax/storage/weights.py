@@ -16,7 +16,7 @@ from typing import NoReturn
 from absl import logging
 import numpy as np
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage import fp8, names
 from seekax.storage.manifest import StorageError

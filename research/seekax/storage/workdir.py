@@ -8,7 +8,8 @@ import pathlib
 import re
 from typing import Any
 
-from seekax.config import Config, ConfigError, from_dict
+from seekax.configuration.config import Config, from_dict
+from seekax.configuration.errors import ConfigError
 from seekax.files import (
   left_by_system,
   parse_json,

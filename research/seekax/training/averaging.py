@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seekax.config import OptimConfig
+from seekax.configuration.optim import OptimConfig
 from seekax.training.state import TrainState, weights_of
 
 

@@ -8,7 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import TrainConfig
+from seekax.configuration.train import TrainConfig
 
 
 @struct.dataclass

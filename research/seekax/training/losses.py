@@ -14,7 +14,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config, ModelConfig
+from seekax.configuration.config import Config
+from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.model.experts import Load
 from seekax.model.parameters import cast_params

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from seekax.config import OptimConfig
+from seekax.configuration.optim import OptimConfig
 from seekax.ops.reductions import sum_of_squares
 from seekax.parallel.mesh import current_sizes
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config
+from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.model import stack
 from seekax.model.block import Block

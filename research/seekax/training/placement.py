@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seekax.config import Config, ModelConfig
+from seekax.configuration.config import Config
+from seekax.configuration.model import ModelConfig
 from seekax.model.parameters import weight_axes
 from seekax.parallel import rules
 from seekax.training.state import abstract_state, TrainState

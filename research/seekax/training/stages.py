@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from seekax.config import ModelConfig
+from seekax.configuration.model import ModelConfig
 from seekax.model.stack import pipelined_stack
 from seekax.parallel import dealing, pipeline, rules
 from seekax.training import placement

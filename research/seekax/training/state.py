@@ -11,7 +11,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config
+from seekax.configuration.config import Config
 from seekax.model.parameters import (
   abstract_weights,
   init_params,

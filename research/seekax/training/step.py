@@ -16,10 +16,10 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.config import Config
+from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
+from seekax.machine import compiling
 from seekax.model.parameters import abstract_weights
-from seekax.ops import compiling
 from seekax.parallel import ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement

@@ -1,0 +1,106 @@
+"""A page of evidence as one HTML file: what it is made of, and `render`.
+
+The types are those of the template, report.html; they know nothing of runs.
+"""
+
+from collections.abc import Sequence
+import importlib.resources
+import re
+from typing import NamedTuple
+
+import jinja2
+
+# Control characters that no HTML may hold, escaped or not.
+_CONTROL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]')
+
+
+class Tile(NamedTuple):
+  """A key figure: its name, the figure, what to compare it with."""
+
+  label: str
+  value: str
+  note: str = ''
+
+
+class Entry(NamedTuple):
+  """A row of a table; `code` sets the value in monospace."""
+
+  key: str
+  value: str
+  note: str = ''
+  marked: bool = False
+  code: bool = False
+
+
+class Table(NamedTuple):
+  """Entries that fold away under a title; `head` names three columns."""
+
+  title: str
+  rows: Sequence[Entry]
+  remark: str = ''
+  head: Sequence[str] = ()
+  open: bool = True
+
+
+class Grid(NamedTuple):
+  """Rows of cells under a head; on a narrow screen each cell says its head.
+
+  `marked` is the number of the row that counts most, from 0; -1: none does.
+  """
+
+  title: str
+  head: Sequence[str]
+  rows: Sequence[Sequence[str]]
+  remark: str = ''
+  marked: int = -1
+
+
+class Sample(NamedTuple):
+  """A prompt and its continuation."""
+
+  prompt: str
+  text: str
+
+
+class SampleBlock(NamedTuple):
+  """Samples that belong together."""
+
+  title: str
+  samples: Sequence[Sample]
+
+
+class Section(NamedTuple):
+  """A heading, what to see below it, and figures, samples or tables."""
+
+  title: str
+  lead: str = ''
+  figures: Sequence[str] = ()  # SVG elements
+  samples: Sequence[SampleBlock] = ()
+  tables: Sequence[Table] = ()
+  grids: Sequence[Grid] = ()
+
+
+class Page(NamedTuple):
+  """A whole page: its kind, title and finding in words, then the evidence."""
+
+  kind: str
+  title: str
+  finding: str
+  tiles: Sequence[Tile]
+  sections: Sequence[Section]
+  remark: str = ''
+  footer: str = ''
+
+
+def render(page: Page) -> str:
+  """The page as one HTML file that loads nothing."""
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined
+  )
+  folder = importlib.resources.files('seekax.report')
+  source = folder.joinpath('report.html').read_text(encoding='utf-8')
+  html = _CONTROL.sub(
+    '\ufffd', environment.from_string(source).render(page=page)
+  )
+  # JSON may hold half a surrogate pair, UTF-8 may not.
+  return html.encode('utf-8', 'replace').decode() + '\n'
