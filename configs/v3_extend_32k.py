@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ConfigDict:
   model.yarn_mscale_all_dim = 1.0  # sqrt(t) = 0.1 ln(s) + 1,
   model.rope_original_length = 4096
   model.context_length = 32768
-  model.remat = 'paper'
+  config.compute.remat = 'paper'
   config.data.sequence_length = 32768  # 4.3
   config.data.batch_size = 1920  # 4.3
   optim = config.optim

@@ -33,7 +33,8 @@ from seekax.data import sources
 from seekax.data.pipeline import Batch
 from seekax.inference.scoring import all_logits
 from seekax.machine import compiling, host_memory
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.model.parameters import init_weights
+from seekax.model.transformer import Transformer
 from seekax.training import losses as losses_lib
 from seekax.training import step as step_lib
 from seekax.training.schedules import Schedule
@@ -274,15 +275,14 @@ def heldout_rows(size: Size, domains: tuple[str, ...] = DOMAINS) -> list[Rows]:
   ]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _initial_weights(model: ModelConfig, seed: int):
-  """(params, router bias), compiled once for all seeds."""
-  return init_params(model, seed), init_router_bias(model)
+# Compiled once for all seeds.
+_initial_weights = jax.jit(init_weights, static_argnums=0)
+_all_logits = compiling.jit(all_logits, static_argnums=0)
 
 
 def initial_state(config: Config, seed: int) -> TrainState:
   """The state at step 0 of a seed; config.train.seed plays no part."""
-  return start_from(config, *_initial_weights(config.model, seed))
+  return start_from(config, _initial_weights(config.model, seed))
 
 
 def _as_compiled(config: Config) -> Config:
@@ -325,8 +325,8 @@ def train(
 
 
 @functools.partial(compiling.jit, static_argnums=0)
-def _sums(config, params, router_bias, batch):
-  return losses_lib.loss_sums(params, router_bias, batch, config)[1]
+def _sums(config, weights, batch):
+  return losses_lib.loss_sums(weights, batch, config)[1]
 
 
 def evaluate(
@@ -337,12 +337,10 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
   """(Nats per token over all rows, load [N, E]; [0, 0] without experts).
 
-  `sums` is of (config, params, router bias, batch).
+  `sums` takes (config, weights, batch).
   """
   found = [
-    jax.device_get(
-      sums(config, state.params, state.router_bias, batch_of(part.tokens))
-    )
+    jax.device_get(sums(config, state.weights, batch_of(part.tokens)))
     for part in rows
   ]
   loss = sum(x.main for x in found) / sum(x.tokens for x in found)
@@ -356,12 +354,10 @@ def accuracy(
 ) -> dict[str, float]:
   """Of each domain with answers, the share that is the likeliest token."""
   # MTP modules answer nothing.
-  model = dataclasses.replace(config.model, mtp_depth=0)
+  model = Transformer(dataclasses.replace(config.model, mtp_depth=0))
   right, asked = np.zeros((2, len(_ALL_DOMAINS)))
   for part in rows:
-    logits_BLV, _ = all_logits(
-      model, state.params, state.router_bias, part.tokens[:, :-1]
-    )
+    logits_BLV, _ = _all_logits(model, state.weights, part.tokens[:, :-1])
     best_BL = np.asarray(logits_BLV).argmax(axis=-1)
     answers_BL = part.answers[:, 1:]
     hit_BL = answers_BL & (best_BL == part.tokens[:, 1:])

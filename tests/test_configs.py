@@ -55,15 +55,15 @@ class ConfigsTest(parameterized.TestCase):
   def test_builds_abstractly_and_counts_as_planned(self, name):
     config = load(name)
     weights = abstract_weights(config.model)
-    main = {k: v for k, v in weights['params'].items() if 'mtp' not in k}
+    main = {k: v for k, v in weights.params.items() if 'mtp' not in k}
     counts = count_parameters(config.model)
-    bias = weights['router_bias']
+    bias = weights.router_bias
     self.assertEqual(size(main) + size(bias.get('layers', [])), counts.total)
-    total = size(weights['params']) + size(bias)
+    total = size(weights.params) + size(bias)
     self.assertEqual(total, counts.total + config.model.mtp_depth * counts.mtp)
     state = abstract_state(config)
     # Two moments a parameter, and counters.
-    self.assertGreaterEqual(size(state.opt_state), 2 * size(weights['params']))
+    self.assertGreaterEqual(size(state.opt_state), 2 * size(weights.params))
 
   def test_tiny_stages_go_on_from_each_other(self):
     """A sixteenth of the paper's lengths, and nothing else changes."""

@@ -28,7 +28,9 @@ import numpy as np
 from seekax.configuration.config import from_config_dict
 from seekax.configuration.model import ModelConfig
 from seekax.inference import engine
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.machine import compiling
+from seekax.model.parameters import init_weights
+from seekax.model.transformer import Transformer
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONTEXT = 256
@@ -46,20 +48,22 @@ def demo_model(variant: str) -> ModelConfig:
   return from_config_dict(module['get_config'](variant)).model
 
 
-def measure(model: ModelConfig, repeats: int) -> tuple[float, float]:
+def measure(config: ModelConfig, repeats: int) -> tuple[float, float]:
   """Median seconds for one token: (full pass, decode step)."""
-  params = jax.jit(lambda: init_params(model, 0))()
-  bias = init_router_bias(model)
-  tokens_BL = np.arange(CONTEXT, dtype=np.int32)[None] % model.vocab_size
+  model = Transformer(config)
+  weights = jax.jit(lambda: init_weights(config, 0))()
+  tokens_BL = np.arange(CONTEXT, dtype=np.int32)[None] % config.vocab_size
+  prefill = compiling.jit(engine.prefill, static_argnums=(0, 4))
+  step = compiling.jit(engine.decode, static_argnums=0, donate_argnums=3)
 
   def full():
-    logits_BV, _ = engine.prefill(
-      model, params, bias, tokens_BL, np.array([CONTEXT], np.int32), CONTEXT
+    logits_BV, _ = prefill(
+      model, weights, tokens_BL, np.array([CONTEXT], np.int32), CONTEXT
     )
     return jax.block_until_ready(jnp.argmax(logits_BV, axis=-1))
 
-  _, start = engine.prefill(
-    model, params, bias, tokens_BL, np.array([CONTEXT - 1], np.int32), CONTEXT
+  _, start = prefill(
+    model, weights, tokens_BL, np.array([CONTEXT - 1], np.int32), CONTEXT
   )
 
   def decode():
@@ -67,7 +71,7 @@ def measure(model: ModelConfig, repeats: int) -> tuple[float, float]:
     cache = jax.tree.map(jnp.copy, start)
     jax.block_until_ready(cache)
     began = time.perf_counter()
-    logits_BV, _ = engine.decode(model, params, bias, tokens_BL[:, -1], cache)
+    logits_BV, _ = step(model, weights, tokens_BL[:, -1], cache)
     token_B = jax.block_until_ready(jnp.argmax(logits_BV, axis=-1))
     return time.perf_counter() - began, token_B
 

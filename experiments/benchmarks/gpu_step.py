@@ -16,13 +16,14 @@ import jax
 import numpy as np
 import ours
 
-from seekax.configuration.config import Config
-from seekax.configuration.model import (
+from seekax.configuration.compute import (
   ATTENTION_BACKENDS,
+  ComputeConfig,
   GROUPED_MATMULS,
-  ModelConfig,
   REMAT_POLICIES,
 )
+from seekax.configuration.config import Config
+from seekax.configuration.model import ModelConfig
 from seekax.configuration.optim import OptimConfig
 from seekax.planning.flops import (
   model_flops_utilization,
@@ -49,9 +50,9 @@ class Way:
     sequences: in a batch.
     scan: whether the layers are one scan, and not written out.
     moments: dtype of AdamW's moments.
-    matmul: model.grouped_matmul.
-    attention: model.attention_backend.
-    remat: model.remat.
+    matmul: compute.grouped_matmul.
+    attention: compute.attention_backend.
+    remat: compute.remat.
   """
 
   sequences: int = 8
@@ -180,15 +181,16 @@ class Step:
   def config(self, way: Way) -> Config:
     """The run whose steps are measured."""
     size = self.size
-    model = dataclasses.replace(
-      size.model,
+    compute = ComputeConfig(
       grouped_matmul=way.matmul,
       attention_backend=way.attention,
       remat=way.remat,
       unroll_layers=0 if way.scan else size.model.num_layers,
     )
     optim = OptimConfig(moment_dtype=way.moments)
-    config = ours.run_config(model, way.sequences, size.length, optim)
+    config = ours.run_config(
+      size.model, way.sequences, size.length, optim, compute
+    )
     train = dataclasses.replace(
       config.train,
       precision='bfloat16',

@@ -35,7 +35,7 @@ import jaxlib
 import numpy as np
 import scoreboard
 
-from seekax.configuration.model import ModelConfig
+from seekax.configuration.compute import DEFAULT
 from seekax.machine import compiling
 from seekax.ops.attention import causal_attention
 from seekax.ops.cross_entropy import cross_entropy_sum
@@ -43,7 +43,7 @@ from seekax.ops.grouped_matmul import grouped_swiglu
 
 _SMOKE = flags.DEFINE_bool('smoke', False, 'tiny shapes, result thrown away')
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'medians are over these', 5)
-BACKEND = ModelConfig().grouped_matmul
+BACKEND = DEFAULT.grouped_matmul
 # Of the largest entry; float32 sums in another order.
 TOLERANCE = 1e-4
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.config import Config, to_dict
 from seekax.configuration.data import DataConfig
 from seekax.configuration.model import ModelConfig
@@ -29,6 +30,7 @@ from seekax.inference import engine
 from seekax.inference.cache import init_cache
 from seekax.machine import compiling, host_memory
 from seekax.model.stack import taken_apart
+from seekax.model.transformer import Transformer
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options
@@ -45,10 +47,12 @@ def run_config(
   batch_size: int,
   sequence_length: int,
   optim: OptimConfig,
+  compute: ComputeConfig = DEFAULT,
 ) -> Config:
   """Cross-entropy alone, float32: no MTP, no balance loss, no moving bias."""
   return Config(
     model=model,
+    compute=compute,
     data=DataConfig(
       sequence_length=sequence_length, batch_size=batch_size, num_shards=1
     ),
@@ -63,19 +67,20 @@ def run_config(
   )
 
 
-@functools.partial(compiling.jit, static_argnums=(0, 5))
-def continue_greedily(config, params, router_bias, tokens_B, cache, count):
+@functools.partial(compiling.jit, static_argnums=(0, 4))
+def continue_greedily(model, weights, tokens_B, cache, count):
   """`count` decode steps in one program: int [count, B]."""
 
   def step(carry, _):
     tokens_B, cache = carry
-    logits_BV, cache = engine.decode_step(
-      config, params, router_bias, tokens_B, cache
-    )
+    logits_BV, cache = engine.decode(model, weights, tokens_B, cache)
     tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     return (tokens_B, cache), tokens_B
 
   return jax.lax.scan(step, (tokens_B, cache), None, length=count)[1]
+
+
+_prefill = compiling.jit(engine.prefill, static_argnums=(0, 4))
 
 
 class Ours:
@@ -83,6 +88,7 @@ class Ours:
 
   def __init__(self):
     self.model, self.weights, self.served = None, None, None
+    self.compute = DEFAULT
     self.optim, self.config, self.state = None, None, None
     self.rates = None
 
@@ -104,15 +110,15 @@ class Ours:
     """Loads what the other commands are about."""
     opened = open_checkpoint(folder)
     self.model = opened.config.model
-    self.weights = opened.params, opened.router_bias
+    self.weights = opened.weights
     return {}
 
   def about(self) -> dict[str, Any]:
     """Versions and what is used by default."""
     return {
       'versions': {'jax': jax.__version__, 'jaxlib': jaxlib.__version__},
-      'experts': self.model.grouped_matmul,
-      'parameters': sum(x.size for x in jax.tree.leaves(self.weights[0])),
+      'experts': self.compute.grouped_matmul,
+      'parameters': sum(x.size for x in jax.tree.leaves(self.weights.params)),
     }
 
   def start_training(
@@ -144,9 +150,11 @@ class Ours:
     tokens_BL = np.array(tokens, np.int32)
     batch = batch_of(tokens_BL)
     if self.state is None:
-      self.config = run_config(self.model, *batch.tokens_BL.shape, self.optim)
+      self.config = run_config(
+        self.model, *batch.tokens_BL.shape, self.optim, self.compute
+      )
       # The step donates the state, and with it the weights.
-      state = start_from(self.config, *self.weights)
+      state = start_from(self.config, self.weights)
       # All of it placed, as after a step: the second compiles nothing.
       self.state = jax.device_put(state, jax.devices()[0])
       self.weights = None
@@ -177,16 +185,14 @@ class Ours:
   def served_weights(self):
     """The weights as inference wants them."""
     if self.served is None:
-      params, bias = self.weights
-      self.served = taken_apart(self.model, params), bias
+      self.served = taken_apart(self.compute, self.weights)
     return self.served
 
   def _prefill(self, tokens_BL: np.ndarray, room: int):
     batch, length = tokens_BL.shape
     lengths_B = np.full((batch,), length, np.int32)
-    return engine.prefill(
-      self.model, *self.served_weights(), tokens_BL, lengths_B, room
-    )
+    model = Transformer(self.model)
+    return _prefill(model, self.served_weights(), tokens_BL, lengths_B, room)
 
   def decode(self, tokens: list[list[int]], count: int) -> dict[str, Any]:
     """Greedy tokens after prompts: seconds of `count` steps, the tokens.
@@ -199,7 +205,7 @@ class Ours:
     jax.block_until_ready((first_B, cache))
     began = time.perf_counter()
     more = continue_greedily(
-      self.model, *self.served_weights(), first_B, cache, count
+      Transformer(self.model), self.served_weights(), first_B, cache, count
     )
     more = np.asarray(more)
     seconds = time.perf_counter() - began
@@ -208,7 +214,8 @@ class Ours:
 
   def cache_bytes(self) -> dict[str, Any]:
     """Per token at V3's full size in bfloat16, counted on the shapes."""
-    cache = jax.eval_shape(lambda: init_cache(v3_671b(), 1, 1, jnp.bfloat16))
+    model = Transformer(v3_671b())
+    cache = jax.eval_shape(lambda: init_cache(model, 1, 1, jnp.bfloat16))
     arrays = jax.tree.leaves(cache.layers)
     return {'bytes': sum(x.size * x.dtype.itemsize for x in arrays)}
 

@@ -31,7 +31,7 @@ import scoreboard
 
 from seekax.configuration import presets
 from seekax.configuration.model import ModelConfig
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.model.parameters import init_weights
 from seekax.planning import hardware, step_time
 from seekax.planning.layout import Layout
 from seekax.planning.parameters import count_parameters
@@ -87,7 +87,7 @@ def measured_seconds(
   """Medians of the clock, and of the processors' time per core."""
   trainer = ours.Ours()
   trainer.model = model
-  trainer.weights = init_params(model, 0), init_router_bias(model)
+  trainer.weights = init_weights(model, 0)
   trainer.start_training(1e-4, [0.9, 0.95], 1e-8, 0.1, 1.0)
   tokens = Tokens(model.vocab_size)
   clock, processors = [], []

@@ -1,4 +1,4 @@
-"""Memory and time of a training step under every policy of model.remat.
+"""Memory and time of a training step under every policy of compute.remat.
 
 Claims: `paper` needs less memory than `none`, in the compiler's count and while
 the process trains, and `full` less again. Nothing is claimed of how much, nor
@@ -33,9 +33,10 @@ import numpy as np
 import ours
 import scoreboard
 
-from seekax.configuration.model import ModelConfig, REMAT_POLICIES
+from seekax.configuration.compute import ComputeConfig, REMAT_POLICIES
+from seekax.configuration.model import ModelConfig
 from seekax.configuration.optim import OptimConfig
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.model.parameters import init_weights
 from seekax.training.step import whole_step
 
 TOLERANCE = 1e-4
@@ -83,11 +84,10 @@ class Row:
 class Training(ours.Ours):
   """The child's side: random weights, steps, memory."""
 
-  def begin(self, model: dict[str, Any]) -> dict[str, Any]:
+  def begin(self, model: dict[str, Any], remat: str) -> dict[str, Any]:
     """Weights, and an optimizer that hardly moves them."""
-    self.model = ModelConfig(**model)
-    params = jax.jit(lambda: init_params(self.model, 0))()
-    self.weights = params, init_router_bias(self.model)
+    self.model, self.compute = ModelConfig(**model), ComputeConfig(remat=remat)
+    self.weights = jax.jit(lambda: init_weights(self.model, 0))()
     self.optim = OptimConfig(learning_rate=1e-6, warmup_steps=0)
     return self.about()
 
@@ -117,10 +117,11 @@ def measure(
   with contextlib.ExitStack() as stack:
     children, peaks = {}, {}
     for policy in policies:
-      model = dataclasses.replace(case.model, remat=policy)
       child = asked.Child([sys.executable, __file__, CHILD])
       children[policy] = stack.enter_context(child)
-      about = child.ask('begin', model=dataclasses.asdict(model))
+      about = child.ask(
+        'begin', model=dataclasses.asdict(case.model), remat=policy
+      )
       loss = child.ask('train_step', tokens=tokens)['loss']  # Compiles.
       peaks[policy] = child.ask('peak')['bytes']
       child.ask('forget_peak')
@@ -163,7 +164,7 @@ def measure(
 def markdown(rows: Sequence[Row]) -> str:
   """The table."""
   lines = [
-    '| model | tokens | `model.remat` | temporaries, MB | training, MB '
+    '| model | tokens | `compute.remat` | temporaries, MB | training, MB '
     '| process, MB | step, ms | over `none` |',
     '|---|---|---|---|---|---|---|---|',
   ]

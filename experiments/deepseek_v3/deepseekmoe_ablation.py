@@ -144,10 +144,10 @@ def _sums_past(best: int):
   """`losses.loss_sums` of a model whose router passes over the best experts."""
 
   @functools.partial(compiling.jit, static_argnums=0)
-  def sums(config, params, router_bias, batch):
+  def sums(config, weights, batch):
     passing = functools.partial(route_past, best)
     with mock.patch.object(router, 'route', passing):  # While it is traced.
-      return losses.loss_sums(params, router_bias, batch, config)[1]
+      return losses.loss_sums(weights, batch, config)[1]
 
   return sums
 

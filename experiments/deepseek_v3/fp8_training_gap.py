@@ -42,11 +42,10 @@ from seekax.configuration import presets
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.fp8 import Fp8Config
-from seekax.configuration.model import ModelConfig
 from seekax.configuration.optim import OptimConfig
 from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.model.parameters import init_weights
 from seekax.training import step as step_lib
 from seekax.training.schedules import Schedule
 from seekax.training.state import start_from
@@ -152,10 +151,8 @@ def batches(config: Config, size: Size, seed: int) -> Iterator[Batch]:
     yield Batch(tokens[:, :-1], tokens[:, 1:], positions, ones, ones)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _initial_weights(model: ModelConfig, seed: int):
-  """(params, router bias), compiled once for all seeds."""
-  return init_params(model, seed), init_router_bias(model)
+# Compiled once for all seeds.
+_initial_weights = jax.jit(init_weights, static_argnums=0)
 
 
 def train(arm: str, seed: int, size: Size) -> measurements.Numbers:
@@ -163,7 +160,7 @@ def train(arm: str, seed: int, size: Size) -> measurements.Numbers:
   config = config_of(arm, size)
   own_seed = seed + 1000 if arm == RERUN else seed
   weights = _initial_weights(config.model, own_seed)
-  state = start_from(config, *weights)
+  state = start_from(config, weights)
   losses, schedule = [], Schedule(config)
   for number, batch in enumerate(batches(config, size, seed)):
     rates = schedule.rates(number)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from matplotlib import axes as axes_lib
 
 from seekax.configuration.model import ModelConfig
+from seekax.model.transformer import Transformer
 
 # Scripts are run by path: what they share lies one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -95,7 +96,11 @@ def measured_cache_bytes(model: ModelConfig) -> float:
   """
   batch_size, max_length = 2, 128
   init = functools.partial(
-    cache_lib.init_cache, model, batch_size, max_length, jnp.bfloat16
+    cache_lib.init_cache,
+    Transformer(model),
+    batch_size,
+    max_length,
+    jnp.bfloat16,
   )
   leaves = jax.tree.leaves(jax.eval_shape(init))
   size = sum(

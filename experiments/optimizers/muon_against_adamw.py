@@ -43,7 +43,8 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import measurements
 from seekax.configuration.config import Config, from_config_dict
-from seekax.inference import scoring as evaluate
+from seekax.inference import scoring
+from seekax.model.transformer import Transformer
 from seekax.runs import corpus as corpus_lib
 import small_runs
 import verdicts
@@ -96,15 +97,14 @@ def _corpus(seed: int, size: Size) -> corpus_lib.Corpus:
 def bits_per_byte(config: Config, corpus: corpus_lib.Corpus, state) -> float:
   """Of the documents that the run's own evaluations take."""
   chosen = corpus.evaluated(config.eval.max_bytes)
-  totals = evaluate.log_likelihoods(
-    config.model,
-    state.params,
-    state.router_bias,
+  totals = scoring.log_likelihoods(
+    Transformer(config.model, compute=config.compute),
+    state.weights,
     [corpus.heldout[i] for i in chosen],
     config.eval.batch_size,
   )
   num_bytes = sum(corpus.heldout_bytes[i] for i in chosen)
-  return evaluate.bits_per_byte(sum(totals), num_bytes)
+  return scoring.bits_per_byte(sum(totals), num_bytes)
 
 
 def train(optimizer: str, seed: int, size: Size) -> measurements.Numbers:

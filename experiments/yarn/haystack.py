@@ -5,15 +5,14 @@ Letters: B prompts, L positions, D model width.
 
 from collections.abc import Sequence
 import functools
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seekax.configuration.model import ModelConfig
 from seekax.machine import compiling
 from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -39,15 +38,15 @@ def hide(
   return row_L
 
 
-@functools.partial(compiling.jit, static_argnums=(0, 4))
-def _likeliest(model, params, router_bias, tokens_BL, count):
+@functools.partial(compiling.jit, static_argnums=(0, 3))
+def _likeliest(model, weights, tokens_BL, count):
   """The likeliest tokens [B, count] in the place of the last ones."""
-  transformer, variables = Transformer(model), {'params': params}
+  transformer, variables = Transformer(model), {'params': weights.params}
   positions_BL = jnp.broadcast_to(
     jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
   )
   trunk = transformer.apply(
-    variables, tokens_BL, positions_BL, None, router_bias
+    variables, tokens_BL, positions_BL, None, weights.router_bias
   )
   before_BLD = trunk.hidden_BLD[:, -1 - count : -1]
   logits = transformer.apply(variables, before_BLD, method='logits')
@@ -56,8 +55,7 @@ def _likeliest(model, params, router_bias, tokens_BL, count):
 
 def share_found(
   model: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  weights: Weights,
   rows: Sequence[np.ndarray],
   count: int,
 ) -> float:
@@ -65,13 +63,12 @@ def share_found(
 
   Args:
     model: the model.
-    params: weights, in the compute dtype.
-    router_bias: selection biases.
+    weights: in the compute dtype.
     rows: prompts of one length, the answer included.
     count: tokens of an answer, the last ones.
   """
   rows_BL = np.stack(rows).astype(np.int32)
-  found = _likeliest(model, params, router_bias, rows_BL, count)
+  found = _likeliest(model, weights, rows_BL, count)
   return float((np.asarray(found) == rows_BL[:, -count:]).mean())
 
 

@@ -35,7 +35,8 @@ import measurements
 from seekax.configuration import presets
 from seekax.configuration.model import ModelConfig
 from seekax.data import sources
-from seekax.model.parameters import init_params, init_router_bias
+from seekax.model.parameters import init_weights
+from seekax.model.weights import Weights
 from seekax.storage import open as open_lib
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', '', 'a workdir or a folder')
@@ -90,7 +91,7 @@ def prompts(
 
 def measure(
   model: ModelConfig,
-  weights: tuple[Any, Any],
+  weights: Weights,
   encode: Encode,
   hay_L: np.ndarray,
   tries: int,
@@ -100,9 +101,7 @@ def measure(
   for depth in haystack.DEPTHS:
     rows, count = prompts(encode, hay_L, depth, tries)
     # One after the other: a long row may fill the memory.
-    found = [
-      haystack.share_found(model, *weights, [row], count) for row in rows
-    ]
+    found = [haystack.share_found(model, weights, [row], count) for row in rows]
     numbers[f'{depth:g}'] = float(np.mean(found))
   words = ', '.join(f'depth {k} {x:.2f}' for k, x in numbers.items())
   print(f'{len(hay_L)} tokens: {words}', flush=True)
@@ -129,7 +128,7 @@ def run(
   stem: pathlib.Path,
   title: str,
   model: ModelConfig,
-  weights: tuple[Any, Any],
+  weights: Weights,
   encode: Encode,
   bos: int,
   lengths: Sequence[int],
@@ -151,7 +150,7 @@ def run(
 def _smoke(stem: pathlib.Path) -> None:
   """Bytes as tokens, one dense layer of random weights."""
   model = presets.shrink(presets.llama3_8b())
-  weights = init_params(model, 0), init_router_bias(model)
+  weights = init_weights(model, 0)
 
   def encode(text):
     return np.frombuffer(text.encode('ascii', 'ignore'), np.uint8)
@@ -175,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
     pathlib.Path(_OUTDIR.value or _CHECKPOINT.value) / f'needle_{opened.step}',
     f'{pathlib.Path(_CHECKPOINT.value).name}, step {opened.step}',
     model,
-    (opened.params, opened.router_bias),
+    opened.weights,
     tokenizer.encode,
     tokenizer.bos_id,
     [int(x) for x in _LENGTHS.value] or quarters,

@@ -49,6 +49,7 @@ import measurements
 from seekax.configuration.config import Config
 from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
+from seekax.model.weights import Weights
 from seekax.training.state import start_from, TrainState
 import small_runs
 import verdicts
@@ -170,8 +171,7 @@ def measure(
     for depth in haystack.DEPTHS:
       numbers[f'{stage}, {length} {depth:g}'] = haystack.share_found(
         config.model,
-        state.params,
-        state.router_bias,
+        state.weights,
         needle_rows(rng, _PROMPTS, length, depth),
         _DIGITS,
       )
@@ -202,13 +202,13 @@ def train(method: str, seed: int, size: Size) -> measurements.Numbers:
   """Stretches the seed's weights; measures before and after every stage."""
   configs = [stage_of(method, stretch, size) for stretch in size.stretches]
   params = jax.device_put(_pretrained(seed, size.short))
-  state = start_from(configs[0], params, {})
+  state = start_from(configs[0], Weights(params, {}))
   numbers = measure(configs[-1], state, size, ZERO_SHOT)
   for stage, config in zip(STAGES[1:], configs, strict=False):
     data = config.data
     state, _ = small_runs.train(
       config,
-      start_from(config, state.params, {}),
+      start_from(config, state.weights),
       batches(data.batch_size, data.sequence_length, size.steps, seed + 100),
     )
     numbers |= measure(configs[-1], state, size, stage)

@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import pytest
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 import short_runs
@@ -399,6 +400,26 @@ class RunTest(parameterized.TestCase):
     )
     self.assertEqual(json.loads(run.stdout), json.loads(self.trained.stdout))
 
+  def test_how_it_is_computed_may_change_and_is_said(self):
+    changed = {
+      'attention_backend': 'plain',
+      'latent_attention_backend': 'plain',
+      'grouped_matmul': 'ragged',
+      'remat': 'full',
+      'unroll_layers': 0,
+      'exchange': 'gather',
+      'exchange_slack': 2.0,
+      'dispatch_dtype': 'float8',
+    }
+    self.assertEqual(changed.keys(), vars(ComputeConfig()).keys())
+    keys = (f'--config.compute.{key}={x}' for key, x in changed.items())
+    run = short_runs.in_process(*self.args, *keys)
+    self.assertEqual(run.returncode, 0, msg=run.stderr)
+    *said, finished = run.stderr.splitlines()
+    self.assertIn('finished at 80/80', finished)
+    self.assertLen(said, len(changed))
+    self.assertIn("compute.remat: 'none' before, 'full' now", said)
+
   def test_more_steps_are_refused_where_earlier_ones_would_be_others(self):
     more = ('--config.train.steps=90', f'--workdir={self.workdir}')
     run = short_runs.in_process('train', *more)
@@ -413,10 +434,16 @@ class RunTest(parameterized.TestCase):
       '--config.train.steps=83',
       '--config.optim.decay_tokens=17408',
       '--config.train.checkpoint_every=100',
+      # It is computed in another way from here on.
+      '--config.compute.remat=full',
+      '--config.compute.unroll_layers=0',
+      '--config.compute.grouped_matmul=ragged',
+      '--config.compute.attention_backend=plain',
     )
     run = short_runs.seekax('train', f'--workdir={workdir}', *more)
     self.assertEqual(run.returncode, 0, msg=run.stderr)
     self.assertIn('step 81/83', run.stderr)
+    self.assertIn("compute.remat: 'none' before, 'full' now", run.stderr)
     self.assertEqual(checkpoint.newest(workdir / 'checkpoints'), 83)
     again = short_runs.in_process('train', f'--workdir={workdir}')
     self.assertIn('finished at 83/83', again.stderr)

@@ -23,7 +23,7 @@ def run_config(mesh: str) -> Config:
   run.train.micro_batches = 2
   # A scan, so that layers are counted and not written out.
   run.model.num_layers = 3
-  run.model.unroll_layers = 0
+  run.compute.unroll_layers = 0
   return from_config_dict(run)
 
 

@@ -74,9 +74,8 @@ def kill_with_average(bench: Bench) -> str:
 
 
 def _average_hash(workdir) -> str:
-  weights = state_lib.weights_of(
-    state_lib.abstract_state(workdir_lib.read_config(workdir))
-  )
+  config = workdir_lib.read_config(workdir)
+  weights = state_lib.abstract_state(config).weights.tree
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, 'float32'), weights
   )

@@ -11,12 +11,14 @@ from reference import cases
 from seekax.configuration import presets
 from seekax.inference import engine
 from seekax.inference.cache import Cache, fill, init_cache
+from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 from seekax.planning.memory import cache_bytes_per_token
 
 
 def _bytes(config, batch_size, length) -> int:
   cache = jax.eval_shape(
-    lambda: init_cache(config, batch_size, length, jnp.bfloat16)
+    lambda: init_cache(Transformer(config), batch_size, length, jnp.bfloat16)
   )
   leaves = jax.tree.leaves(cache.layers)
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
@@ -33,8 +35,8 @@ class SizeTest(parameterized.TestCase):
 
 
 # The engine's own functions, compiled for the tests.
-_prefill = cases.jit(engine.prefill.__wrapped__, static_argnums=(0, 5))
-_decode = cases.jit(engine.decode.__wrapped__, static_argnums=0)
+_prefill = cases.jit(engine.prefill, static_argnums=(0, 4))
+_decode = cases.jit(engine.decode, static_argnums=0)
 
 
 class DecodeTest(parameterized.TestCase):
@@ -54,12 +56,13 @@ class DecodeTest(parameterized.TestCase):
     # What stands behind a prompt is padding, here other tokens.
     prompts = rows.tokens_BL[:, :5].copy()
     prompts[1, 2:] = 7
-    logits, cache = _prefill(config, params, bias, prompts, lengths, 13)
+    model, weights = Transformer(config), Weights(params, bias)
+    logits, cache = _prefill(model, weights, prompts, lengths, 13)
     each = np.arange(2)
     self.assertLess(cases.difference(logits, full[each, lengths - 1]), 1e-5)
     for _ in range(cases.LENGTH - 5):
       tokens = rows.tokens_BL[each, lengths]
-      logits, cache = _decode(config, params, bias, tokens, cache)
+      logits, cache = _decode(model, weights, tokens, cache)
       self.assertLess(cases.difference(logits, full[each, lengths]), 1e-5)
       lengths = lengths + 1
       np.testing.assert_array_equal(cache.lengths_B, lengths)
@@ -69,7 +72,7 @@ class DecodeTest(parameterized.TestCase):
 class FillTest(absltest.TestCase):
   def test_entries_stand_at_the_start(self):
     config = cases.LLAMA
-    cache = init_cache(config, 2, 6, jnp.bfloat16)
+    cache = init_cache(Transformer(config), 2, 6, jnp.bfloat16)
     entries = jax.tree.map(
       lambda x: jnp.ones((x.shape[0], 4, *x.shape[2:])), cache.layers
     )

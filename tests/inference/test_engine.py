@@ -5,6 +5,8 @@ import numpy as np
 
 from reference import cases
 from seekax.inference import engine
+from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 
 # Quick to compile, for laws that hold for every model.
 _CONFIG = cases.LLAMA
@@ -12,8 +14,8 @@ _PROMPT = np.array([3, 17, 8, 3], np.int32)
 
 
 def _generate(prompt, count, config=_CONFIG, **options):
-  params, bias = cases.weights(config, 1)
-  return list(engine.generate(config, params, bias, prompt, count, **options))
+  model, weights = Transformer(config), Weights(*cases.weights(config, 1))
+  return list(engine.generate(model, weights, prompt, count, **options))
 
 
 def _greedy_by_the_full_model(config, count):

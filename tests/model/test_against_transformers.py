@@ -267,7 +267,7 @@ class AgainstTransformersTest(parameterized.TestCase):
     ours = {'params': fixture.params, 'router_bias': fixture.router_bias}
     self.assertEqual(
       jax.tree.map(np.shape, ours),
-      jax.tree.map(np.shape, abstract_weights(fixture.config)),
+      jax.tree.map(np.shape, abstract_weights(fixture.config).tree),
     )
     self.assertLess(logits_error(fixture), 1e-5)
 

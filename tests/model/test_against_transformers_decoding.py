@@ -12,25 +12,26 @@ import pytest
 from model import test_against_transformers as recorded
 from reference import cases
 from seekax.inference import engine
+from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 
-_prefill = cases.jit(engine.prefill.__wrapped__, static_argnums=(0, 5))
-_decode = cases.jit(engine.decode.__wrapped__, static_argnums=0)
+_prefill = cases.jit(engine.prefill, static_argnums=(0, 4))
+_decode = cases.jit(engine.decode, static_argnums=0)
 
 
-def _greedy(config, params, router_bias, prompts_BL, count):
+def _greedy(model, weights, prompts_BL, count):
   """The likeliest tokens [B, count] after equally long prompts."""
   batch, length = prompts_BL.shape
   logits_BV, cache = _prefill(
-    config,
-    params,
-    router_bias,
+    model,
+    weights,
     prompts_BL,
     np.full(batch, length, np.int32),
     length + count,
   )
   tokens = [jnp.argmax(logits_BV, axis=-1)]
   for _ in range(count - 1):
-    logits_BV, cache = _decode(config, params, router_bias, tokens[-1], cache)
+    logits_BV, cache = _decode(model, weights, tokens[-1], cache)
     tokens.append(jnp.argmax(logits_BV, axis=-1))
   return np.stack(tokens, axis=1)
 
@@ -45,9 +46,8 @@ class DecodingTest(parameterized.TestCase):
       self.assertBetween(original, length + 1, length + 63)
     self.assertGreater(fixture.about['greedy_margin'], 1e-4)
     self.assertGreater(len(np.unique(expected)), 20)
-    actual = _greedy(
-      fixture.config, fixture.params, fixture.router_bias, prompts, 64
-    )
+    weights = Weights(fixture.params, fixture.router_bias)
+    actual = _greedy(Transformer(fixture.config), weights, prompts, 64)
     np.testing.assert_array_equal(actual, expected)
 
   @parameterized.parameters(

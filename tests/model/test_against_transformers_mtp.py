@@ -11,12 +11,13 @@ import numpy as np
 
 from model import test_against_transformers as recorded
 from reference import cases
-from seekax.inference import scoring as evaluate
+from seekax.inference import scoring
 from seekax.model.parameters import abstract_weights
 from seekax.model.transformer import shift_left, Transformer
+from seekax.model.weights import Weights
 
 _NAME = 'v3_mtp'
-_all_logits = cases.jit(evaluate.all_logits.__wrapped__, static_argnums=0)
+_all_logits = cases.jit(scoring.all_logits, static_argnums=0)
 
 
 def _error(fixture, mtp_logits) -> float:
@@ -32,7 +33,8 @@ class MtpTest(absltest.TestCase):
 
   def _logits(self, params):
     config, tokens = self.fixture.config, self.fixture.answers['tokens']
-    return _all_logits(config, params, self.fixture.router_bias, tokens)
+    weights = Weights(params, self.fixture.router_bias)
+    return _all_logits(Transformer(config), weights, tokens)
 
   def test_logits_are_the_recorded_ones(self):
     ours = {
@@ -41,7 +43,7 @@ class MtpTest(absltest.TestCase):
     }
     self.assertEqual(
       jax.tree.map(np.shape, ours),
-      jax.tree.map(np.shape, abstract_weights(self.fixture.config)),
+      jax.tree.map(np.shape, abstract_weights(self.fixture.config).tree),
     )
     main_BLV, mtp_JBLV = self._logits(self.fixture.params)
     expected = self.fixture.answers['logits']

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from model import test_against_transformers as recorded
 from reference import cases
+from seekax.model.weights import Weights
 from seekax.training import step
 from seekax.training.schedules import Schedule
 from seekax.training.state import TrainState
@@ -39,9 +40,8 @@ class TrainingTest(absltest.TestCase):
     )
 
   def _state(self) -> TrainState:
-    return _RECIPE['start'](
-      self.config, self.fixture.params, self.fixture.router_bias
-    )
+    weights = Weights(self.fixture.params, self.fixture.router_bias)
+    return _RECIPE['start'](self.config, weights)
 
   def _losses(self, config) -> tuple[list[float], list[float]]:
     """Loss and gradient norm before every update on the recorded batches."""

@@ -1,17 +1,19 @@
 """Laws of the tree of parameters: counts, paths, initial values, dtypes."""
 
-import dataclasses
 import math
 
 from absl.testing import absltest, parameterized
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from reference import cases
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.presets import PRESETS
 from seekax.model import parameters
+from seekax.model.transformer import Transformer
 from seekax.parallel import mesh
 from seekax.planning.parameters import count_parameters
 
@@ -31,7 +33,7 @@ def _shapes(tree) -> dict[str, tuple]:
 def _main_and_mtp(config) -> tuple[int, int]:
   """Parameters with router bias, of the main model and of the MTP modules."""
   weights = parameters.abstract_weights(config)
-  params, bias = weights['params'], weights['router_bias']
+  params, bias = weights.params, weights.router_bias
   mtp = _size({k: v for k, v in params.items() if k.startswith('mtp')})
   mtp += _size(bias.get('mtp', ()))
   return _size(weights) - mtp, mtp
@@ -76,10 +78,15 @@ class TreeTest(parameterized.TestCase):
     {'grouped_matmul': 'ragged'},
   )
   def test_how_it_is_computed_does_not_move_parameters(self, **switches):
-    other = dataclasses.replace(cases.V3, **switches)
+    model = Transformer(cases.V3, compute=ComputeConfig(**switches))
+    shapes = jax.eval_shape(
+      lambda: model.init(
+        jax.random.key(0), jnp.zeros((1, 2), jnp.int32), method='initialise'
+      )
+    )
     self.assertEqual(
-      _shapes(parameters.abstract_weights(other)),
-      _shapes(parameters.abstract_weights(cases.V3)),
+      _shapes(nn.meta.unbox(shapes['params'])),
+      _shapes(parameters.abstract_weights(cases.V3).params),
     )
 
   def test_masters_and_bias_are_float32(self):
@@ -88,10 +95,10 @@ class TreeTest(parameterized.TestCase):
 
   def test_softmax_router_and_dense_model_have_no_bias(self):
     for config in (cases.V2, cases.LLAMA):
-      self.assertEqual(parameters.abstract_weights(config)['router_bias'], {})
+      self.assertEqual(parameters.abstract_weights(config).router_bias, {})
 
   def test_cast_leaves_router_and_norms_in_float32(self):
-    params = parameters.abstract_weights(cases.V3)['params']
+    params = parameters.abstract_weights(cases.V3).params
     cast = jax.eval_shape(
       lambda p: parameters.cast_params(p, jnp.bfloat16), params
     )

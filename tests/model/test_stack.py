@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import io
 import re
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from reference import cases
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.machine import compiling
 from seekax.model import parameters
@@ -24,9 +24,12 @@ from seekax.ops.rematerialisation import NAMES
 BATCH, LONG, SHORT = 2, 160, 12
 
 
-def _layer(config: ModelConfig, use_experts: bool, length: int):
+def _layer(
+  config: ModelConfig, use_experts: bool, length: int, remat: str = 'none'
+):
   """A function of a layer's parameters and input, and the two."""
-  block = block_class(config)(config, use_experts)
+  compute = ComputeConfig(remat=remat)
+  block = block_class(compute)(config, use_experts, compute=compute)
   positions_BL = np.tile(np.arange(length), (BATCH, 1))
   bias_E = jnp.zeros((config.num_experts,)) if use_experts else None
   rng = np.random.default_rng(0)
@@ -41,20 +44,20 @@ def _layer(config: ModelConfig, use_experts: bool, length: int):
     return jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32)
 
   stack = 'expert_layers' if use_experts else 'dense_layers'
-  shapes = parameters.abstract_weights(config)['params'][stack]
+  shapes = parameters.abstract_weights(config).params[stack]
   params = jax.tree.map(lambda leaf: draw(leaf)[0], shapes)
   x = jax.ShapeDtypeStruct((BATCH, length, config.embed_dim), jnp.float32)
   return run, params, draw(x)
 
 
 def _kept(
-  config: ModelConfig, use_experts: bool, length: int
+  config: ModelConfig, use_experts: bool, length: int, remat: str
 ) -> dict[str, list[tuple[int, ...]]]:
   """Shapes of what a layer keeps beside its arguments, by what it is."""
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     jax.ad_checkpoint.print_saved_residuals(
-      *_layer(config, use_experts, length)
+      *_layer(config, use_experts, length, remat)
     )
   found = collections.defaultdict(list)
   for line in printed.getvalue().splitlines():
@@ -67,15 +70,11 @@ def _kept(
   return {name: sorted(shapes) for name, shapes in found.items()}
 
 
-def _with(config: ModelConfig, remat: str) -> ModelConfig:
-  return dataclasses.replace(config, remat=remat)
-
-
 class KeptTest(parameterized.TestCase):
   """In V3: D 24, heads 3, widths 6 + 8 and 5, latents 10 and 12 (+ 8)."""
 
   def test_paper_keeps_of_a_layer_of_experts(self):
-    kept = _kept(_with(cases.V3, 'paper'), True, LONG)
+    kept = _kept(cases.V3, True, LONG, 'paper')
     rows = BATCH * LONG
     routed = kept['swiglu_gate'][0]
     self.assertEqual((routed[0], routed[2]), (8, 7))
@@ -101,7 +100,7 @@ class KeptTest(parameterized.TestCase):
 
   @parameterized.parameters(SHORT, LONG)
   def test_paper_keeps_of_a_dense_layer(self, length):
-    kept = _kept(_with(cases.V3, 'paper'), False, length)
+    kept = _kept(cases.V3, False, length, 'paper')
     own = {'attention_logits' if length == SHORT else 'attention_log_sum'}
     self.assertEqual(
       kept.keys(),
@@ -124,7 +123,7 @@ class KeptTest(parameterized.TestCase):
       return [x for x in shapes if x[-1:] == (24,)]
 
     plain, paper = (
-      _kept(_with(cases.V3, remat), False, LONG) for remat in ('none', 'paper')
+      _kept(cases.V3, False, LONG, remat) for remat in ('none', 'paper')
     )
     self.assertEmpty(heads(paper))
     self.assertLen(of_width(paper), 1)  # what attention adds
@@ -132,14 +131,14 @@ class KeptTest(parameterized.TestCase):
     self.assertGreater(len(of_width(plain)), 2)
 
   def test_paper_keeps_queries_keys_and_values_of_gqa(self):
-    kept = _kept(_with(cases.LLAMA, 'paper'), False, LONG)
+    kept = _kept(cases.LLAMA, False, LONG, 'paper')
     for name, heads in {'query': 4, 'key': 2, 'value': 2}.items():
       self.assertEqual(kept[name], [(BATCH, LONG, heads, 8)])
     self.assertLessEqual(kept.keys(), set(NAMES))
 
   @parameterized.parameters(cases.V3, cases.LLAMA)
   def test_full_keeps_arguments_alone(self, model):
-    self.assertEmpty(_kept(_with(model, 'full'), model.uses_experts, LONG))
+    self.assertEmpty(_kept(model, model.uses_experts, LONG, 'full'))
 
 
 class LongTest(parameterized.TestCase):
@@ -166,7 +165,7 @@ class LongTest(parameterized.TestCase):
     expected, actual = (
       gradients(jax.tree_util.Partial(run), *args)
       for run, *args in (
-        _layer(_with(model, name), model.uses_experts, LONG)
+        _layer(model, model.uses_experts, LONG, name)
         for name in ('none', remat)
       )
     )
@@ -201,13 +200,13 @@ class MemoryTest(parameterized.TestCase):
       mlp_dim=64,
       mtp_depth=0,
       rope_scaling='none',
-      unroll_layers=unroll_layers,
     )
     tokens_BL = np.zeros((2, 256), np.int32)
     positions_BL = np.tile(np.arange(256), (2, 1))
 
     def temporaries(remat):
-      model = Transformer(_with(config, remat))
+      compute = ComputeConfig(remat=remat, unroll_layers=unroll_layers)
+      model = Transformer(config, compute=compute)
 
       def loss(params):
         trunk = model.apply(
@@ -215,7 +214,7 @@ class MemoryTest(parameterized.TestCase):
         )
         return jnp.sum(jnp.square(trunk.hidden_BLD))
 
-      params = parameters.abstract_weights(config)['params']
+      params = parameters.abstract_weights(config).params
       compiled = compiling.jit(jax.grad(loss)).lower(params).compile()
       return compiled.memory_analysis().temp_size_in_bytes
 

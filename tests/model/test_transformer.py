@@ -1,6 +1,5 @@
 """Laws of the whole model."""
 
-import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference import cases
+from seekax.configuration.compute import ComputeConfig
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import shift_left, Transformer
 
@@ -99,8 +99,8 @@ class SwitchesTest(parameterized.TestCase):
     params, bias = cases.weights(config, 1)
     rows = cases.batch(config)
     plain = cases.run(config, params, bias, rows, rows.segments_BL)
-    other = dataclasses.replace(config, **switches)
-    other = cases.run(other, params, bias, rows, rows.segments_BL)
+    compute = ComputeConfig(**switches)
+    other = cases.run(config, params, bias, rows, rows.segments_BL, compute)
     np.testing.assert_array_equal(other.load.count_E, plain.load.count_E)
     self.assertLess(cases.difference(other.logits_BLV, plain.logits_BLV), 1e-6)
     for a, b in zip(other.mtp_logits, plain.mtp_logits, strict=True):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.errors import ConfigError
 from seekax.configuration.fp8 import Fp8Config
 from seekax.ops import backends, cudnn_attention, tokamax_backends
@@ -148,7 +149,7 @@ class RefusedTest(parameterized.TestCase):
     for word in words:
       self.assertIn(word, text)
     self.assertNotIn('\n', text)
-    self.assertRegex(text, r'^(model|fp8)\.[a-z_]+=')
+    self.assertRegex(text, r'^(compute|fp8)\.[a-z_]+=')
 
   @parameterized.parameters(
     ('pallas', _CPU, 'bfloat16', ('NVIDIA GPU', 'cpu')),
@@ -218,18 +219,20 @@ class PresentTest(absltest.TestCase):
       (dense, [backends.ATTENTION]),
       (mixture, [backends.ATTENTION, backends.GROUPED_MATMUL]),
     ):
-      choices = backends.for_training(model, 'float32', True)
+      choices = backends.for_training(model, ComputeConfig(), 'float32', True)
       self.assertEqual([choice.subject for choice in choices], subjects)
-    model = dataclasses.replace(mixture, grouped_matmul='mosaic')
+    compute = ComputeConfig(grouped_matmul='mosaic')
     if jax.default_backend() == 'cpu':
       with self.assertRaisesRegex(ConfigError, 'needs an NVIDIA GPU'):
-        backends.for_training(model, 'float32', False)
+        backends.for_training(mixture, compute, 'float32', False)
 
   def test_choices_are_made_for_the_device_compiled_for(self):
     before = backends.present()
     with backends.compiling_for(_HOPPER):
       self.assertEqual(backends.present(), _HOPPER)
-      choices = backends.for_training(presets.tiny(), 'bfloat16', True)
+      choices = backends.for_training(
+        presets.tiny(), ComputeConfig(), 'bfloat16', True
+      )
     self.assertEqual(backends.present(), before)
     self.assertEqual([x.name for x in choices], ['tokamax', 'pallas'])
 

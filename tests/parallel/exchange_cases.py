@@ -4,7 +4,6 @@ Prints for every case how far outputs and gradients are from those of a plain
 sum over experts in float64, and the rounds it took.
 """
 
-import dataclasses
 import functools
 import json
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.parallel import exchange, rules
 from seekax.parallel import mesh as mesh_lib
@@ -103,21 +103,20 @@ def ragged_all_to_all(
   return output
 
 
-def over_experts(model: ModelConfig):
+def over_experts(compute: ComputeConfig):
   """Of whole arrays, on the mesh that is set."""
   tokens = rules.axes('batch', None)
   return rules.per_shard(
-    functools.partial(exchange.over_experts, experts_of, model),
+    functools.partial(exchange.over_experts, experts_of, MODEL, compute),
     inputs=(tokens, tokens, tokens, (rules.axes('experts', None, None),)),
     outputs=(tokens, rules.axes()),
   )
 
 
 def run_case(mesh='', crowded=False, **changes):
-  model = dataclasses.replace(MODEL, **changes)
   x, gates, ids, w, dy = draw(crowded)
   with jax.set_mesh(mesh_lib.make_mesh(mesh)):
-    over = over_experts(model)
+    over = over_experts(ComputeConfig(**changes))
 
     @jax.jit
     def both(x, gates, w):
@@ -141,10 +140,9 @@ def run_case(mesh='', crowded=False, **changes):
 
 def lowered_for_cuda(mesh: str) -> str:
   """The program of JAX's own ragged collective, as a GPU would get it."""
-  model = dataclasses.replace(MODEL, exchange='ragged')
   x, gates, ids, w, _ = draw(False)
   with jax.set_mesh(mesh_lib.make_mesh(mesh)):
-    over = over_experts(model)
+    over = over_experts(ComputeConfig(exchange='ragged'))
     traced = jax.jit(over).trace(x, gates, ids, (w,))
     return traced.lower(lowering_platforms=('cuda',)).as_text()
 

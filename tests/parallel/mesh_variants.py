@@ -16,6 +16,7 @@ import margins
 import numpy as np
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.optim import OptimConfig
@@ -31,6 +32,7 @@ from seekax.training.step import accumulate, nothing
 ROWS, LENGTH, PARTS, STEPS, RATE = 16, 16, 2, 5, 0.5
 # Keys of variants that one device is given too.
 SHARED = ('precision', 'crowded', 'attention', 'init_std', 'length', 'steps')
+_COMPUTE = [field.name for field in dataclasses.fields(ComputeConfig)]
 MODEL = dataclasses.replace(
   presets.tiny(),
   vocab_size=64,
@@ -55,8 +57,10 @@ def run_config(
 ) -> Config:
   changes.pop('mesh', None)
   changes.pop('crowded', None)
+  computed = {k: changes.pop(k) for k in _COMPUTE if k in changes}
   return Config(
     model=dataclasses.replace(MODEL, **changes),
+    compute=ComputeConfig(**computed),
     data=DataConfig(
       sequence_length=length, batch_size=ROWS, isolate_documents=True
     ),

@@ -41,12 +41,12 @@ def temporaries(parts: int) -> int:
       sharding=rules.sharding(devices, ('batch', 'length')),
     )
 
-    def gradients(params, bias, batch):
-      return pipelined_gradients(params, bias, batch, config, 0.3)
+    def gradients(weights, batch):
+      return pipelined_gradients(weights, batch, config, 0.3)
 
     compiled = (
       compiling.jit(gradients)
-      .lower(state.params, state.router_bias, [Batch(*(5 * [tokens]))] * parts)
+      .lower(state.weights, [Batch(*(5 * [tokens]))] * parts)
       .compile()
     )
   return compiled.memory_analysis().temp_size_in_bytes

@@ -21,6 +21,7 @@ from seekax.configuration.config import Config
 from seekax.configuration.mesh import parse_mesh
 from seekax.data.pipeline import micro_batches
 from seekax.machine import compiling
+from seekax.model.weights import Weights
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.training import placement
@@ -58,7 +59,14 @@ def run_config(parts: int = PARTS, **changes: Any) -> Config:
 
 
 # The gradient and sums of a step, from its micro-batches.
-_one = compiling.jit(jax.grad(loss_sums, has_aux=True), static_argnums=3)
+def _of_one(params, bias, batch, config, weight):
+  def objective(params):
+    return loss_sums(Weights(params, bias), batch, config, weight)
+
+  return jax.grad(objective, has_aux=True)(params)
+
+
+_one = compiling.jit(_of_one, static_argnums=3)
 
 
 def one_by_one(config, params, bias, parts, weight):
@@ -73,7 +81,7 @@ def one_by_one(config, params, bias, parts, weight):
 @functools.partial(compiling.jit, static_argnums=0)
 def together(config, params, bias, parts, weight):
   """Those of a pipeline."""
-  return pipelined_gradients(params, bias, parts, config, weight)
+  return pipelined_gradients(Weights(params, bias), parts, config, weight)
 
 
 @jax.jit

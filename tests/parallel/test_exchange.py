@@ -1,13 +1,12 @@
 """The exchange on four devices gives the plain sum over experts."""
 
-import dataclasses
-
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 from virtual_devices import run_script
 
 from parallel import exchange_cases
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.model import router
 from seekax.parallel import exchange
@@ -58,12 +57,12 @@ class RoomTest(parameterized.TestCase):
     experts_per_token=8,
     num_expert_groups=8,
     num_kept_groups=4,
-    exchange_slack=1.0,
   )
+  EXACT = ComputeConfig(exchange_slack=1.0)
 
   def test_a_token_goes_to_as_many_nodes_as_groups_are_kept(self):
     sizes = {'expert_node': 8, 'expert': 8}
-    nodes, ranks = exchange.levels(self.MODEL, sizes, 4096)
+    nodes, ranks = exchange.levels(self.MODEL, self.EXACT, sizes, 4096)
     self.assertEqual(nodes.rows * nodes.ranks, 4096 * 4)
     # Of what arrives at a node, as many choices as left are computed in it.
     self.assertEqual(ranks.rows * ranks.ranks, 4096 * 8)
@@ -71,8 +70,9 @@ class RoomTest(parameterized.TestCase):
 
   def test_rows_that_cross_nodes_are_no_more_than_kept_groups(self):
     """Of the rows that there are; the room for them has its slack besides."""
-    model = dataclasses.replace(self.MODEL, exchange_slack=1.25)
-    nodes, _ = exchange.levels(model, {'expert_node': 8, 'expert': 8}, 512)
+    model, compute = self.MODEL, ComputeConfig(exchange_slack=1.25)
+    sizes = {'expert_node': 8, 'expert': 8}
+    nodes, _ = exchange.levels(model, compute, sizes, 512)
     self.assertEqual(nodes.rows * nodes.ranks, 1.25 * 512 * 4)
     logits = np.random.default_rng(0).standard_normal((512, 256))
     routing = router.route(
@@ -90,9 +90,10 @@ class RoomTest(parameterized.TestCase):
     self.assertGreater(len(crossing), 512 * 3)
 
   def test_no_more_room_than_rows_there_can_be(self):
-    (only,) = exchange.levels(self.MODEL, {'expert': 64}, 1)
+    (only,) = exchange.levels(self.MODEL, self.EXACT, {'expert': 64}, 1)
     self.assertEqual(only.rows, 8)
-    self.assertEqual(exchange.levels(self.MODEL, {'data': 8}, 64), ())
+    none = exchange.levels(self.MODEL, self.EXACT, {'data': 8}, 64)
+    self.assertEqual(none, ())
 
 
 if __name__ == '__main__':

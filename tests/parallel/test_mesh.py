@@ -8,6 +8,7 @@ import jax
 from jax.sharding import AxisType
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config, from_config_dict
 from seekax.configuration.errors import ConfigError
 from seekax.configuration.fit_on_mesh import check_mesh
@@ -75,8 +76,8 @@ class MeshTest(parameterized.TestCase):
 
   def test_ragged_exchange_wants_gpus(self):
     config = run_on('data:1')
-    model = dataclasses.replace(config.model, exchange='ragged')
-    config = dataclasses.replace(config, model=model)
+    compute = ComputeConfig(exchange='ragged')
+    config = dataclasses.replace(config, compute=compute)
     if jax.default_backend() == 'cpu':
       with self.assertRaisesRegex(ConfigError, 'exchange=ragged.* cpu .*take'):
         mesh.mesh_of(config)

@@ -18,7 +18,7 @@ def main() -> None:
   run.train.precision = 'bfloat16'
   run.train.micro_batches = 1
   run.model.num_layers = 3
-  run.model.unroll_layers = 0
+  run.compute.unroll_layers = 0
   config = from_config_dict(run)
   found = compile_lib.dry_run(config)
   rows = config.data.batch_size // 4

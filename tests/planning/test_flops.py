@@ -121,8 +121,6 @@ _WIDE = dataclasses.replace(
   experts_per_token=2,
   num_expert_groups=1,
   num_kept_groups=1,
-  grouped_matmul='dense',
-  unroll_layers=8,
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 from virtual_devices import run_script
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.parallel import exchange
 from seekax.planning import traffic
 from seekax.planning.layout import Layout
@@ -187,15 +188,16 @@ class ProgramTest(parameterized.TestCase):
     (4, 2, 3, 'float8', 2),  # No room for as many rows as there are tokens.
   )
   def test_formula_equals_the_programs(self, nodes, ranks, tokens, dtype, size):
-    model = dataclasses.replace(presets.v3_671b(), dispatch_dtype=dtype)
+    model, compute = presets.v3_671b(), ComputeConfig(dispatch_dtype=dtype)
     sizes = {'expert_node': nodes, 'expert': ranks}
     expected = {
       level.axis: exchange.bytes_sent(
         level, model.embed_dim, model.experts_per_token, size
       )
-      for level in exchange.levels(model, sizes, tokens)
+      for level in exchange.levels(model, compute, sizes, tokens)
     }
-    found = traffic.sent_by_program(model, Layout(**sizes), tokens, size)
+    layout = Layout(**sizes, dispatch_dtype=dtype)
+    found = traffic.sent_by_program(model, layout, tokens, size)
     self.assertEqual(found, expected)
 
   # The dry run's own tests compare a program with the same formula.

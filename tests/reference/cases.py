@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from reference import transformer as oracle
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.machine import compiling
@@ -137,10 +138,10 @@ def weights(
         return (0.25 * noise).astype(np.float32)
 
   shapes = abstract_weights(config)
-  params = jax.tree_util.tree_map_with_path(draw, shapes['params'])
+  params = jax.tree_util.tree_map_with_path(draw, shapes.params)
   bias = {
     key: rng.uniform(-bias_spread, bias_spread, leaf.shape).astype(np.float32)
-    for key, leaf in shapes['router_bias'].items()
+    for key, leaf in shapes.router_bias.items()
   }
   return params, bias
 
@@ -187,16 +188,18 @@ class Outputs:
   mtp_load: Load | None
 
 
-@functools.partial(jit, static_argnums=(0,))
+@functools.partial(jit, static_argnums=(0, 5))
 def run(
   config: ModelConfig,
   params: Any,
   router_bias: dict[str, Any],
   rows: Batch,
   segments_BL: Any,
+  compute: ComputeConfig = DEFAULT,
 ) -> Outputs:
   """The main model and its MTP modules; compiled once per config."""
-  model, variables = Transformer(config), {'params': params}
+  model = Transformer(config, compute=compute)
+  variables = {'params': params}
   trunk = model.apply(
     variables, rows.tokens_BL, rows.positions_BL, segments_BL, router_bias
   )

@@ -17,7 +17,7 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.open import find, open_checkpoint
 from seekax.training import schedules
-from seekax.training.state import abstract_state, to_parts, weights_of
+from seekax.training.state import abstract_state, to_parts
 import short_runs
 
 
@@ -135,7 +135,7 @@ class LoopTest(absltest.TestCase):
   def test_averaged_weights_are_saved_and_go_on(self):
     optim = dataclasses.replace(self.config.optim, ema_decay=0.5, ema_every=2)
     config = dataclasses.replace(self.config, optim=optim)
-    shapes = weights_of(abstract_state(config))
+    shapes = abstract_state(config).weights
     averages = []
     for stops in ((100,), (3, 2, 100)):
       workdir = self.new_workdir()
@@ -149,7 +149,7 @@ class LoopTest(absltest.TestCase):
     found = find(workdir, averaged=True)
     opened = open_checkpoint(found)
     mean = averages[0]['ema']['params']['head']
-    np.testing.assert_array_equal(opened.params['head'], mean)
+    np.testing.assert_array_equal(opened.weights.params['head'], mean)
     last = averages[0]['weights']['params']['head']
     self.assertGreater(np.abs(mean - last).max(), 0)
     with self.assertRaisesRegex(StorageError, 'no averaged weights'):

@@ -130,8 +130,8 @@ class IdentityTest(ConvertCase):
       open_lib.open_checkpoint(path) for path in (self.source, self.target)
     ]
     self.assertEqual(
-      checkpoint.state_hash(opened[0].params),
-      checkpoint.state_hash(opened[1].params),
+      checkpoint.state_hash(opened[0].weights.params),
+      checkpoint.state_hash(opened[1].weights.params),
     )
     self.assertEqual(opened[0].config, opened[1].config)
     self.assertEqual(opened[1].step, 0)
@@ -701,10 +701,7 @@ class TrainedTest(ConvertCase):
     run = Run(self.root, model, str(self.source))
     if (model, stored) not in self.trees:
       opened = open_lib.open_checkpoint(self.source, expand_fp8=True)
-      self.trees[model, stored] = {
-        'params': opened.params,
-        'router_bias': opened.router_bias,
-      }
+      self.trees[model, stored] = opened.weights.tree
     return made, run, jax.tree.map(np.array, self.trees[model, stored])
 
   def test_a_state_is_written_by_published_names(self):

@@ -21,9 +21,10 @@ import pytest
 import published
 from reference import cases
 from reference import fp8 as oracle
-from seekax.inference import scoring as evaluate
+from seekax.inference import scoring
 from seekax.inference.engine import generate
 from seekax.model.parameters import abstract_weights
+from seekax.model.transformer import Transformer
 from seekax.ops.quantize import BlockScaled
 from seekax.storage import names
 from seekax.storage import open as open_lib
@@ -34,7 +35,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 BF16 = ml_dtypes.bfloat16
 
 
-shapes = functools.cache(abstract_weights)
+_all_logits = jax.jit(scoring.all_logits, static_argnums=0)
+
+
+@functools.cache
+def shapes(config):
+  return abstract_weights(config).tree
 
 
 def plain(config, made: published.Tensors, dtype: str) -> dict[str, Any]:
@@ -200,16 +206,15 @@ class ModelTest(parameterized.TestCase):
     cls.tokens = rng.integers(0, cls.config.vocab_size, (2, 12), np.int32)
 
   def logits(self, opened, tokens=None):
-    return evaluate.all_logits(
-      opened.config.model,
-      opened.params,
-      opened.router_bias,
+    return _all_logits(
+      Transformer(opened.config.model),
+      opened.weights,
       self.tokens if tokens is None else tokens,
     )
 
   def test_logits_of_fp8_are_those_of_its_values_bit_for_bit(self):
     self.assertIsInstance(
-      self.fp8.params['dense_layers']['mlp']['up'], BlockScaled
+      self.fp8.weights.params['dense_layers']['mlp']['up'], BlockScaled
     )
     for found, expected in zip(
       self.logits(self.fp8), self.logits(self.expanded), strict=True
@@ -243,9 +248,8 @@ class ModelTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_fp8_generates_the_likeliest_tokens(self):
     prompt = self.tokens[0, :8]
-    text = list(
-      generate(self.config, self.fp8.params, self.fp8.router_bias, prompt, 4)
-    )
+    model = Transformer(self.config)
+    text = list(generate(model, self.fp8.weights, prompt, 4))
     rows = np.stack([np.concatenate([prompt, text]), self.tokens[1]])
     logits_BLV, _ = self.logits(self.fp8, rows.astype(np.int32))
     likeliest = np.argmax(logits_BLV[0, 7:11], axis=-1)
@@ -253,8 +257,8 @@ class ModelTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_fp8_is_scored_by_its_logits(self):
-    totals = evaluate.log_likelihoods(
-      self.config, self.fp8.params, self.fp8.router_bias, list(self.tokens), 2
+    totals = scoring.log_likelihoods(
+      Transformer(self.config), self.fp8.weights, list(self.tokens), 2
     )
     logits_BLV, _ = self.logits(self.expanded)
     scores_BLV = np.asarray(jax.nn.log_softmax(logits_BLV), np.float64)
@@ -295,7 +299,7 @@ def shardings(way):
     if axis is not None and leaf.shape[axis] % 4 == 0:
       spec[axis] = 'x'
     return NamedSharding(mesh, PartitionSpec(*spec))
-  return jax.tree_util.tree_map_with_path(one, abstract_weights(found.model))
+  return jax.tree_util.tree_map_with_path(one, abstract_weights(found.model).tree)
 
 def bits(tree):
   return {

@@ -243,7 +243,7 @@ class BijectionTest(parameterized.TestCase):
   @parameterized.named_parameters(*TREES.items())
   def test_every_value_of_the_tree_is_one_published_value(self, config):
     tree = jax.tree.map(
-      lambda leaf: np.zeros(leaf.shape, np.int32), abstract_weights(config)
+      lambda leaf: np.zeros(leaf.shape, np.int32), abstract_weights(config).tree
     )
     for slot in names.slots(config):
       if not slot.is_copy:
@@ -284,7 +284,8 @@ class BijectionTest(parameterized.TestCase):
     config = published.SMALL
     rng = np.random.default_rng(0)
     tree = jax.tree.map(
-      lambda leaf: rng.standard_normal(leaf.shape), abstract_weights(config)
+      lambda leaf: rng.standard_normal(leaf.shape),
+      abstract_weights(config).tree,
     )
     named = dict(names.to_published(config, tree))
     self.assertEqual(list(named), [s.name for s in names.slots(config)])

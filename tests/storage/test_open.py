@@ -49,7 +49,8 @@ class OpenTest(absltest.TestCase):
     self.assertEqual(opened.step, 5)
     self.assertEqual(opened.config, config)
     self.assertEqual(
-      checkpoint.state_hash(opened.params), checkpoint.state_hash(state.params)
+      checkpoint.state_hash(opened.weights.params),
+      checkpoint.state_hash(state.params),
     )
     with self.assertRaisesRegex(StorageError, 'has no tokenizer.json'):
       opened.tokenizer()

@@ -6,6 +6,7 @@ import unittest
 
 from absl.testing import absltest
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config, to_dict
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
@@ -86,6 +87,13 @@ class WorkdirTest(absltest.TestCase):
     config = Config()
     workdir_lib.write_run(self.workdir, {'config': to_dict(config)})
     self.assertEqual(workdir_lib.read_config(self.workdir), config)
+
+  def test_a_config_from_before_the_group_compute_is_read(self):
+    now = to_dict(Config(compute=ComputeConfig(remat='full', unroll_layers=3)))
+    before = {name: x for name, x in now.items() if name != 'compute'}
+    before['model'] = now['model'] | now['compute']
+    workdir_lib.write_run(self.workdir, {'config': before})
+    self.assertEqual(to_dict(workdir_lib.read_config(self.workdir)), now)
 
   def test_a_folder_without_run_json_is_no_workdir(self):
     with self.assertRaisesRegex(StorageError, 'is no workdir'):

@@ -15,6 +15,7 @@ import margins
 import numpy as np
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.optim import OptimConfig
@@ -53,11 +54,10 @@ def run_config(mesh='', micro_batches=1, unroll_layers=8, remat='none'):
     num_kept_groups=2,
     experts_per_token=2,
     init_std=0.2,
-    unroll_layers=unroll_layers,
-    remat=remat,
   )
   return Config(
     model=model,
+    compute=ComputeConfig(unroll_layers=unroll_layers, remat=remat),
     data=DataConfig(sequence_length=LENGTH, batch_size=ROWS, num_shards=4),
     optim=OptimConfig(learning_rate=1e-9, final_learning_rate=0.0),
     train=TrainConfig(

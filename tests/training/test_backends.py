@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.optim import OptimConfig
@@ -34,10 +35,10 @@ def run_config(backend: str) -> Config:
     mtp_depth=0,
     num_experts=8,
     experts_per_token=2,
-    grouped_matmul=backend,
   )
   return Config(
     model=model,
+    compute=ComputeConfig(grouped_matmul=backend),
     data=DataConfig(sequence_length=LENGTH, batch_size=BATCH),
     optim=OptimConfig(learning_rate=3e-3, warmup_steps=5),
     train=TrainConfig(steps=STEPS, precision='float32'),

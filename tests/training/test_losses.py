@@ -11,9 +11,11 @@ import pytest
 from reference import cases
 from reference import losses as oracle
 from reference.transformer import to_float64
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.train import TrainConfig
+from seekax.model.weights import Weights
 from seekax.training.losses import loss_sums, main_weights, mtp_weights
 
 
@@ -37,12 +39,15 @@ def _config(model, isolate_documents=False, z_loss_weight=0.0) -> Config:
 
 @functools.partial(cases.jit, static_argnums=0)
 def _value(config, params, bias, batch):
-  return loss_sums(params, bias, batch, config)
+  return loss_sums(Weights(params, bias), batch, config)
 
 
 @functools.partial(cases.jit, static_argnums=0)
 def _gradient(config, params, bias, batch):
-  return jax.grad(loss_sums, has_aux=True)(params, bias, batch, config)
+  def objective(params):
+    return loss_sums(Weights(params, bias), batch, config)
+
+  return jax.grad(objective, has_aux=True)(params)
 
 
 class OracleTest(parameterized.TestCase):
@@ -143,8 +148,11 @@ class SwitchesTest(parameterized.TestCase):
     params, bias = cases.weights(model, 1)
     batch = cases.batch(model)
     plain, sums = _gradient(_config(model), params, bias, batch)
-    other = dataclasses.replace(model, remat=remat, unroll_layers=unroll_layers)
-    other, other_sums = _gradient(_config(other), params, bias, batch)
+    other = dataclasses.replace(
+      _config(model),
+      compute=ComputeConfig(remat=remat, unroll_layers=unroll_layers),
+    )
+    other, other_sums = _gradient(other, params, bias, batch)
     self.assertLess(cases.difference(other_sums.main, sums.main), 1e-6)
     self.assertLess(cases.difference(other_sums.mtp, sums.mtp), 1e-6)
     pairs = zip(

@@ -81,7 +81,7 @@ class AdamWTest(parameterized.TestCase):
 class MomentsTest(parameterized.TestCase):
   @parameterized.parameters('adamw', 'muon')
   def test_moments_are_kept_in_their_dtype(self, name):
-    params = abstract_weights(cases.V3)['params']
+    params = abstract_weights(cases.V3).params
     for dtype in ('float32', 'bfloat16'):
       optim = OptimConfig(name=name, moment_dtype=dtype)
       state = jax.eval_shape(make_optimizer(optim).init, params)
@@ -109,7 +109,7 @@ class MuonTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     params = jax.tree.map(
       lambda x: rng.standard_normal(x.shape).astype(np.float32),
-      abstract_weights(cases.V3)['params'],
+      abstract_weights(cases.V3).params,
     )
     optimizer = make_optimizer(optim)
     directions, _ = cases.jit(optimizer.update)(
@@ -145,7 +145,7 @@ class MuonTest(absltest.TestCase):
         self.assertGreater(aligned.min(), 0.5, name)
 
   def test_tables_norms_and_the_router_are_adams(self):
-    params = abstract_weights(cases.V3)['params']
+    params = abstract_weights(cases.V3).params
     state = jax.eval_shape(
       make_optimizer(OptimConfig(name='muon')).init, params
     )
@@ -171,7 +171,7 @@ class MuonTest(absltest.TestCase):
 class MaskTest(absltest.TestCase):
   def test_only_norms_are_spared(self):
     for config in (cases.V3, cases.LLAMA):
-      params = abstract_weights(config)['params']
+      params = abstract_weights(config).params
       mask = decays(params)
       spared = set()
       for path, decayed in jax.tree_util.tree_leaves_with_path(mask):

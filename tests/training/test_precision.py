@@ -14,6 +14,7 @@ import pytest
 
 from reference import cases
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config, from_config_dict
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import ConfigError
@@ -24,6 +25,7 @@ from seekax.data.pipeline import Batch
 from seekax.machine import compiling
 from seekax.model.parameters import cast_params
 from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 from seekax.ops import precision
 from seekax.ops.block_fp8_products import Fp8Products
 from seekax.training import step
@@ -81,7 +83,9 @@ def _in_fp8(config: Config) -> collections.Counter:
   params, bias = cases.weights(config.model)
   batch = cases.batch(config.model)
   with mock.patch.object(Fp8Products, 'forward', record):
-    jax.eval_shape(lambda p: loss_sums(p, bias, batch, config)[0], params)
+    jax.eval_shape(
+      lambda w: loss_sums(w, batch, config)[0], Weights(params, bias)
+    )
   return shapes
 
 
@@ -135,9 +139,11 @@ class PolicyTest(parameterized.TestCase):
 
   @parameterized.parameters('ragged', 'dense')
   def test_other_grouped_backends_are_refused(self, backend):
-    model = dataclasses.replace(cases.V3_ONE_MTP, grouped_matmul=backend)
+    config = dataclasses.replace(
+      _config(cases.V3_ONE_MTP), compute=ComputeConfig(grouped_matmul=backend)
+    )
     with self.assertRaisesRegex(ConfigError, 'multiplies no FP8; take'):
-      _in_fp8(_config(model))
+      _in_fp8(config)
 
 
 def _text(config: Config, seed: int):
@@ -197,10 +203,8 @@ class TrainingTest(parameterized.TestCase):
     batch = cases.batch(config.model)
     expected, gradients = _gradient(config, params, bias, batch)
     for remat, unroll in (('none', 0), ('paper', 8), ('full', 0)):
-      model = dataclasses.replace(
-        config.model, remat=remat, unroll_layers=unroll
-      )
-      other = dataclasses.replace(config, model=model)
+      compute = ComputeConfig(remat=remat, unroll_layers=unroll)
+      other = dataclasses.replace(config, compute=compute)
       found, others = _gradient(other, params, bias, batch)
       self.assertEqual(found, expected)
       for a, e in zip(

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from table import Row
 
-from seekax.inference import engine
-from seekax.inference import scoring as evaluate
+from seekax.inference import engine, scoring
+from seekax.machine import compiling
 from seekax.model import router
+from seekax.model.transformer import Transformer
 from seekax.storage.convert import convert, Options
 from seekax.storage.open import open_checkpoint, Opened
 
@@ -33,11 +34,13 @@ LOGITS = 1e-5
 SHARD_BYTES = 100_000
 
 
+_all_logits = compiling.jit(scoring.all_logits, static_argnums=0)
+
+
 def logits(opened: Opened, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(main [B, L, V], MTP [J, B, L, V]) logits of ours."""
-  main, further = evaluate.all_logits(
-    opened.config.model, opened.params, opened.router_bias, jnp.asarray(tokens)
-  )
+  model = Transformer(opened.config.model)
+  main, further = _all_logits(model, opened.weights, jnp.asarray(tokens))
   return np.asarray(main), np.asarray(further)
 
 
@@ -108,9 +111,8 @@ def _greedy(case: str, opened: Opened, expected: asking.Answer) -> Row:
   found = [
     list(
       engine.generate(
-        opened.config.model,
-        opened.params,
-        opened.router_bias,
+        Transformer(opened.config.model),
+        opened.weights,
         prompt,
         wanted.shape[1],
       )
@@ -206,10 +208,12 @@ def _choices(opened: Opened, layer: int, seed: int, count: int) -> np.ndarray:
   model = opened.config.model
   draw = np.random.default_rng(seed)
   inputs_TD = draw.standard_normal((count, model.embed_dim), dtype=np.float32)
-  kernel_NDE = opened.params['expert_layers']['experts']['router']['kernel']
+  kernel_NDE = opened.weights.params['expert_layers']['experts']['router'][
+    'kernel'
+  ]
   bias_E = np.zeros(model.num_experts, np.float32)
   if model.uses_router_bias:
-    bias_E = opened.router_bias['layers'][layer]
+    bias_E = opened.weights.router_bias['layers'][layer]
   variables = {'params': {'kernel': kernel_NDE[layer]}}
   routing = jax.jit(router.Router(model).apply)(variables, inputs_TD, bias_E)
   return np.sort(routing.experts_TA, axis=1)

@@ -124,10 +124,9 @@ def _tokens(opened: Opened) -> np.ndarray:
 
 def _changed(opened: Opened, exported: pathlib.Path) -> list[str]:
   """Tensors that aren't the training state's, bit by bit."""
-  tree = {names.PARAMS: opened.params, names.BIAS: opened.router_bias}
+  published = names.to_published(opened.config.model, opened.weights.tree)
   ours = {
-    name: ('F32', value.shape, value.tobytes())
-    for name, value in names.to_published(opened.config.model, tree)
+    name: ('F32', value.shape, value.tobytes()) for name, value in published
   }
   return asking.differing(ours, asking.stored(exported))
 

@@ -27,13 +27,13 @@ def compare(oracle: asking.Oracle, work: pathlib.Path) -> Iterator[Row]:
   wanted = training.tensors['losses']
   config = recipe.config_of(opened.config.model, training.about, len(wanted))
 
-  state = recipe.start(config, opened.params, opened.router_bias)
+  state = recipe.start(config, opened.weights)
   rates = Schedule(config).rates(0)  # A constant.
   tokens = oracle.expected(CASE).tensors['tokens']
   result = step.accumulate(config, state, recipe.batch_of(tokens), rates)
   ours = jax.tree.map(lambda g: g / result.sums.tokens, result.gradients)
   # Selection biases have no gradient; any tree of their shapes will do.
-  tree = {names.PARAMS: ours, names.BIAS: opened.router_bias}
+  tree = {names.PARAMS: ours, names.BIAS: opened.weights.router_bias}
   yield _gradients(
     dict(names.to_published(opened.config.model, tree)),
     asking.read(folder / 'gradients.safetensors').tensors,

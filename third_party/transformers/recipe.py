@@ -10,6 +10,7 @@ from seekax.configuration.model import ModelConfig
 from seekax.configuration.optim import OptimConfig
 from seekax.configuration.train import TrainConfig
 from seekax.data.pipeline import Batch
+from seekax.model.weights import Weights
 from seekax.training.guard import init_guard
 from seekax.training.optimizer import make_optimizer
 from seekax.training.state import TrainState
@@ -45,13 +46,13 @@ def config_of(model: ModelConfig, made: dict[str, Any], steps: int) -> Config:
   )
 
 
-def start(config: Config, params: Any, router_bias: Any) -> TrainState:
+def start(config: Config, weights: Weights) -> TrainState:
   """The state before the first step."""
   return TrainState(
     step=np.int32(0),
-    params=params,
-    router_bias=router_bias,
-    opt_state=make_optimizer(config.optim).init(params),
+    params=weights.params,
+    router_bias=weights.router_bias,
+    opt_state=make_optimizer(config.optim).init(weights.params),
     guard=init_guard(config.train),
   )
 

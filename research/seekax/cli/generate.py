@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
   from seekax.inference import engine
   from seekax.machine import compilation_cache
   from seekax.model.stack import taken_apart
+  from seekax.model.transformer import Transformer
   from seekax.storage import open as open_lib
 
   compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
@@ -60,8 +61,8 @@ def run(argv: Sequence[str]) -> int:
   tokenizer, end_ids = found.tokenizer(), found.end_ids()
   prompt = _prompt(values, tokenizer)
   opened = open_lib.open_checkpoint(found, values.precision)
-  model, router_bias = opened.config.model, opened.router_bias
-  params = taken_apart(model, opened.params)
+  config = opened.config
+  weights = taken_apart(config.compute, opened.weights)
   del opened  # The weights are held once.
   room = found.model.context_length - len(prompt)
   if 0 < room < values.max_new_tokens:
@@ -71,9 +72,8 @@ def run(argv: Sequence[str]) -> int:
       f'at most {room} are added'
     )
   tokens = engine.generate(
-    model,
-    params,
-    router_bias,
+    Transformer(config.model, compute=config.compute),
+    weights,
     prompt,
     values.max_new_tokens,
     temperature=values.temperature,

@@ -130,8 +130,7 @@ def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
   """Raises StorageError for weights of a step that are no numbers."""
-  from seekax.model.parameters import abstract_weights
-  from seekax.storage import checkpoint
+  from seekax.storage import checkpoint, names
   from seekax.storage.room import check_count
 
   check_count(config.model, steps.parent / workdir_lib.RUN)
@@ -139,7 +138,7 @@ def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
   if config.optim.ema_decay:
     parts.append(checkpoint.AVERAGE)
   for part in parts:
-    weights = abstract_weights(config.model)
+    weights = names.abstract_tree(config.model)
     checkpoint.check_numbers(steps, step, part, weights)
 
 

@@ -169,7 +169,7 @@ def layout_of(values: flags.FlagValues, config: Config) -> tuple[str, str]:
   fields = {axis: size for axis, size in sizes.items() if size > 1}
   fields['data'] = sizes['data']
   fields['micro_batch'] = config.data.batch_size // parts
-  fields['remat'] = 'full' if sizes['pipeline'] > 1 else config.model.remat
+  fields['remat'] = 'full' if sizes['pipeline'] > 1 else config.compute.remat
   text = ','.join(f'{name}:{value}' for name, value in fields.items())
   return text, f'--config.parallel.mesh={mesh}'
 

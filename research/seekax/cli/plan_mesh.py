@@ -184,7 +184,9 @@ def _planned_temporaries(config: Config, devices: int) -> float:
   """
   sizes = mesh_sizes(config.parallel.mesh, devices)
   layout = Layout(
-    **{axis: sizes[axis] for axis in _AXES}, remat=config.model.remat
+    **{axis: sizes[axis] for axis in _AXES},
+    remat=config.compute.remat,
+    exchange_slack=config.compute.exchange_slack,
   )
   planned = memory.training_memory(
     config.model,

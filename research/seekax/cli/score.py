@@ -107,14 +107,13 @@ def _read_tokens(name: str) -> np.ndarray:
 
 
 def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
-  from seekax.inference import scoring as evaluate
+  from seekax.inference import scoring
 
   tokenizer = opened.tokenizer()
   sequence = np.append(tokenizer.bos_id, tokenizer.encode(text))
-  (total,) = evaluate.log_likelihoods(
-    opened.config.model,
-    opened.params,
-    opened.router_bias,
+  (total,) = scoring.log_likelihoods(
+    _model(opened.config),
+    opened.weights,
     [sequence],
     values.batch_size,
   )
@@ -123,8 +122,15 @@ def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
     'tokens': len(sequence) - 1,
     'log_likelihood': total,
     'bytes': num_bytes,
-    'bits_per_byte': evaluate.bits_per_byte(total, num_bytes),
+    'bits_per_byte': scoring.bits_per_byte(total, num_bytes),
   }
+
+
+def _model(config):
+  """The model of a run, computed as the run says."""
+  from seekax.model.transformer import Transformer
+
+  return Transformer(config.model, compute=config.compute)
 
 
 def _score_tokens(
@@ -132,7 +138,8 @@ def _score_tokens(
 ) -> dict[str, Any]:
   import jax.numpy as jnp
 
-  from seekax.inference import scoring as evaluate
+  from seekax.inference import scoring
+  from seekax.machine import compiling
 
   model = opened.config.model
   low, high = int(tokens_BL.min()), int(tokens_BL.max())
@@ -148,10 +155,10 @@ def _score_tokens(
     )
   if values.mtp_logits_out and not model.mtp_depth:
     raise InputError('--mtp_logits_out: this model has no MTP module')
-  logits_BLV, mtp_JBLV = evaluate.all_logits(
-    model,
-    opened.params,
-    opened.router_bias,
+  all_logits = compiling.jit(scoring.all_logits, static_argnums=0)
+  logits_BLV, mtp_JBLV = all_logits(
+    _model(opened.config),
+    opened.weights,
     jnp.asarray(tokens_BL.astype(np.int32)),
   )
   logits_BLV = np.asarray(logits_BLV)

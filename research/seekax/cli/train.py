@@ -29,7 +29,7 @@ COMPUTES_WRONG = 4
 _SHOWN = 90
 
 # Keys that a run may change when it goes on: none of them touches the state.
-_FREE_GROUPS = ('eval', 'parallel')
+_FREE_GROUPS = ('compute', 'eval', 'parallel')
 _FREE_KEYS = (
   'data.max_document_bytes',
   'train.log_every',
@@ -274,6 +274,10 @@ def _refuse_other_config(
     )
   if changed:
     _refuse_other_schedule(workdir, there, config, step)
+  for key, value in new['compute'].items():
+    before = old['compute'][key]
+    if value != before:
+      flags_lib.say(f'compute.{key}: {before!r} before, {value!r} now')
 
 
 def _shown(value: Any) -> str:

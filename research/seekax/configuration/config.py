@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import ConfigError, did_you_mean
 from seekax.configuration.eval import EvalConfig
@@ -25,6 +26,7 @@ class Config:
   """A whole run."""
 
   model: ModelConfig = ModelConfig()
+  compute: ComputeConfig = ComputeConfig()
   data: DataConfig = DataConfig()
   optim: OptimConfig = OptimConfig()
   parallel: ParallelConfig = ParallelConfig()

@@ -20,20 +20,6 @@ ROUTER_KINDS = ('sigmoid', 'softmax')
 GROUP_SCORES = ('top2', 'max')
 ROPE_SCALINGS = ('none', 'linear', 'yarn', 'llama3')
 ROPE_LAYOUTS = ('interleaved', 'half')
-GROUPED_MATMULS = (
-  'auto',
-  'blocked',
-  'pallas',
-  'mosaic',
-  'triton',
-  'ragged',
-  'dense',
-)
-ATTENTION_BACKENDS = ('auto', 'chunked', 'cudnn', 'tokamax', 'plain')
-LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
-REMAT_POLICIES = ('none', 'paper', 'full')
-EXCHANGES = ('all_to_all', 'gather', 'ragged')
-DISPATCH_DTYPES = ('compute', 'float8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +73,6 @@ class ModelConfig:
   llama3_low_freq_factor: float = key(1.0, 'llama3 scaling, low band edge')
   llama3_high_freq_factor: float = key(4.0, 'llama3 scaling, high band edge')
 
-  # How it is computed; the tree of parameters doesn't depend on these.
-  grouped_matmul: str = key(
-    'auto', 'auto, blocked, pallas, mosaic, triton, ragged, dense'
-  )
-  attention_backend: str = key('auto', 'auto, chunked, cudnn, tokamax, plain')
-  latent_attention_backend: str = key('auto', 'decoding: auto, plain, pallas')
-  exchange: str = key(
-    'all_to_all',
-    'of tokens on a mesh: all_to_all; gather; ragged, on GPUs alone',
-  )
-  exchange_slack: float = key(1.25, "an exchange's room over balanced loads")
-  dispatch_dtype: str = key('compute', 'sent to experts: compute, float8')
-  remat: str = key('none', 'recomputed for gradients: none, paper, full')
-  unroll_layers: int = key(8, 'stacks of more layers than this are a scan')
-
   @property
   def num_expert_layers(self) -> int:
     return self.num_layers - self.num_dense_layers if self.uses_experts else 0
@@ -140,23 +111,10 @@ class ModelConfig:
     require_choice('model.ffn', self.ffn, FFN_KINDS)
     require_choice('model.rope_scaling', self.rope_scaling, ROPE_SCALINGS)
     require_choice('model.rope_layout', self.rope_layout, ROPE_LAYOUTS)
-    require_choice('model.remat', self.remat, REMAT_POLICIES)
-    require_choice('model.grouped_matmul', self.grouped_matmul, GROUPED_MATMULS)
-    require_choice(
-      'model.attention_backend', self.attention_backend, ATTENTION_BACKENDS
-    )
-    require_choice(
-      'model.latent_attention_backend',
-      self.latent_attention_backend,
-      LATENT_ATTENTION_BACKENDS,
-    )
-    require_choice('model.exchange', self.exchange, EXCHANGES)
-    require_choice('model.dispatch_dtype', self.dispatch_dtype, DISPATCH_DTYPES)
     check_positive(
       'model',
       self,
       (
-        'exchange_slack',
         'vocab_size',
         'embed_dim',
         'num_layers',
@@ -251,15 +209,8 @@ class ModelConfig:
     )
 
 
-# Fields that say how a model is computed or began, not what it computes.
-_HOW = (
-  'grouped_matmul',
-  'attention_backend',
-  'latent_attention_backend',
-  'remat',
-  'unroll_layers',
-  'init_std',
-)
+# Says how a model began, not what it computes.
+_HOW = ('init_std',)
 _ONLY_EXPERTS = ('expert_dim', 'num_experts', 'num_shared_experts', 'router')
 _ONLY_EXPERTS += ('experts_per_token', 'normalize_gates', 'routed_scale')
 _ONLY_GROUPS = ('num_expert_groups', 'num_kept_groups', 'group_score')

@@ -196,7 +196,6 @@ def shrink(model: ModelConfig) -> ModelConfig:
     experts_per_token=min(model.experts_per_token, 4),
     init_std=0.02,
     rope_original_length=min(model.rope_original_length, 64),
-    remat='none',
   )
 
 
@@ -222,6 +221,7 @@ def shrink_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.model = dataclasses.asdict(
     shrink(ModelConfig(**config.model.to_dict()))
   )
+  config.compute.remat = 'none'
   config.data.sequence_length = min(config.data.sequence_length, 32)
   config.data.batch_size = min(config.data.batch_size, 8)
   config.data.num_shards = min(config.data.num_shards, 4)

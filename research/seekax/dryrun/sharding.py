@@ -60,8 +60,8 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
     dtype=jnp.dtype(config.train.compute_dtype),
     policy=precision.for_training(config),
   )
-  axes = weight_axes(config.model)['params']
-  params = abstract_weights(config.model)['params']
+  axes = weight_axes(config.model).params
+  params = abstract_weights(config.model).params
   used_axes = axes
   if staged:
     used_axes = {

@@ -9,8 +9,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.configuration.model import ModelConfig
 from seekax.model.attention import KeyValueCache, LatentCache
+from seekax.model.transformer import Transformer
 
 
 @struct.dataclass
@@ -28,9 +28,10 @@ class Cache:
 
 
 def init_cache(
-  config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype
+  model: Transformer, batch_size: int, max_length: int, dtype: jnp.dtype
 ) -> Cache:
   """An empty cache with room for max_length positions per request."""
+  config = model.config
 
   def entry(*stacked: int):
     def zeros(*widths: int) -> jax.Array:
@@ -46,7 +47,7 @@ def init_cache(
     )
 
   def entries(count: int):
-    if count <= config.unroll_layers:
+    if count <= model.compute.unroll_layers:
       return [entry() for _ in range(count)]
     return entry(count)
 

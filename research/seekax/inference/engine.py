@@ -5,18 +5,17 @@ Letters: B batch, L prompt positions, V vocabulary.
 
 from collections.abc import Collection, Iterator
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.configuration.model import ModelConfig
 from seekax.inference.cache import Cache, fill, init_cache
 from seekax.inference.sampling import NO_TOKEN, sample
 from seekax.machine import compiling
 from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 from seekax.parallel.rules import constrain
 
 
@@ -38,11 +37,9 @@ def _padded(length: int, multiple: int, limit: int) -> int:
   return min(-(-length // multiple) * multiple, limit)
 
 
-@functools.partial(compiling.jit, static_argnums=(0, 5))
 def prefill(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  model: Transformer,
+  weights: Weights,
   tokens_BL: jax.Array,
   lengths_B: jax.Array,
   max_length: int,
@@ -50,9 +47,8 @@ def prefill(
   """Reads the prompts and fills a cache.
 
   Args:
-    config: the model.
-    params: weights.
-    router_bias: selection biases.
+    model: the model.
+    weights: in the compute dtype.
     tokens_BL: prompts, padded on the right.
     lengths_B: prompt lengths, at least 1.
     max_length: room of the cache, in positions.
@@ -60,45 +56,44 @@ def prefill(
   Returns:
     (float32 logits [B, V] after each prompt's last token, the cache).
   """
-  model = Transformer(config)
   positions_BL = jnp.broadcast_to(
     jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
   )
-  variables = {'params': params}
-  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  variables = {'params': weights.params}
+  trunk = model.apply(
+    variables, tokens_BL, positions_BL, None, weights.router_bias
+  )
   last_BD = trunk.hidden_BLD[jnp.arange(tokens_BL.shape[0]), lengths_B - 1]
   logits_BV = constrain(
     model.apply(variables, last_BD, method='logits'), None, None
   )
   dtype = trunk.hidden_BLD.dtype
-  empty = init_cache(config, tokens_BL.shape[0], max_length, dtype)
+  empty = init_cache(model, tokens_BL.shape[0], max_length, dtype)
   return logits_BV, fill(empty, trunk.cache, lengths_B)
 
 
-def decode_step(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
-  tokens_B: jax.Array,
-  cache: Cache,
+def decode(
+  model: Transformer, weights: Weights, tokens_B: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
   """Adds one token per request; returns the next logits [B, V] and cache."""
-  model = Transformer(config)
+  variables = {'params': weights.params}
   hidden_BD, layers = model.apply(
-    {'params': params},
+    variables,
     tokens_B,
     cache.lengths_B,
     cache.layers,
-    router_bias,
+    weights.router_bias,
     method='decode',
   )
   logits_BV = constrain(
-    model.apply({'params': params}, hidden_BD, method='logits'), None, None
+    model.apply(variables, hidden_BD, method='logits'), None, None
   )
   return logits_BV, Cache(layers, cache.lengths_B + 1)
 
 
-decode = compiling.jit(decode_step, static_argnums=(0,), donate_argnums=(4,))
+# `generate` owns a loop, so it compiles what it calls; whoever has another loop
+# compiles for it. The model is static: it is hashed by its configuration.
+_compiled_prefill = compiling.jit(prefill, static_argnums=(0, 4))
 
 
 @compiling.jit
@@ -107,19 +102,16 @@ def _first_token(seed, logits_BV, temperature, top_p):
   return sample(used, logits_BV, temperature, top_p), key
 
 
-@functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(4,))
-def _next_token(
-  config, params, router_bias, tokens_B, cache, key, temperature, top_p
-):
-  logits_BV, cache = decode_step(config, params, router_bias, tokens_B, cache)
+@functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(3,))
+def _next_token(model, weights, tokens_B, cache, key, temperature, top_p):
+  logits_BV, cache = decode(model, weights, tokens_B, cache)
   key, used = jax.random.split(key)
   return sample(used, logits_BV, temperature, top_p), cache, key
 
 
 def generate(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  model: Transformer,
+  weights: Weights,
   prompt: np.ndarray,
   max_new_tokens: int,
   *,
@@ -131,9 +123,8 @@ def generate(
   """Continues one prompt, token by token, until eos or the limit.
 
   Args:
-    config: the model.
-    params: weights, in the compute dtype.
-    router_bias: selection biases.
+    model: the model.
+    weights: in the compute dtype; see `stack.taken_apart`.
     prompt: int [L], at least one token.
     max_new_tokens: limit; also stops where the context is full.
     temperature: 0 is greedy.
@@ -148,20 +139,18 @@ def generate(
     PromptError: the prompt is empty or doesn't fit the context.
     NonFiniteError: the logits hold something that is no number.
   """
-  length = len(prompt)
-  if not 0 < length < config.context_length:
+  length, limit = len(prompt), model.config.context_length
+  if not 0 < length < limit:
     raise PromptError(
       f'the prompt has {length} tokens; the context of '
-      f'{config.context_length} takes 1 to {config.context_length - 1}'
+      f'{limit} takes 1 to {limit - 1}'
     )
-  max_new_tokens = min(max_new_tokens, config.context_length - length)
-  limit = config.context_length
+  max_new_tokens = min(max_new_tokens, limit - length)
   tokens_BL = np.zeros((1, _padded(length, PROMPT_MULTIPLE, limit)), np.int32)
   tokens_BL[0, :length] = prompt
-  logits_BV, cache = prefill(
-    config,
-    params,
-    router_bias,
+  logits_BV, cache = _compiled_prefill(
+    model,
+    weights,
     tokens_BL,
     np.array([length], np.int32),
     _padded(length + max_new_tokens, CACHE_MULTIPLE, limit),
@@ -180,5 +169,5 @@ def generate(
     yield token
     if produced < max_new_tokens:
       tokens_B, cache, key = _next_token(
-        config, params, router_bias, tokens_B, cache, key, temperature, top_p
+        model, weights, tokens_B, cache, key, temperature, top_p
       )

@@ -6,35 +6,45 @@ Letters: B windows at once, L positions, V vocabulary, J prediction depths.
 from collections.abc import Iterator, Sequence
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seekax.configuration.model import ModelConfig
 from seekax.machine import compiling
 from seekax.model.transformer import shift_left, Transformer
+from seekax.model.weights import Weights
 from seekax.ops.cross_entropy import log_probabilities
 from seekax.parallel.rules import constrain
 
 
-@functools.partial(compiling.jit, static_argnums=(0,))
-def _target_log_probabilities(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
+def target_log_probabilities(
+  model: Transformer,
+  weights: Weights,
   tokens_BL: jax.Array,
   targets_BL: jax.Array,
 ) -> jax.Array:
-  model, variables = Transformer(config), {'params': params}
+  """Log-probability of a target at every position, in nats.
+
+  Args:
+    model: the model.
+    weights: in the compute dtype.
+    tokens_BL: token ids.
+    targets_BL: the token that each position is asked for.
+
+  Returns:
+    float32 [B, L].
+  """
+  variables = {'params': weights.params}
   positions_BL = jnp.broadcast_to(
     jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
   )
-  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  trunk = model.apply(
+    variables, tokens_BL, positions_BL, None, weights.router_bias
+  )
   flat = log_probabilities(
-    trunk.hidden_BLD.reshape(-1, config.embed_dim),
-    params['head'],
+    trunk.hidden_BLD.reshape(-1, model.config.embed_dim),
+    weights.params['head'],
     targets_BL.reshape(-1),
   )
   return constrain(flat.reshape(tokens_BL.shape), None, None)
@@ -83,9 +93,8 @@ def padded_rows(count: int, most: int) -> int:
 
 
 def log_likelihoods(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  model: Transformer,
+  weights: Weights,
   sequences: Sequence[np.ndarray],
   batch_size: int,
   context: int = 0,
@@ -93,9 +102,8 @@ def log_likelihoods(
   """Log-likelihood of each sequence after its first token, in nats.
 
   Args:
-    config: the model.
-    params: weights, in the compute dtype.
-    router_bias: selection biases.
+    model: the model.
+    weights: in the compute dtype.
     sequences: token ids, each usually starting with bos.
     batch_size: windows computed at once, at most.
     context: positions of a window; 0: the model's context length.
@@ -103,7 +111,7 @@ def log_likelihoods(
   Returns:
     One sum per sequence.
   """
-  context = context or config.context_length
+  context = context or model.config.context_length
   plan = [
     (index, *window)
     for index, sequence in enumerate(sequences)
@@ -123,9 +131,7 @@ def log_likelihoods(
       tokens_BL[row, : end - start] = sequences[index][start:end]
       targets_BL[row, : end - start] = sequences[index][start + 1 : end + 1]
     scores_BL = np.asarray(
-      _target_log_probabilities(
-        config, params, router_bias, tokens_BL, targets_BL
-      ),
+      _compiled_log_probabilities(model, weights, tokens_BL, targets_BL),
       np.float64,
     )
     for row, (index, start, end, fresh) in enumerate(part):
@@ -137,21 +143,24 @@ def log_likelihoods(
 _GREEDY_ROWS = 256
 
 
-@functools.partial(compiling.jit, static_argnums=(0,))
-def _greedy_tokens(config, params, router_bias, tokens_BL):
+def greedy_tokens(
+  model: Transformer, weights: Weights, tokens_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Likeliest tokens, of the main model [B, L] and every depth [J, B, L]."""
-  model, variables = Transformer(config), {'params': params}
+  variables = {'params': weights.params}
   positions_BL = jnp.broadcast_to(
     jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
   )
-  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  trunk = model.apply(
+    variables, tokens_BL, positions_BL, None, weights.router_bias
+  )
   further, _ = model.apply(
     variables,
     trunk.hidden_BLD,
     shift_left(tokens_BL, 1),
     positions_BL,
     None,
-    router_bias,
+    weights.router_bias,
     method='predict_further',
   )
 
@@ -171,23 +180,21 @@ def _greedy_tokens(config, params, router_bias, tokens_BL):
 
 
 def acceptance(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  model: Transformer,
+  weights: Weights,
   sequences: Sequence[np.ndarray],
   batch_size: int,
   context: int = 0,
 ) -> list[float]:
-  """How often each MTP depth foretells what the main model will say.
+  """How often each MTP depth predicts what the main model will say.
 
   The share of positions at which the likeliest token of depth k, from k tokens
   earlier, is the main model's likeliest one: of greedy drafts so many would be
   accepted on this text. (A draft in generation reads the model's own tokens.)
 
   Args:
-    config: a model with MTP modules.
-    params: weights, in the compute dtype.
-    router_bias: selection biases.
+    model: one with MTP modules.
+    weights: in the compute dtype.
     sequences: token ids; each one's first window is read.
     batch_size: windows computed at once, at most; the rest isn't read.
     context: positions of a window; 0: the model's context length.
@@ -195,16 +202,14 @@ def acceptance(
   Returns:
     One share per depth; NaN without a position.
   """
-  context = context or config.context_length
+  context = context or model.config.context_length
   chosen = [sequence[:context] for sequence in sequences[:batch_size]]
   longest = max(map(len, chosen), default=1)
   rows = padded_rows(len(chosen), batch_size)
   tokens_BL = np.zeros((rows, padded_length(longest, context)), np.int32)
   for row, tokens in enumerate(chosen):
     tokens_BL[row, : len(tokens)] = tokens
-  main_BL, mtp_JBL = jax.device_get(
-    _greedy_tokens(config, params, router_bias, tokens_BL)
-  )
+  main_BL, mtp_JBL = jax.device_get(_compiled_greedy(model, weights, tokens_BL))
   shares = []
   for depth, draft_BL in enumerate(mtp_JBL, start=1):
     same = [
@@ -221,19 +226,14 @@ def bits_per_byte(log_likelihood: float, num_bytes: int) -> float:
   return -log_likelihood / math.log(2) / num_bytes
 
 
-@functools.partial(compiling.jit, static_argnums=(0,))
 def all_logits(
-  config: ModelConfig,
-  params: Any,
-  router_bias: dict[str, jax.Array],
-  tokens_BL: jax.Array,
+  model: Transformer, weights: Weights, tokens_BL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Every logit of the main model and of the MTP modules.
 
   Args:
-    config: the model.
-    params: weights.
-    router_bias: selection biases.
+    model: the model.
+    weights: as the model takes them.
     tokens_BL: token ids.
 
   Returns:
@@ -241,17 +241,19 @@ def all_logits(
     [J, B, L, V], where depth k, from 0, predicts token i + k + 2, and is NaN
     where there is no token i + k + 1 to embed).
   """
-  model, variables = Transformer(config), {'params': params}
+  variables = {'params': weights.params}
   length = tokens_BL.shape[1]
   positions_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
-  trunk = model.apply(variables, tokens_BL, positions_BL, None, router_bias)
+  trunk = model.apply(
+    variables, tokens_BL, positions_BL, None, weights.router_bias
+  )
   further, _ = model.apply(
     variables,
     trunk.hidden_BLD,
     shift_left(tokens_BL, 1),
     positions_BL,
     None,
-    router_bias,
+    weights.router_bias,
     method='predict_further',
   )
   logits = functools.partial(model.apply, variables, method='logits')
@@ -262,5 +264,13 @@ def all_logits(
     jnp.where(none, jnp.nan, logits(hidden))
     for none, hidden in zip(missing, further, strict=True)
   ]
-  empty = jnp.zeros((0, *tokens_BL.shape, config.vocab_size), jnp.float32)
+  empty = jnp.zeros((0, *tokens_BL.shape, model.config.vocab_size), jnp.float32)
   return logits(trunk.hidden_BLD), jnp.stack(mtp) if mtp else empty
+
+
+# The loops above compile what they call; whoever has another loop compiles for
+# it. The model is static: it is hashed by its configuration.
+_compiled_log_probabilities = compiling.jit(
+  target_log_probabilities, static_argnums=(0,)
+)
+_compiled_greedy = compiling.jit(greedy_tokens, static_argnums=(0,))

@@ -13,6 +13,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.ops import attention as ops
@@ -64,6 +65,7 @@ def mla_full(
   kv_up_CHX: jax.Array,
   segments_BL: jax.Array | None,
   config: ModelConfig,
+  compute: ComputeConfig = DEFAULT,
   products: Products = PLAIN,
   part: ops.Part | None = None,
 ) -> jax.Array:
@@ -77,6 +79,7 @@ def mla_full(
     kv_up_CHX: up-projection, X = K + U, keys first.
     segments_BL: document numbers, or None.
     config: widths and scale.
+    compute: the backend, and whether its output is made again.
     products: of the up-projection.
     part: where the queries are in the sequence, if they are a part of it.
 
@@ -99,8 +102,8 @@ def mla_full(
     v_BMHU,
     rotary.softmax_scale(config),
     segments_BL,
-    config.attention_backend,
-    config.remat == 'none',
+    compute.attention_backend,
+    compute.remat == 'none',
     part,
   )
 
@@ -153,6 +156,7 @@ def mla_absorbed(
   kv_up_CHX: jax.Array,
   lengths_B: jax.Array,
   config: ModelConfig,
+  compute: ComputeConfig = DEFAULT,
 ) -> jax.Array:
   """MLA on the latent cache, keys and values never expanded: decoding.
 
@@ -163,6 +167,7 @@ def mla_absorbed(
     kv_up_CHX: up-projection, X = K + U, keys first.
     lengths_B: valid cache positions.
     config: widths and scale.
+    compute: the backend.
 
   Returns:
     [B, H, U], equal to mla_full's last position.
@@ -175,7 +180,7 @@ def mla_absorbed(
     cache.k_rope,
     lengths_B,
     rotary.softmax_scale(config),
-    config.latent_attention_backend,
+    compute.latent_attention_backend,
   )
   return jnp.einsum('BHC,CHU->BHU', out_BHC, w_uv_CHU)
 
@@ -194,6 +199,7 @@ class LatentAttention(nn.Module):
 
   config: ModelConfig
   policy: Policy = HIGH
+  compute: ComputeConfig = DEFAULT
 
   def setup(self):
     c = self.config
@@ -241,7 +247,10 @@ class LatentAttention(nn.Module):
     """Whole sequences; also returns what the cache keeps of them."""
     q_nope, q_rope, latent_BLC, k_rope_BLR = self._project(x_BLD, positions_BL)
     attend = functools.partial(
-      mla_full, config=self.config, products=self.policy.linear
+      mla_full,
+      config=self.config,
+      compute=self.compute,
+      products=self.policy.linear,
     )
     sources = latent_BLC, k_rope_BLR, self.kv_up
     if rules.num_parts('length') > 1:
@@ -270,6 +279,7 @@ class LatentAttention(nn.Module):
       self.kv_up,
       lengths_B + 1,
       self.config,
+      self.compute,
     )
     return contract(out_BHU, self.out, 2), cache
 
@@ -279,6 +289,7 @@ class GroupedAttention(nn.Module):
 
   config: ModelConfig
   policy: Policy = HIGH
+  compute: ComputeConfig = DEFAULT
 
   def setup(self):
     c = self.config
@@ -313,7 +324,7 @@ class GroupedAttention(nn.Module):
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Whole sequences; also returns what the cache keeps of them."""
     q, k, v = self._project(x_BLD, positions_BL)
-    c = self.config
+    c, compute = self.config, self.compute
 
     def attend(q, k, v, segments_BL, part=None):
       return ops.causal_attention(
@@ -322,8 +333,8 @@ class GroupedAttention(nn.Module):
         v,
         rotary.softmax_scale(c),
         segments_BL,
-        c.attention_backend,
-        c.remat == 'none',
+        compute.attention_backend,
+        compute.remat == 'none',
         part,
       )
 
@@ -349,7 +360,11 @@ class GroupedAttention(nn.Module):
     return contract(out_BHU, self.out, 2), cache
 
 
-def attention_module(config: ModelConfig, policy: Policy = HIGH) -> nn.Module:
+def attention_module(
+  config: ModelConfig,
+  policy: Policy = HIGH,
+  compute: ComputeConfig = DEFAULT,
+) -> nn.Module:
   """The attention that the config names."""
   kind = LatentAttention if config.attention == 'mla' else GroupedAttention
-  return kind(config, policy)
+  return kind(config, policy, compute)

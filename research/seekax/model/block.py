@@ -6,6 +6,7 @@ Letters: B batch, L positions, D model width, E experts.
 from flax import linen as nn
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model.attention import attention_module
 from seekax.model.experts import Experts
@@ -21,14 +22,15 @@ class Block(nn.Module):
   config: ModelConfig
   use_experts: bool
   policy: Policy = HIGH
+  compute: ComputeConfig = DEFAULT
 
   def setup(self):
     config = self.config
     self.attention_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
-    self.attention = attention_module(config, self.policy)
+    self.attention = attention_module(config, self.policy, self.compute)
     self.ffn_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
     if self.use_experts:
-      self.experts = Experts(config, self.policy)
+      self.experts = Experts(config, self.policy, self.compute)
     else:
       self.mlp = SwiGlu(config, config.mlp_dim, self.policy.ffn)
 

@@ -11,6 +11,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model import router
 from seekax.model.layers import stored_matrix, SwiGlu
@@ -55,6 +56,7 @@ class Experts(nn.Module):
 
   config: ModelConfig
   policy: Policy = HIGH
+  compute: ComputeConfig = DEFAULT
 
   @nn.compact
   def __call__(
@@ -74,7 +76,9 @@ class Experts(nn.Module):
     own_into = rules.axes('experts', None, 'mlp')
     own_out_of = rules.axes('experts', 'mlp', None)
     routed = rules.per_shard(
-      functools.partial(_routed, config, self.policy, x_BLD.shape[1]),
+      functools.partial(
+        _routed, config, self.compute, self.policy, x_BLD.shape[1]
+      ),
       inputs=(
         tokens,
         rules.axes(None),
@@ -92,7 +96,9 @@ class Experts(nn.Module):
     return y_BLD.astype(x_BLD.dtype), load
 
 
-def _routed(config, policy, total_length, x_BLD, bias_E, kernel_DE, weights):
+def _routed(
+  config, compute, policy, total_length, x_BLD, bias_E, kernel_DE, weights
+):
   """What the routed experts add to these tokens, float32, and their load.
 
   On a mesh the tokens and experts are those of one device; the load is that of
@@ -109,13 +115,14 @@ def _routed(config, policy, total_length, x_BLD, bias_E, kernel_DE, weights):
       gates_TA,
       experts_TA,
       *weights,
-      backend=config.grouped_matmul,
+      backend=compute.grouped_matmul,
       products=policy.routed,
     )
 
   y_TD, rounds = exchange.over_experts(
     experts,
     config,
+    compute,
     x_TD,
     routing.gates_TA,
     routing.experts_TA,

@@ -6,6 +6,7 @@ Letters: B batch, L positions, D model width, E experts.
 from flax import linen as nn
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model.layers import matrix, RmsNorm
 from seekax.model.stack import block_class
@@ -19,6 +20,7 @@ class MtpModule(nn.Module):
 
   config: ModelConfig
   policy: Policy = HIGH
+  compute: ComputeConfig = DEFAULT
 
   def setup(self):
     config = self.config
@@ -28,7 +30,9 @@ class MtpModule(nn.Module):
     self.project = matrix(
       self, 'project', (2 * width, width), ('mlp', 'embed'), config
     )
-    self.block = block_class(config)(config, config.uses_experts, self.policy)
+    self.block = block_class(self.compute)(
+      config, config.uses_experts, self.policy, self.compute
+    )
     self.final_norm = RmsNorm(width, 'embed', eps)
 
   def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):
@@ -46,7 +50,7 @@ class MtpModule(nn.Module):
       first and the hidden state second, against the report's order.
     """
     enter = MtpModule._enter
-    if self.config.remat != 'none':
+    if self.compute.remat != 'none':
       enter = nn.remat(enter)
     x_BLD = enter(self, hidden_BLD, embedded_BLD)
     x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from seekax.configuration.model import ModelConfig
 from seekax.model.transformer import bias_shapes, Transformer
+from seekax.model.weights import Weights
 from seekax.ops.precision import HIGH, Policy
 from seekax.parallel import mesh
 from seekax.parallel.rules import Names
@@ -30,21 +31,26 @@ def init_router_bias(config: ModelConfig) -> dict[str, jax.Array]:
   }
 
 
-def abstract_weights(config: ModelConfig) -> dict[str, Any]:
-  """Shapes of {'params', 'router_bias'}; nothing is computed."""
+def init_weights(config: ModelConfig, seed: int) -> Weights:
+  """Weights at the start of training."""
+  return Weights(init_params(config, seed), init_router_bias(config))
+
+
+def abstract_weights(config: ModelConfig) -> Weights:
+  """Shapes and dtypes of all weights; nothing is computed."""
   bias = jax.eval_shape(lambda: init_router_bias(config))
-  return {'params': nn.meta.unbox(_boxed_shapes(config)), 'router_bias': bias}
+  return Weights(nn.meta.unbox(_boxed_shapes(config)), bias)
 
 
-def weight_axes(config: ModelConfig) -> dict[str, Any]:
-  """{'params', 'router_bias'} with a `Names` in place of every array."""
+def weight_axes(config: ModelConfig) -> Weights:
+  """All weights with a `Names` in place of every array."""
   params = jax.tree.map(
     lambda box: Names(tuple(box.names)),
     _boxed_shapes(config),
     is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
   )
   bias = {key: Names((None, 'choices')) for key in bias_shapes(config)}
-  return {'params': params, 'router_bias': bias}
+  return Weights(params, bias)
 
 
 def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
@@ -62,6 +68,11 @@ def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
     return x if names & float32 else x.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def cast_weights(weights: Weights, dtype: str) -> Weights:
+  """Weights as they are used for inference; router biases stay float32."""
+  return weights.replace(params=cast_params(weights.params, jnp.dtype(dtype)))
 
 
 def _init(config: ModelConfig, seed: int) -> Any:

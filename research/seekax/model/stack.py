@@ -11,17 +11,21 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.model.block import Block
+from seekax.model.weights import Weights
 from seekax.ops.precision import Policy
 from seekax.ops.rematerialisation import POLICIES, recomputed_in_turn
 
 
-def block_class(config: ModelConfig, scanned: bool = False) -> type[nn.Module]:
+def block_class(
+  compute: ComputeConfig, scanned: bool = False
+) -> type[nn.Module]:
   """The layer, recomputed in the backward pass as far as the config says.
 
   Args:
-    config: the model.
+    compute: what is recomputed.
     scanned: whether it becomes the body of a scan. Elsewhere the compiler sees
       both passes at once and has to be kept from taking the first computation
       for the second, which would keep everything after all.
@@ -29,18 +33,22 @@ def block_class(config: ModelConfig, scanned: bool = False) -> type[nn.Module]:
   Returns:
     The module's class.
   """
-  if config.remat == 'none':
+  if compute.remat == 'none':
     return Block
   return nn.remat(
     Block,
     methods=['__call__'],
     prevent_cse=not scanned,
-    policy=POLICIES[config.remat],
+    policy=POLICIES[compute.remat],
   )
 
 
 def stacked(
-  config: ModelConfig, use_experts: bool, length: int, policy: Policy
+  config: ModelConfig,
+  use_experts: bool,
+  length: int,
+  policy: Policy,
+  compute: ComputeConfig,
 ) -> nn.Module:
   """A scan over `length` blocks; parameters are stacked [N, ...]."""
   shared = dict(
@@ -50,13 +58,13 @@ def stacked(
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
   scanned = nn.scan(
-    block_class(config, scanned=True),
+    block_class(compute, scanned=True),
     methods={
       '__call__': dict(in_axes=(0, nn.broadcast, nn.broadcast), **shared),
       'decode': dict(in_axes=(0, 0, nn.broadcast), **shared),
     },
   )
-  return scanned(config, use_experts, policy)
+  return scanned(config, use_experts, policy, compute)
 
 
 def pipelined_stack(config: ModelConfig) -> str:
@@ -89,18 +97,20 @@ def run(
     (output of the last layer, everything else the method returns: a list with
     an item per layer where they are written out, stacked where they aren't).
   """
-  config = layers.config
+  compute = layers.compute
   params = layers.variables.get('params')
   length = num_layers(params) if params else 0
-  if not 0 < length <= config.unroll_layers:
+  if not 0 < length <= compute.unroll_layers:
     return getattr(layers, method)(x, *per_layer, *shared)
-  block = Block(config, layers.use_experts, layers.policy, parent=None)
+  block = Block(
+    layers.config, layers.use_experts, layers.policy, compute, parent=None
+  )
 
   def layer(own, x, arguments, shared):
     return block.apply({'params': own}, x, *arguments, *shared, method=method)
 
-  if config.remat != 'none' and method == '__call__':
-    layer = recomputed_in_turn(layer, POLICIES[config.remat])
+  if compute.remat != 'none' and method == '__call__':
+    layer = recomputed_in_turn(layer, POLICIES[compute.remat])
   outputs = []
   own_params = one_by_one(params, length)
   own_arguments = [one_by_one(x, length) for x in per_layer]
@@ -129,25 +139,25 @@ def run_unbound(
   Returns:
     (output of the last layer, the loads stacked [N, ...] or None).
   """
-  config = block.config
+  compute = block.compute
 
   def layer(own, x, bias_E, shared):
     x, (load, _) = block.apply({'params': own}, x, bias_E, *shared)
     return x, load
 
   length = num_layers(params)
-  if length <= config.unroll_layers:
-    if config.remat != 'none':
-      layer = recomputed_in_turn(layer, POLICIES[config.remat])
+  if length <= compute.unroll_layers:
+    if compute.remat != 'none':
+      layer = recomputed_in_turn(layer, POLICIES[compute.remat])
     loads = []
     biases = [None] * length if bias_NE is None else bias_NE
     for own, bias_E in zip(unstack(params, length), biases, strict=True):
       x, load = layer(own, x, bias_E, shared)
       loads.append(load)
     return x, join(loads)
-  if config.remat != 'none':
+  if compute.remat != 'none':
     layer = jax.checkpoint(
-      layer, policy=POLICIES[config.remat], prevent_cse=False
+      layer, policy=POLICIES[compute.remat], prevent_cse=False
     )
 
   def step(x, inputs):
@@ -178,28 +188,29 @@ def join(outputs: Any) -> Any:
   return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 
 
-def taken_apart(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
-  """Parameters with each layer's in arrays of its own, for inference.
+def taken_apart(compute: ComputeConfig, weights: Weights) -> Weights:
+  """Weights with each layer's in arrays of its own, for inference.
 
   A program that reads one layer of a stack copies it first: on a CPU a fifth of
   the time of decoding a token. Stacks of more than `unroll_layers` layers stay
   as they are, since they are run as a scan.
 
   Args:
-    config: the model.
-    params: of the whole model, stacked.
+    compute: says how many layers are written out.
+    weights: of the whole model, stacked.
 
   Returns:
-    The same tree, with {'0': ..., '1': ...} in place of a stack; other leaves
-    are shared.
+    The same, with {'0': ..., '1': ...} in place of a stack; other leaves are
+    shared.
   """
+  params = weights.params
   apart = dict(params)
   for name in ('dense_layers', 'expert_layers'):
     own = params.get(name, {'0': None})
-    if '0' not in own and num_layers(own) <= config.unroll_layers:
+    if '0' not in own and num_layers(own) <= compute.unroll_layers:
       layers = jax.jit(unstack, static_argnums=1)(own, num_layers(own))
       apart[name] = {str(i): layer for i, layer in enumerate(layers)}
-  return apart
+  return weights.replace(params=apart)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -14,6 +14,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model import stack
 from seekax.model.experts import Load
@@ -47,22 +48,25 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   policy: Policy = HIGH
+  compute: ComputeConfig = DEFAULT
 
   def setup(self):
-    config, policy = self.config, self.policy
+    config, policy, compute = self.config, self.policy, self.compute
     self.embedding = Embedding(config)
     if config.num_plain_layers:
       self.dense_layers = stack.stacked(
-        config, False, config.num_plain_layers, policy
+        config, False, config.num_plain_layers, policy, compute
       )
     if config.num_expert_layers:
       self.expert_layers = stack.stacked(
-        config, True, config.num_expert_layers, policy
+        config, True, config.num_expert_layers, policy, compute
       )
     self.final_norm = RmsNorm(config.embed_dim, 'embed', config.norm_eps)
     head_shape = (config.embed_dim, config.vocab_size)
     self.head = matrix(self, 'head', head_shape, ('embed', 'vocab'), config)
-    self.mtp = [MtpModule(config, policy) for _ in range(config.mtp_depth)]
+    self.mtp = [
+      MtpModule(config, policy, compute) for _ in range(config.mtp_depth)
+    ]
 
   def __call__(
     self,

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.errors import ConfigError, did_you_mean
 from seekax.configuration.fp8 import FP8_PRODUCTS, Fp8Config
 from seekax.configuration.model import ModelConfig
@@ -142,7 +143,7 @@ def choose_grouped_matmul(
   *,
   interpret: bool = False,
   plain: bool = True,
-  key: str = 'model.grouped_matmul',
+  key: str = 'compute.grouped_matmul',
 ) -> Choice:
   """Which grouped product runs.
 
@@ -173,7 +174,7 @@ def choose_attention(
   value_width: int,
   segments: bool,
   part: bool = False,
-  key: str = 'model.attention_backend',
+  key: str = 'compute.attention_backend',
 ) -> Choice:
   """Which attention over whole sequences runs.
 
@@ -211,7 +212,7 @@ def choose_latent_attention(
   *,
   requests: int = 1,
   interpret: bool = False,
-  key: str = 'model.latent_attention_backend',
+  key: str = 'compute.latent_attention_backend',
 ) -> Choice:
   """Which absorbed attention runs in decoding.
 
@@ -259,6 +260,7 @@ def choose_fp8_product(
 
 def for_training(
   model: ModelConfig,
+  compute: ComputeConfig,
   dtype: Any,
   isolate_documents: bool,
   fp8: Fp8Config | None = None,
@@ -266,18 +268,19 @@ def for_training(
   """What a training run on the default device takes.
 
   Args:
-    model: names of backends, widths.
+    model: its widths.
+    compute: the names of backends.
     dtype: compute dtype.
     isolate_documents: whether documents are kept apart.
     fp8: how linear maps multiply in FP8; None: operands as they are.
 
   Raises:
-    ConfigError: what the model asks for can't run here.
+    ConfigError: what is asked for can't run here.
   """
   device = present()
   choices = [
     choose_attention(
-      model.attention_backend,
+      compute.attention_backend,
       device,
       dtype,
       qk_width=model.qk_head_dim,
@@ -288,7 +291,7 @@ def for_training(
   if model.uses_experts:
     choices.append(
       choose_grouped_matmul(
-        model.grouped_matmul, device, dtype, plain=fp8 is None
+        compute.grouped_matmul, device, dtype, plain=fp8 is None
       )
     )
   if fp8:

@@ -69,7 +69,7 @@ def paper_policy(primitive: Any, *avals: Any, **params: Any) -> bool:
   return _keep_names(primitive, *avals, **params)
 
 
-# Per value of model.remat; None keeps the input alone.
+# Per value of compute.remat; None keeps the input alone.
 POLICIES = {'paper': paper_policy, 'full': None}
 
 

@@ -35,6 +35,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.ops import block_fp8
 from seekax.ops.blocks import sort_slots
@@ -78,22 +79,24 @@ class Level:
 
 def levels(
   model: ModelConfig,
+  compute: ComputeConfig,
   sizes: dict[str, int],
   tokens: int,
 ) -> tuple[Level, ...]:
   """The levels of a mesh, nodes first.
 
   Args:
-    model: the router's limits, and how the exchange is done.
+    model: the router's limits.
+    compute: how the exchange is done.
     sizes: of the mesh's axes; 1 if left out.
     tokens: of one device.
   """
   nodes, ranks = sizes.get('expert_node', 1), sizes.get('expert', 1)
   choices = model.experts_per_token
-  how = model.dispatch_dtype == 'float8', model.exchange == 'ragged'
+  how = compute.dispatch_dtype == 'float8', compute.exchange == 'ragged'
 
   def rows(copies: float, most: int) -> int:
-    wanted = math.ceil(copies * model.exchange_slack / _ROW_MULTIPLE)
+    wanted = math.ceil(copies * compute.exchange_slack / _ROW_MULTIPLE)
     return min(wanted * _ROW_MULTIPLE, most)
 
   found, held = [], tokens
@@ -133,6 +136,7 @@ def bytes_sent(level: Level, width: int, choices: int, itemsize: int) -> float:
 def over_experts(
   experts: Callable[..., jax.Array],
   model: ModelConfig,
+  compute: ComputeConfig,
   x_TD: jax.Array,
   gates_TA: jax.Array,
   experts_TA: jax.Array,
@@ -143,7 +147,8 @@ def over_experts(
   Args:
     experts: computes those of this device: (tokens, gates, ids, weights) to
       float32 [T, D].
-    model: the router's limits, and how the exchange is done.
+    model: the router's limits.
+    compute: how the exchange is done.
     x_TD: this device's tokens.
     gates_TA: float32 weight of each choice.
     experts_TA: chosen experts, of all.
@@ -153,14 +158,14 @@ def over_experts(
     (float32 [T, D], int32 rounds that the slowest exchange took).
   """
 
-  def compute(*arguments):
+  def run(*arguments):
     return experts(*arguments), jnp.int32(1)
 
-  found = levels(model, current_sizes(), x_TD.shape[0])
+  found = levels(model, compute, current_sizes(), x_TD.shape[0])
   for level in reversed(found):
-    way = _gathered if model.exchange == 'gather' else _exchanged
-    compute = functools.partial(way, compute, level)
-  return compute(x_TD, gates_TA, experts_TA, weights)
+    way = _gathered if compute.exchange == 'gather' else _exchanged
+    run = functools.partial(way, run, level)
+  return run(x_TD, gates_TA, experts_TA, weights)
 
 
 def _own(level: Level, weights: Any) -> int:

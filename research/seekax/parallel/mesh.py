@@ -69,9 +69,9 @@ def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     )
   check_mesh(config, dict(mesh.shape))
   platform = mesh.devices.flat[0].platform
-  if config.model.exchange == 'ragged' and platform != 'gpu':
+  if config.compute.exchange == 'ragged' and platform != 'gpu':
     raise ConfigError(
-      f'model.exchange=ragged: XLA has no ragged all-to-all for {platform} '
+      f'compute.exchange=ragged: XLA has no ragged all-to-all for {platform} '
       'devices; take all_to_all'
     )
   return mesh

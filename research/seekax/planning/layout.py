@@ -14,14 +14,19 @@ axis are as far apart as all axes after it take devices, and stay on fast links
 import dataclasses
 import math
 
+from seekax.configuration.compute import REMAT_POLICIES
 from seekax.configuration.errors import did_you_mean, InputError
-from seekax.configuration.model import ModelConfig, REMAT_POLICIES
+from seekax.configuration.model import ModelConfig
 from seekax.planning import schedules
 from seekax.planning.hardware import Device
 
 # From the outermost to the innermost.
 AXES = ('pipeline', 'data', 'fsdp', 'expert_node', 'expert')
 AXES += ('context', 'tensor')
+
+
+# Fields that the config's group `compute` sets, not --layout.
+OF_COMPUTE = ('exchange_slack', 'dispatch_dtype')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +45,12 @@ class Layout:
     micro_batch: sequences that a data rank computes at once.
     schedule: of the pipeline.
     virtual_stages: of a rank, in turn; 1f1b only.
-    remat: what is computed again for gradients, as model.remat.
+    remat: what is computed again for gradients, as compute.remat.
     overlap: how the exchange of tokens hides behind arithmetic without a dual
       schedule: False: it doesn't.
     fp8_dispatch: under FP8, tokens go to their experts in FP8.
+    exchange_slack: as compute.exchange_slack.
+    dispatch_dtype: as compute.dispatch_dtype.
     whole_experts: tensor ranks hold different experts and send their own share
       of the tokens (Megatron's expert-tensor-parallel size 1). Otherwise, as
       this program does, they hold a part of every expert's width and each of
@@ -63,6 +70,8 @@ class Layout:
   remat: str = 'paper'
   overlap: bool = False
   fp8_dispatch: bool = True
+  exchange_slack: float = 1.25
+  dispatch_dtype: str = 'compute'
   whole_experts: bool = False
 
   @property
@@ -162,7 +171,11 @@ def parse(text: str, devices: int) -> Layout:
   """
   if text == 'paper':
     return paper(devices)
-  known = {field.name: field for field in dataclasses.fields(Layout)}
+  known = {
+    field.name: field
+    for field in dataclasses.fields(Layout)
+    if field.name not in OF_COMPUTE
+  }
   given = {}
   for part in text.split(','):
     name, _, value = part.partition(':')

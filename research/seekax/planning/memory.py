@@ -247,7 +247,7 @@ def training_memory(
   )
   exchange = 0.0
   if model.uses_experts and layout.experts_over > 1:
-    rows = model.exchange_slack * tokens * model.experts_per_token
+    rows = layout.exchange_slack * tokens * model.experts_per_token
     exchange = 2 * rows * model.embed_dim * BFLOAT16
     if layout.whole_experts:
       exchange /= layout.tensor

@@ -25,7 +25,7 @@ from seekax.planning import (
 from seekax.planning import layout as layout_lib
 from seekax.planning import search as search_lib
 from seekax.planning.hardware import Device
-from seekax.planning.layout import Layout
+from seekax.planning.layout import Layout, OF_COMPUTE
 
 # DeepSeek-V3, section 4.3: 1,000 steps each, at these positions.
 _EXTENSION_STEPS = 1000
@@ -289,12 +289,18 @@ def _run(request: Request) -> step_time.Run:
   return step_time.Run(
     model=config.model,
     device=request.device,
-    layout=Layout(),
+    layout=_as_computed(Layout(), config),
     batch_size=config.data.batch_size,
     sequence_length=config.data.sequence_length,
     precision=precision,
     moment_dtype=config.optim.moment_dtype,
   )
+
+
+def _as_computed(layout: Layout, config: Config) -> Layout:
+  """The layout with what the config's group `compute` says of the exchange."""
+  chosen = {name: getattr(config.compute, name) for name in OF_COMPUTE}
+  return dataclasses.replace(layout, **chosen)
 
 
 def _choose(request: Request, run: step_time.Run) -> tuple[Layout, str]:
@@ -306,7 +312,7 @@ def _choose(request: Request, run: step_time.Run) -> tuple[Layout, str]:
     and request.devices % 1024 == 0
     and run.device.domain_size == _PAPER_DOMAIN
   ):
-    layout = layout_lib.paper(request.devices)
+    layout = _as_computed(layout_lib.paper(request.devices), request.config)
     if not _wrong(dataclasses.replace(run, layout=layout)):
       return layout, PAPER
   return search(request, 1)[0].layout, CHEAPEST
@@ -316,6 +322,7 @@ def _asked(request: Request, run: step_time.Run) -> Layout:
   flag = request.layout_flag or f'--layout={request.layout}'
   try:
     layout = layout_lib.parse(request.layout, request.devices)
+    layout = _as_computed(layout, request.config)
   except layout_lib.NoMultiple as error:
     near = _nearest_devices(request, run, error.unit)
     advice = f'; --devices={near} works' if near else ''

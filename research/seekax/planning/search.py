@@ -179,6 +179,8 @@ def _layouts(run: Run, devices: int) -> Iterator[Layout]:
           expert=expert,
           fsdp=fsdp,
           data=rest // fsdp,
+          exchange_slack=run.layout.exchange_slack,
+          dispatch_dtype=run.layout.dispatch_dtype,
         )
         yield from _variants(base, model)
 

@@ -23,7 +23,7 @@ def per_token(run: Run) -> dict[str, traffic.Bytes]:
 def exchange_of_program(run: Run) -> traffic.Bytes:
   """Of dispatch and combine, per token, what this program's exchange sends.
 
-  Padding and what is sent again are counted; FP8 only if model.dispatch_dtype
+  Padding and what is sent again are counted; FP8 only if layout.dispatch_dtype
   says so. Nothing for layouts that it doesn't do.
   """
   model, layout, domain = run.model, run.layout, run.device.domain_size

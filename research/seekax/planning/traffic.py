@@ -253,12 +253,12 @@ def sent_by_program(
 ) -> dict[str, float]:
   """Bytes that a device sends in a layer of experts, forward and backward.
 
-  Rows of room for balanced loads, `model.exchange_slack` times as many and a
+  Rows of room for balanced loads, `layout.exchange_slack` times as many and a
   multiple of 8, are sent whether tokens fill them or not; one round each way.
 
   Args:
-    model: its router's limits, and how the exchange is done.
-    layout: where experts lie.
+    model: its router's limits.
+    layout: where experts lie, and how the exchange is done.
     tokens: that a device computes at once.
     itemsize: bytes of a value of the compute dtype.
     again: whether the forward pass is done twice, as remat=full does.
@@ -269,11 +269,11 @@ def sent_by_program(
   width, choices = model.embed_dim, model.experts_per_token
   row = width * itemsize
   there = row
-  if model.dispatch_dtype == 'float8':
+  if layout.dispatch_dtype == 'float8':
     there = width + FLOAT32 * math.ceil(width / FP8_TILE)
 
   def room(balanced: float, most: int) -> int:
-    rows = math.ceil(balanced * model.exchange_slack / _ROW_MULTIPLE)
+    rows = math.ceil(balanced * layout.exchange_slack / _ROW_MULTIPLE)
     return min(rows * _ROW_MULTIPLE, most)
 
   def sent(ranks: int, rows: int, scalars: int) -> float:

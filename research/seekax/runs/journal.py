@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seekax.configuration.config import Config
 from seekax.data.pipeline import Records
-from seekax.inference import engine
-from seekax.inference import scoring as evaluate
-from seekax.model.parameters import cast_params
+from seekax.inference import engine, scoring
+from seekax.model.parameters import cast_weights
 from seekax.model.stack import taken_apart
+from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 from seekax.planning import flops, hardware, price
 from seekax.runs.corpus import Corpus
 from seekax.runs.metrics import MetricsWriter, peak_memory_bytes
@@ -63,6 +63,7 @@ class Journal:
     batches: Prefetcher,
   ):
     self._config = config
+    self._model = Transformer(config.model, compute=config.compute)
     self._corpus = corpus
     self._writer = writer
     self._progress = progress
@@ -190,6 +191,10 @@ class Journal:
     left = config.train.steps - step
     self._writer.show_train(step, row, left * seconds if seconds else None)
 
+  def _cast(self, state: TrainState) -> Weights:
+    """The state's weights in the compute dtype."""
+    return cast_weights(state.weights, self._config.train.compute_dtype)
+
   def _dollars(self) -> float | None:
     rate = self._config.train.price_per_device_hour
     if not rate:
@@ -209,19 +214,15 @@ class Journal:
     config, corpus = self._config, self._corpus
     chosen = corpus.evaluated(0 if last else config.eval.max_bytes)
     num_bytes = sum(corpus.heldout_bytes[i] for i in chosen)
-    model = (
-      config.model,
-      cast_params(state.params, jnp.dtype(config.train.compute_dtype)),
-      state.router_bias,
-    )
+    model, weights = self._model, self._cast(state)
     texts = [corpus.heldout[i] for i in chosen]
     # Rows as long as those trained on, whatever the model's context allows.
     rows = (config.eval.batch_size, config.data.sequence_length)
-    totals = evaluate.log_likelihoods(*model, texts, *rows)
+    totals = scoring.log_likelihoods(model, weights, texts, *rows)
     accepted = []
     if config.model.mtp_depth:
-      accepted = evaluate.acceptance(*model, texts, *rows)
-    bits = evaluate.bits_per_byte(sum(totals), num_bytes)
+      accepted = scoring.acceptance(model, weights, texts, *rows)
+    bits = scoring.bits_per_byte(sum(totals), num_bytes)
     self._writer.write(
       'eval',
       step,
@@ -239,7 +240,7 @@ class Journal:
       f'(all of it: gzip {corpus.compression.gzip:.4f}, '
       f'xz {corpus.compression.xz:.4f})'
       + ''.join(
-        f'; MTP {k} foretells {share:.1%}'
+        f'; MTP {k} predicts {share:.1%} of its next tokens'
         for k, share in enumerate(accepted, start=1)
       )
     )
@@ -247,13 +248,11 @@ class Journal:
   def sample(self, step: int, state: TrainState) -> None:
     """Continues the fixed prompts."""
     config, tokenizer = self._config, self._corpus.tokenizer
-    params = cast_params(state.params, jnp.dtype(config.train.compute_dtype))
-    params = taken_apart(config.model, params)
+    weights = taken_apart(config.compute, self._cast(state))
     for prompt in config.eval.prompts:
       tokens = engine.generate(
-        config.model,
-        params,
-        state.router_bias,
+        self._model,
+        weights,
         np.append(tokenizer.bos_id, tokenizer.encode(prompt)),
         config.eval.sample_tokens,
         temperature=config.eval.sample_temperature,

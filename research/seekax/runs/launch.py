@@ -83,6 +83,7 @@ def start(
     )
   choices = backends.for_training(
     config.model,
+    config.compute,
     config.train.compute_dtype,
     config.data.isolate_documents,
     fp8=config.fp8 if config.train.precision == 'fp8' else None,
@@ -257,7 +258,7 @@ def parameter_table(config: Config) -> rich.table.Table:
   table.add_column('shape', justify='right')
   table.add_column('count', justify='right')
   weights = abstract_weights(config.model)
-  leaves = jax.tree_util.tree_leaves_with_path(weights)
+  leaves = jax.tree_util.tree_leaves_with_path(weights.tree)
   for path, leaf in leaves:
     name = '/'.join(entry.key for entry in path).removeprefix('params/')
     shape = ' x '.join(map(str, leaf.shape))

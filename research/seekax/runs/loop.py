@@ -9,6 +9,7 @@ import jax
 from seekax.configuration.config import Config
 from seekax.data.pipeline import merge_states
 from seekax.machine import host_memory, processes
+from seekax.model.weights import Weights
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import rules
 from seekax.report import run as report
@@ -33,7 +34,6 @@ from seekax.training.state import (
   start_from,
   to_parts,
   TrainState,
-  weights_of,
 )
 from seekax.training.step import compile_ahead, train_step
 
@@ -110,7 +110,7 @@ def train(
       progress.data = merge_states(processes.gather(batches.get_state()))
       averaged = None
       if average:
-        averaged, progress.ema_updates = average.tree, average.updates
+        averaged, progress.ema_updates = average.weights, average.updates
       saver.start(
         int(state.step),
         to_parts(state, averaged),
@@ -204,25 +204,28 @@ def _restore_or_start(
   folder = workdir / workdir_lib.CHECKPOINTS
   step = checkpoint.newest(folder) if step is None else step
   if step is not None:
-    averaged = weights_of(abstract) if config.optim.ema_decay else None
+    averaged = abstract.weights if config.optim.ema_decay else None
     parts, saved = checkpoint.restore(
       folder, step, to_parts(abstract, averaged)
     )
     progress, average = Progress(**saved), None
     corpus.batches.set_state(progress.data)
     if averaged:
-      average = Average(config.optim, parts['ema'], progress.ema_updates)
+      average = Average(
+        config.optim, Weights(**parts['ema']), progress.ema_updates
+      )
     return from_parts(parts), average, progress
   origin = find_origin(config, workdir)
   if origin is None:
     state = init_state_on(config, shardings)
   else:
-    wanted = {'params': shardings.params, 'router_bias': shardings.router_bias}
-    opened = open_lib.open_checkpoint(origin, expand_fp8=True, shardings=wanted)
-    state = start_from(config, opened.params, opened.router_bias)
+    opened = open_lib.open_checkpoint(
+      origin, expand_fp8=True, shardings=shardings.weights
+    )
+    state = start_from(config, opened.weights)
     state = jax.device_put(state, shardings)
   progress = Progress(corpus.batches.get_state(), corpus.fingerprint)
   average = None
   if config.optim.ema_decay:
-    average = Average(config.optim, weights_of(state))
+    average = Average(config.optim, state.weights)
   return state, average, progress

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seekax.training.state import TrainState, weights_of
+from seekax.training.state import TrainState
 
 
 class ReplayError(RuntimeError):
@@ -53,7 +53,7 @@ def step_twice(
   first, _ = step(jax.tree.map(jnp.copy, state), batch, rates)
   # Before the second step's metrics: they may hold what it donates.
   state, metrics = step(state, batch, rates)
-  counts = _differing(weights_of(first), weights_of(state))
+  counts = _differing(first.weights, state.weights)
   wrong = {
     jax.tree_util.keystr(path, simple=True, separator='/'): int(n)
     for path, n in jax.tree_util.tree_leaves_with_path(counts)

@@ -17,11 +17,18 @@ import jax
 import numpy as np
 
 from seekax.configuration.model import ModelConfig
-from seekax.model.parameters import abstract_weights, FLOAT32
+from seekax.model.parameters import FLOAT32
 from seekax.ops.quantize import BlockScaled
 from seekax.storage import fp8
 from seekax.storage.finite import check_block, first_bad
-from seekax.storage.names import BIAS, leaf, Path, Slot, slots
+from seekax.storage.names import (
+  abstract_tree,
+  BIAS,
+  leaf,
+  Path,
+  Slot,
+  slots,
+)
 from seekax.storage.safetensors_file import (
   BLOCK_BYTES,
   DTYPES,
@@ -74,7 +81,7 @@ def load(
   for slot in slots(config):
     if not slot.is_copy:
       by_path.setdefault(slot.path, []).append(slot)
-  tree = abstract_weights(config)
+  tree = abstract_tree(config)
   single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with source.files:
     for path, members in by_path.items():

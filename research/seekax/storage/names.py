@@ -278,6 +278,31 @@ def _linear(name, path, index, inputs, outputs) -> Slot:
   return dataclasses.replace(slot, in_fp8=True)
 
 
+def abstract_tree(config: ModelConfig) -> dict[str, Any]:
+  """Shapes of the float32 weights that `slots` fill, as nested dicts.
+
+  They are those of `model.parameters.abstract_weights`, which takes seconds to
+  trace the model for them.
+  """
+  leading: dict[Path, tuple[int, ...]] = {}
+  inner: dict[Path, tuple[int, ...]] = {}
+  for slot in slots(config):
+    if slot.is_copy:
+      continue
+    so_far = leading.get(slot.path, (0,) * len(slot.index))
+    leading[slot.path] = tuple(
+      max(count, i + 1) for count, i in zip(so_far, slot.index, strict=True)
+    )
+    inner[slot.path] = slot.inner
+  tree: dict[str, Any] = {PARAMS: {}, BIAS: {}}
+  for path, lead in leading.items():
+    place = tree
+    for name in path[:-1]:
+      place = place.setdefault(name, {})
+    place[path[-1]] = jax.ShapeDtypeStruct((*lead, *inner[path]), np.float32)
+  return tree
+
+
 def leaf(tree: Any, path: Path) -> Any:
   """The leaf of a nested dict."""
   for name in path:

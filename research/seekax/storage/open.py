@@ -19,7 +19,8 @@ from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
 from seekax.configuration.model import ModelConfig
 from seekax.data.tokenizer import load_folder, read_json, Tokenizer
-from seekax.model.parameters import abstract_weights, cast_params
+from seekax.model.parameters import cast_params
+from seekax.model.weights import Weights
 from seekax.storage import checkpoint, huggingface, names, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.load import load
@@ -170,13 +171,11 @@ class Opened:
 
   Attributes:
     found: where it is and what it is.
-    params: weights; in float32 but for what another precision casts.
-    router_bias: selection biases.
+    weights: in float32 but for what another precision casts.
   """
 
   found: Found
-  params: Any
-  router_bias: dict[str, jax.Array]
+  weights: Weights
 
   @property
   def config(self) -> Config:
@@ -294,7 +293,7 @@ def open_checkpoint(
   path: str | pathlib.Path | Found,
   precision: str = 'float32',
   expand_fp8: bool = False,
-  shardings: Any = None,
+  shardings: Weights | None = None,
 ) -> Opened:
   """Loads weights and router bias, without the optimizer, in one copy.
 
@@ -303,12 +302,13 @@ def open_checkpoint(
     precision: float32 or bfloat16, the compute dtype.
     expand_fp8: make arrays of FP8 weights, as training needs them; without,
       they stay codes and scales.
-    shardings: {'params', 'router_bias'} of shardings; None: one device.
+    shardings: `Weights` of shardings; None: one device.
 
   Raises:
     StorageError: nothing usable is there, or it fails its checks.
   """
   found = path if isinstance(path, Found) else find(path)
+  where = None if shardings is None else shardings.tree
   size = jnp.dtype(precision).itemsize
   check_room(found.model, size, found.loaded_bytes(size, expand_fp8))
   found.check()
@@ -316,12 +316,12 @@ def open_checkpoint(
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     verified = pool.submit(found.verify)
     if found.step is None:
-      tree = load(found.model, found.tensors, precision, expand_fp8, shardings)
+      tree = load(found.model, found.tensors, precision, expand_fp8, where)
     else:
       verified.result()  # Orbax may choke on what is broken.
-      tree = _restore(found, jnp.dtype(precision), shardings)
+      tree = _restore(found, jnp.dtype(precision), where)
     verified.result()
-  return Opened(found, tree['params'], tree['router_bias'])
+  return Opened(found, Weights(**tree))
 
 
 def _restore(found: Found, dtype: jnp.dtype, shardings: Any) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def _restore(found: Found, dtype: jnp.dtype, shardings: Any) -> dict[str, Any]:
   def cast(tree):
     return {**tree, 'params': cast_params(tree['params'], dtype)}
 
-  abstract = jax.eval_shape(cast, abstract_weights(found.model))
+  abstract = jax.eval_shape(cast, names.abstract_tree(found.model))
   if shardings is not None:
     abstract = jax.tree.map(
       lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),

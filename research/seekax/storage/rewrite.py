@@ -9,11 +9,10 @@ from absl import logging
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.model.parameters import abstract_weights
 from seekax.storage import checkpoint, fp8, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
-from seekax.storage.names import leaf, Path, Slot
+from seekax.storage.names import abstract_tree, leaf, Path, Slot
 from seekax.storage.open import Found
 from seekax.storage.safetensors_file import (
   BLOCK_BYTES,
@@ -77,7 +76,7 @@ class _StateReader:
 
   def __init__(self, found: Found):
     self.folder = found.folder / workdir_lib.CHECKPOINTS
-    self.step, self.abstract = found.step, abstract_weights(found.model)
+    self.step, self.abstract = found.step, abstract_tree(found.model)
     self.part = found.part
     self.path: Path = ()
     self.array = np.empty(0)

@@ -1,6 +1,7 @@
 """A workdir: its files, its lock, what it was run with."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -8,6 +9,7 @@ import pathlib
 import re
 from typing import Any
 
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config, from_dict
 from seekax.configuration.errors import ConfigError
 from seekax.files import (
@@ -183,6 +185,19 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   return run
 
 
+def _with_compute(groups: dict[str, Any]) -> dict[str, Any]:
+  """A config as it is now: the keys of `compute` were in `model` before."""
+  if 'compute' in groups or 'model' not in groups:
+    return groups
+  keys = {field.name for field in dataclasses.fields(ComputeConfig)}
+  model = groups['model']
+  return {
+    **groups,
+    'model': {k: v for k, v in model.items() if k not in keys},
+    'compute': {k: v for k, v in model.items() if k in keys},
+  }
+
+
 def read_config(workdir: pathlib.Path) -> Config:
   """The resolved config of the run in a workdir.
 
@@ -198,7 +213,7 @@ def read_config(workdir: pathlib.Path) -> Config:
         f'{path}: config.{quoted(name)} is no group of keys and values'
       )
   try:
-    return from_dict(groups)
+    return from_dict(_with_compute(groups))
   except ConfigError as error:
     raise StorageError(f'{path}: {error}') from error
   except (TypeError, ValueError, OverflowError, ArithmeticError) as error:

@@ -1,7 +1,7 @@
 """An exponential moving average of the weights, in host memory.
 
-DeepSeek-V3, section 3.2.3: it foretells the model after the rate's decay, and
-takes no room on the devices.
+DeepSeek-V3, section 3.2.3: the average predicts how good the model will be
+after its learning rate has decayed, and takes no room on the devices.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from seekax.configuration.optim import OptimConfig
-from seekax.training.state import TrainState, weights_of
+from seekax.model.weights import Weights
+from seekax.training.state import TrainState
 
 
 class Average:
@@ -20,23 +21,23 @@ class Average:
     updates: how many there were.
   """
 
-  def __init__(self, optim: OptimConfig, tree: Any, updates: int = 0):
+  def __init__(self, optim: OptimConfig, weights: Weights, updates: int = 0):
     """Begins with weights, or goes on from an average that was saved.
 
     Args:
       optim: the decay.
-      tree: {'params', 'router_bias'}.
+      weights: the ones to begin with.
       updates: how many the average has seen.
     """
-    self._means = jax.tree.map(_mean_of, tree)
+    self._means = jax.tree.map(_mean_of, weights)
     self.updates = updates
     self._every = optim.ema_every
     self._decay = optim.ema_decay**optim.ema_every
 
   @property
-  def tree(self) -> Any:
-    """{'params', 'router_bias'}, float32; before the first update the weights
-    that the run begins with.
+  def weights(self) -> Weights:
+    """The average, float32; before the first update the weights that the run
+    begins with.
 
     NumPy arrays, or where several processes have a part each, arrays on their
     devices.
@@ -57,7 +58,7 @@ class Average:
     share = (1 - self._decay) / (1 - self._decay**self.updates)
     for mean, value in zip(
       jax.tree.leaves(self._means),
-      jax.tree.leaves(weights_of(state)),
+      jax.tree.leaves(state.weights),
       strict=True,
     ):
       mean.add(np.float32(share), value)

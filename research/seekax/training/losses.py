@@ -26,6 +26,7 @@ from seekax.model.transformer import (
   shift_left,
   Transformer,
 )
+from seekax.model.weights import Weights
 from seekax.ops import cross_entropy, precision
 from seekax.parallel import rules
 from seekax.training import placement
@@ -103,8 +104,7 @@ def mtp_weights(batch: Batch, depth: int) -> jax.Array:
 
 
 def loss_sums(
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  masters: Weights,
   batch: Batch,
   config: Config,
   mtp_weight: jax.Array | float | None = None,
@@ -112,8 +112,7 @@ def loss_sums(
   """`target_sums` of a model with these masters, in the compute dtype.
 
   Args:
-    params: float32 masters.
-    router_bias: selection biases.
+    masters: float32 weights.
     batch: a whole batch or a micro-batch.
     config: the run.
     mtp_weight: lambda of this step; the config's first one if None.
@@ -121,8 +120,9 @@ def loss_sums(
   Returns:
     (float32 scalar, LossSums).
   """
-  weights = compute_weights(params, config)
-  return sums_of_weights(weights, router_bias, batch, config, mtp_weight)
+  params = compute_weights(masters.params, config)
+  weights = masters.replace(params=params)
+  return sums_of_weights(weights, batch, config, mtp_weight)
 
 
 def compute_weights(params: Any, config: Config) -> Any:
@@ -133,21 +133,22 @@ def compute_weights(params: Any, config: Config) -> Any:
 
 
 def sums_of_weights(
-  weights: Any,
-  router_bias: dict[str, jax.Array],
+  weights: Weights,
   batch: Batch,
   config: Config,
   mtp_weight: jax.Array | float | None,
 ) -> tuple[jax.Array, LossSums]:
   """`loss_sums` from `compute_weights` on, by which it is differentiated."""
-  model = Transformer(config.model, precision.for_training(config))
+  model = Transformer(
+    config.model, precision.for_training(config), config.compute
+  )
   isolate = config.data.isolate_documents
   shared = (
     batch.positions_BL,
     batch.segments_BL if isolate else None,
-    router_bias,
+    weights.router_bias,
   )
-  variables = {'params': weights}
+  variables = {'params': weights.params}
   trunk = model.apply(variables, batch.tokens_BL, *shared)
   further, mtp_load = model.apply(
     variables,
@@ -158,7 +159,7 @@ def sums_of_weights(
   )
   loads = {LAYERS: trunk.load, MTP: mtp_load}
   return target_sums(
-    weights['head'],
+    weights.params['head'],
     trunk.hidden_BLD,
     further,
     {key: load for key, load in loads.items() if load is not None},

@@ -33,6 +33,7 @@ from seekax.model.transformer import (
   shift_left,
   Transformer,
 )
+from seekax.model.weights import Weights
 from seekax.ops import precision
 from seekax.parallel import dealing, pipeline, ranks, rules
 from seekax.parallel.mesh import current_sizes
@@ -45,8 +46,7 @@ _OUTER = 'embedding', 'head'
 
 
 def pipelined_gradients(
-  params: Any,
-  router_bias: dict[str, jax.Array],
+  masters: Weights,
   batch: Sequence[Batch],
   config: Config,
   mtp_weight: jax.Array | float,
@@ -54,8 +54,7 @@ def pipelined_gradients(
   """What `losses.loss_sums` and its gradient are over all micro-batches.
 
   Args:
-    params: float32 masters.
-    router_bias: selection biases.
+    masters: float32 weights.
     batch: micro-batches of one shape.
     config: the run.
     mtp_weight: lambda of this step.
@@ -64,7 +63,8 @@ def pipelined_gradients(
     (float32 gradients, laid out as masters; LossSums).
   """
   model, policy = config.model, precision.for_training(config)
-  weights = cast_params(params, jnp.dtype(config.train.compute_dtype), policy)
+  dtype = jnp.dtype(config.train.compute_dtype)
+  weights = cast_params(masters.params, dtype, policy)
   outer = {key: weights.pop(key) for key in _OUTER}
   of_outer = placement.names_of(outer, model)
   stages = Stages(weights, model, current_sizes()[pipeline.AXIS])
@@ -92,7 +92,7 @@ def pipelined_gradients(
     (of_outer, stages.names, whole, rules.axes(None, 'batch', 'length'), whole),
     (of_outer, stages.names),
   )
-  biases = _biases(router_bias, model, stages.counts)
+  biases = _biases(masters.router_bias, model, stages.counts)
   (partial, partial_staged), (left, passed) = run(
     outer, staged, biases, micro_batches, mtp_weight
   )
@@ -118,7 +118,8 @@ def _biases(router_bias, model, counts) -> dict[str, jax.Array]:
 
 
 def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
-  model, last = Transformer(config.model, policy), len(counts) - 1
+  model = Transformer(config.model, policy, config.compute)
+  last = len(counts) - 1
 
   def embed(weights, tokens_BL):
     return model.apply({'params': weights}, tokens_BL, method='embed')
@@ -189,7 +190,8 @@ class _StageFunction:
     shared = batch.positions_BL, batch.segments_BL if isolate else None
 
     def run(name, count, bias_NE, x_BLD):
-      block = Block(model, name == 'expert_layers', self.policy, parent=None)
+      routed, compute = name == 'expert_layers', self.config.compute
+      block = Block(model, routed, self.policy, compute, parent=None)
       own = jax.tree.map(lambda x: x[:count], weights[name])
       return stack.run_unbound(block, own, bias_NE, x_BLD, shared)
 
@@ -222,7 +224,7 @@ class _StageFunction:
     model = self.config.model
     norm = RmsNorm(model.embed_dim, 'embed', model.norm_eps, parent=None)
     hidden_BLD = norm.apply({'params': weights['final_norm']}, x_BLD)
-    module = MtpModule(model, self.policy, parent=None)
+    module = MtpModule(model, self.policy, self.config.compute, parent=None)
     further, loads = [], []
     for k, embedded_BLD in enumerate(beside):
       further_BLD, load = module.apply(

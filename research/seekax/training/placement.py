@@ -24,7 +24,7 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState:
   """
   state = abstract_state(config)
   whole = NamedSharding(mesh, PartitionSpec())
-  axes = weight_axes(config.model)['params']
+  axes = weight_axes(config.model).params
   params = jax.tree.map(
     lambda x, names: rules.sharding(mesh, names.names, 'master', x.shape),
     state.params,
@@ -58,7 +58,7 @@ def _keys(path) -> tuple[str, ...]:
 
 def names_of(params: Any, model: ModelConfig) -> Any:
   """Names of the axes of all parameters, or of some of the tree's entries."""
-  axes = weight_axes(model)['params']
+  axes = weight_axes(model).params
   return {key: axes[key] for key in params}
 
 

@@ -12,11 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from seekax.configuration.config import Config
-from seekax.model.parameters import (
-  abstract_weights,
-  init_params,
-  init_router_bias,
-)
+from seekax.model.parameters import abstract_weights, init_weights
+from seekax.model.weights import Weights
 from seekax.training.guard import Guard, init_guard
 from seekax.training.optimizer import make_optimizer
 
@@ -39,15 +36,16 @@ class TrainState:
   opt_state: Any
   guard: Guard
 
+  @property
+  def weights(self) -> Weights:
+    """What a model is, without the optimizer."""
+    return Weights(self.params, self.router_bias)
+
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def init_state(config: Config) -> TrainState:
   """The state at step 0; compiled, since op by op it takes far longer."""
-  return start_from(
-    config,
-    init_params(config.model, config.train.seed),
-    init_router_bias(config.model),
-  )
+  return start_from(config, init_weights(config.model, config.train.seed))
 
 
 def init_state_on(config: Config, shardings: TrainState) -> TrainState:
@@ -60,16 +58,14 @@ def init_state_on(config: Config, shardings: TrainState) -> TrainState:
   return make(config)
 
 
-def start_from(
-  config: Config, params: Any, router_bias: dict[str, jax.Array]
-) -> TrainState:
+def start_from(config: Config, weights: Weights) -> TrainState:
   """The state at step 0 with these weights and a fresh optimizer."""
   init_optimizer = jax.jit(make_optimizer(config.optim).init)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
-    params=params,
-    router_bias=router_bias,
-    opt_state=init_optimizer(params),
+    params=weights.params,
+    router_bias=weights.router_bias,
+    opt_state=init_optimizer(weights.params),
     guard=init_guard(config.train),
   )
 
@@ -77,26 +73,23 @@ def start_from(
 def abstract_state(config: Config) -> TrainState:
   """Shapes and dtypes of a run's state; nothing is computed."""
   return jax.eval_shape(
-    lambda weights: start_from(config, **weights),
+    lambda weights: start_from(config, weights),
     abstract_weights(config.model),
   )
 
 
-def weights_of(state: TrainState) -> dict[str, Any]:
-  """What a model is: {'params', 'router_bias'}."""
-  return {'params': state.params, 'router_bias': state.router_bias}
-
-
-def to_parts(state: TrainState, average: Any = None) -> dict[str, Any]:
+def to_parts(
+  state: TrainState, average: Weights | None = None
+) -> dict[str, Any]:
   """The state as it is stored: weights can be loaded without the optimizer.
 
   Args:
     state: the state.
-    average: {'params', 'router_bias'} of averaged weights, if there are any.
+    average: averaged weights, if there are any.
   """
-  averaged = {} if average is None else {'ema': average}
+  averaged = {} if average is None else {'ema': average.tree}
   return averaged | {
-    'weights': weights_of(state),
+    'weights': state.weights.tree,
     'optimizer': {
       'step': state.step,
       'opt_state': state.opt_state,

@@ -20,6 +20,7 @@ from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.machine import compiling
 from seekax.model.parameters import abstract_weights
+from seekax.model.weights import Weights
 from seekax.parallel import ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
@@ -108,10 +109,12 @@ def _accumulate(
     The sums.
   """
 
-  def of_rank(weights, bias, batch, mtp_weight):
-    gradients, sums = jax.grad(sums_of_weights, has_aux=True)(
-      weights, bias, batch, config, mtp_weight
-    )
+  def of_rank(params, bias, batch, mtp_weight):
+    def objective(params):
+      weights = Weights(params, bias)
+      return sums_of_weights(weights, batch, config, mtp_weight)
+
+    gradients, sums = jax.grad(objective, has_aux=True)(params)
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradients), sums
 
   names = placement.names_of(state.params, config.model)
@@ -200,7 +203,7 @@ def _update(
 
 def _nothing(config: Config) -> Accumulated:
   """Sums before the first micro-batch."""
-  params = abstract_weights(config.model)['params']
+  params = abstract_weights(config.model).params
   names = placement.names_of(params, config.model)
   return Accumulated(ranks.zeros(params, names), zero_sums(config.model))
 
@@ -218,7 +221,7 @@ def _pipelined_step(
 ) -> tuple[TrainState, Metrics]:
   """One update from micro-batches that go through a pipeline together."""
   gradients, sums = pipelined_gradients(
-    state.params, state.router_bias, batch, config, rates.mtp_weight
+    state.weights, batch, config, rates.mtp_weight
   )
   return _update(config, state, gradients, sums, rates)
 

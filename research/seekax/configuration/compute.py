@@ -1,0 +1,59 @@
+"""The group `compute`: how a model is computed, not what it computes.
+
+No key here changes the parameters, or a result by more than rounding: a run may
+change them whenever it goes on, and a checkpoint's user may choose others.
+"""
+
+import dataclasses
+
+from seekax.configuration.fields import check_positive, key, require_choice
+
+ATTENTION_BACKENDS = ('auto', 'chunked', 'cudnn', 'tokamax', 'plain')
+LATENT_ATTENTION_BACKENDS = ('auto', 'plain', 'pallas')
+GROUPED_MATMULS = (
+  'auto',
+  'blocked',
+  'pallas',
+  'mosaic',
+  'triton',
+  'ragged',
+  'dense',
+)
+REMAT_POLICIES = ('none', 'paper', 'full')
+EXCHANGES = ('all_to_all', 'gather', 'ragged')
+DISPATCH_DTYPES = ('compute', 'float8')
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+  """Backends, recomputation, loops, and the exchange between devices."""
+
+  attention_backend: str = key('auto', 'auto, chunked, cudnn, tokamax, plain')
+  latent_attention_backend: str = key('auto', 'decoding: auto, plain, pallas')
+  grouped_matmul: str = key(
+    'auto', 'auto, blocked, pallas, mosaic, triton, ragged, dense'
+  )
+  remat: str = key('none', 'recomputed for gradients: none, paper, full')
+  unroll_layers: int = key(8, 'stacks of more layers than this are a scan')
+  exchange: str = key(
+    'all_to_all',
+    'of tokens on a mesh: all_to_all; gather; ragged, on GPUs alone',
+  )
+  exchange_slack: float = key(1.25, "an exchange's room over balanced loads")
+  dispatch_dtype: str = key('compute', 'sent to experts: compute, float8')
+
+  def __post_init__(self):
+    for name, choices in (
+      ('attention_backend', ATTENTION_BACKENDS),
+      ('latent_attention_backend', LATENT_ATTENTION_BACKENDS),
+      ('grouped_matmul', GROUPED_MATMULS),
+      ('remat', REMAT_POLICIES),
+      ('exchange', EXCHANGES),
+      ('dispatch_dtype', DISPATCH_DTYPES),
+    ):
+      require_choice(f'compute.{name}', getattr(self, name), choices)
+    check_positive('compute', self, ('exchange_slack',))
+
+
+# Every key at its default.
+DEFAULT = ComputeConfig()

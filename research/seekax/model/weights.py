@@ -1,0 +1,27 @@
+"""What a model has learned, as one record."""
+
+from typing import Any
+
+from flax import struct
+import jax
+
+
+@struct.dataclass
+class Weights:
+  """Parameters and router biases.
+
+  They are apart because an optimizer, weight decay and clipping never see the
+  biases, which stay float32 whatever the compute dtype is.
+
+  Attributes:
+    params: tree of the parameters.
+    router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
+  """
+
+  params: Any
+  router_bias: dict[str, jax.Array]
+
+  @property
+  def tree(self) -> dict[str, Any]:
+    """Both as nested dicts, as they are stored."""
+    return {'params': self.params, 'router_bias': self.router_bias}
