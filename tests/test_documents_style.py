@@ -21,9 +21,9 @@ _WIDTH = 120
 _URL = re.compile(r'https?://[^\s)>]+')
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _CODE = re.compile(r'`[^`]*`')
-# At the start, after the end of a sentence, or in a cell or an item of a list.
+# At the start of a text, a paragraph, an item or a cell, or after a sentence.
 _OF = re.compile(
-  r'(?:^|[.!?:|]\s+|\n\s*\n[\s*>-]*|\n\s*[-*]\s+)(Of|Those of)\s'
+  r'(?:\A[\s*>-]*|[.!?:|]\s+|\n\s*\n[\s*>-]*|\n\s*[-*]\s+)(Of|Those of)\s'
 )
 
 
