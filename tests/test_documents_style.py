@@ -1,10 +1,12 @@
 """README and docs/ keep to a form: short, narrow, and their links lead somewhere."""
 
+import dataclasses
 import pathlib
 import re
 
 from absl.testing import absltest, parameterized
 
+from seekax.configuration.config import GROUPS
 import short_runs
 
 _ROOT = short_runs.ROOT
@@ -21,6 +23,10 @@ _WIDTH = 120
 _URL = re.compile(r'https?://[^\s)>]+')
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _CODE = re.compile(r'`[^`]*`')
+_KEY = re.compile(r'(?:(?<=config\.)|(?<![\w./]))([a-z]\w+)\.([a-z]\w+)')
+# Of files, and what models in Python have.
+_ENDINGS = ('md', 'py', 'safetensors', 'generate', 'score', 'tokenizer')
+_ENDINGS += ('logits', 'weights', 'json', 'npy')
 # At the start of a text, a paragraph, an item or a cell, or after a sentence.
 _OF = re.compile(
   r'(?:\A[\s*>-]*|[.!?:|]\s+|\n\s*\n[\s*>-]*|\n\s*[-*]\s+)(Of|Those of)\s'
@@ -59,6 +65,18 @@ def broken_links(text: str, folder: pathlib.Path) -> list[str]:
   ]
 
 
+def unknown_keys(text: str) -> list[str]:
+  """Config keys in the text, also in its commands, that don't exist."""
+  return [
+    match[0]
+    for match in _KEY.finditer(text)
+    if match[1] in GROUPS
+    and match[2] not in _ENDINGS
+    and not match[2].endswith('_')  # Stands for several.
+    and match[2] not in {x.name for x in dataclasses.fields(GROUPS[match[1]])}
+  ]
+
+
 def _named(paths: list[pathlib.Path]) -> list[tuple[str]]:
   return [(path.relative_to(_ROOT).as_posix(),) for path in paths]
 
@@ -80,6 +98,10 @@ class DocumentsTest(parameterized.TestCase):
   def test_links_lead_to_files(self, name):
     path = _ROOT / name
     self.assertEmpty(broken_links(path.read_text(), path.parent))
+
+  @parameterized.parameters(_named(_LINKED))
+  def test_keys_exist(self, name):
+    self.assertEmpty(unknown_keys((_ROOT / name).read_text()))
 
   def test_every_page_is_in_the_index(self):
     index = (_ROOT / 'docs' / 'README.md').read_text()
@@ -111,6 +133,10 @@ class ChecksTest(parameterized.TestCase):
   def test_links(self):
     text = '[a](README.md#x) [b](no.md) [c](https://x.org/a) `d` [e](#x)'
     self.assertEqual(broken_links(text, _ROOT), ['no.md'])
+
+  def test_keys(self):
+    text = '`train.step=3`, `cli/train.py`, `--config.train.steps=3 optim.name`'
+    self.assertEqual(unknown_keys(text), ['train.step'])
 
 
 if __name__ == '__main__':
