@@ -21,6 +21,8 @@ _CORE = [
 ]
 _EXTRAS = {
   'cuda': ['jax[cuda13]>=0.10.2,<0.13'],
+  'cuda12': ['jax[cuda12]>=0.10.2,<0.13'],
+  'cuda13': ['jax[cuda13]>=0.10.2,<0.13'],
   'data': ['pyarrow>=20'],
   'report': ['tensorboard>=2.20'],
   'colab': ['ipykernel>=7', 'jupyterlab>=4.4'],

@@ -3,10 +3,11 @@
 make demo
 python experiments/record_demo.py --workdir=runs/demo
 
-Writes docs/demo.json and docs/report.png, the page of the same run. Chromium
-draws the page; it has to be on the PATH. The picture carries the record, so
-that the two can't be of different runs. tests/test_recorded_demo.py compares
-the figures that README.md and configs/demo.py name with the record.
+Writes docs/demo.json, docs/report.png, the page of the same run, and
+docs/demo_sample.txt, what the model wrote at the end. Chromium draws the page;
+it has to be on the PATH. The picture carries the record, so that the two can't
+be of different runs. tests/test_recorded_demo.py compares what README.md and
+configs/demo.py say with the record.
 """
 
 import json
@@ -26,6 +27,7 @@ _CHROMIUM = flags.DEFINE_string('chromium', 'chromium', 'the browser')
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 RECORD, PICTURE = DOCS / 'demo.json', DOCS / 'report.png'
+SAMPLE = DOCS / 'demo_sample.txt'
 # Name of the record within the picture.
 KEY = 'record'
 _SIZE = (1080, 920)
@@ -45,6 +47,11 @@ def record_of(workdir: pathlib.Path) -> dict[str, float | int | None]:
     'heldout_documents': last['heldout_documents'],
     'mtp_acceptance': last['mtp_acceptance'][0],
   }
+
+
+def sample_of(workdir: pathlib.Path) -> str:
+  """What the model wrote at the last step."""
+  return max((workdir / workdir_lib.SAMPLES).iterdir()).read_text()
 
 
 def draw(page: pathlib.Path, picture: pathlib.Path) -> None:
@@ -83,6 +90,7 @@ def main(argv: list[str]) -> None:
     carried.add_text(KEY, text)
     with Image.open(raw) as image:
       image.convert('RGB').save(PICTURE, pnginfo=carried, optimize=True)
+  SAMPLE.write_text(sample_of(workdir))
   RECORD.write_text(text + '\n')
   print(text)
 

@@ -39,6 +39,14 @@ class DemoTest(absltest.TestCase):
       for words in [*common, *(f'{x:.{digits}f}' for x in bits)]:
         self.assertIn(words, text, msg=path)
 
+  def test_readme_shows_what_the_model_wrote(self):
+    # The first prompt's; each begins with a line that quotes the prompt.
+    _, first, *_ = record_demo.SAMPLE.read_text().split('>>> ')
+    prompt, text = first.split('\n', 1)
+    self.assertEqual(prompt, "'def main('")
+    readme = (short_runs.ROOT / 'README.md').read_text()
+    self.assertIn(f'```text\n{text.strip()}\n```', readme)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -40,7 +40,9 @@ _OUTDIR = flags.DEFINE_string(
 
 _STEM = 'planner_errors'
 _AIM = 0.15
-_PHASE, _HELD_OUT = 'V3 step: ', 'held out'
+_PHASE = 'V3 step: '
+# How notes begin.
+_FITTED, _IN_SIGHT, _HELD_OUT = 'fitted', 'in sight', 'held out'
 
 
 def all_claims() -> list[verdicts.Claim]:
@@ -48,8 +50,8 @@ def all_claims() -> list[verdicts.Claim]:
   claims = []
   for row in calibration.training_rows() + calibration.serving_rows():
     paper = f'{row.value:.6g}'
-    kind = 'in sight' if row.in_sight else _HELD_OUT
-    kind = 'fitted' if row.fitted else kind
+    kind = _IN_SIGHT if row.in_sight else _HELD_OUT
+    kind = _FITTED if row.fitted else kind
     claims.append(
       verdicts.Claim(
         row.name,
@@ -64,19 +66,28 @@ def all_claims() -> list[verdicts.Claim]:
   return claims
 
 
-def error_table(rows: list[verdicts.Row]) -> str:
-  """Predicted, published, error and planned memory, as Markdown."""
+def error_tables(rows: list[verdicts.Row]) -> str:
+  """Predicted, published, error and planned memory, a table for each kind."""
+  kinds = (_FITTED, _IN_SIGHT, _HELD_OUT)
+  return '\n\n'.join(
+    f'{kind}:\n\n'
+    + _error_table([row for row in rows if row.note.startswith(kind)])
+    for kind in kinds
+  )
+
+
+def _error_table(rows: list[verdicts.Row]) -> str:
   runs = {row.name: row for row in calibration.training_rows()}
   lines = [
-    '| row | predicted | published | error | planned GB of a device | |',
-    '|---|---|---|---|---|---|',
+    '| row | predicted | published | error | planned GB of a device |',
+    '|---|---|---|---|---|',
   ]
   for row in rows:
     missed = ', **missed**' if row.verdict == verdicts.REFUTED else ''
     planned = planned_memory(runs[row.name]) if row.name in runs else '-'
     lines.append(
       f'| {row.name} | {row.ours:.4g} {row.unit} | {row.paper} | '
-      f'{row.deviation:+.1%} | {planned} | {row.note}{missed} |'
+      f'{row.deviation:+.1%}{missed} | {planned} |'
     )
   return '\n'.join(lines)
 
@@ -165,7 +176,7 @@ def main(argv: Sequence[str]) -> None:
   outdir = pathlib.Path(_OUTDIR.value)
   verdicts.publish(all_claims(), outdir, _STEM, draw, _SMOKE.value)
   if not _SMOKE.value:
-    print('\n' + error_table(verdicts.read_rows(outdir / f'{_STEM}.csv')))
+    print('\n' + error_tables(verdicts.read_rows(outdir / f'{_STEM}.csv')))
     print(
       '\ncontext extension would be right with attention at '
       f'{explaining_attention():.1%} of the bfloat16 peak; '
