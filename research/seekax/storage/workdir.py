@@ -198,6 +198,12 @@ def _with_compute(groups: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+  """What a run came to, from its summary.json."""
+  path = workdir / SUMMARY
+  return parse_json(path, read_bounded(path, SUMMARY))
+
+
 def read_config(workdir: pathlib.Path) -> Config:
   """The resolved config of the run in a workdir.
 
