@@ -10,11 +10,11 @@ from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.configuration.errors import InputError
-from seekax.files import one_line, reason
+from seekax.files import one_line, reason, write_atomically
 from seekax.planning.parameters import count_parameters
 from seekax.storage import hub
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import verify_manifest, write_atomically
+from seekax.storage.manifest import verify_manifest
 
 # As many names are printed; the JSON has all.
 _SHOWN = 5

@@ -203,7 +203,7 @@ def _write(
   Raises:
     InputError: a file can't be written.
   """
-  from seekax.storage.manifest import write_atomically
+  from seekax.files import write_atomically
 
   named, *others = plans
   files = {}

@@ -18,8 +18,9 @@ from seekax.files import (
   quoted,
   read_bounded,
   reason,
+  write_atomically,
 )
-from seekax.storage.manifest import StorageError, write_atomically
+from seekax.storage.manifest import StorageError
 
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
