@@ -17,7 +17,6 @@ class PaperTest(absltest.TestCase):
     self.assertEqual((paper.pipeline, paper.experts_over), (16, 64))
     self.assertEqual(paper.data_ranks, 128)
     self.assertEqual(paper.micro_batches(15360), 120)
-    self.assertTrue(paper.hides_exchange)
     self.assertEqual(
       layout.problem(paper, presets.v3_671b(), _H800, 15360, 4096), ''
     )

@@ -10,9 +10,16 @@ from seekax.configuration.errors import InputError
 from seekax.configuration.model import ModelConfig
 from seekax.configuration.optim import OptimConfig
 from seekax.configuration.train import TrainConfig
-from seekax.planning import flops, hardware, memory, parameters, step_time
+from seekax.planning import (
+  flops,
+  hardware,
+  layout_choice,
+  memory,
+  parameters,
+  step_time,
+)
 from seekax.planning import plan as plan_lib
-from seekax.planning.plan import Request
+from seekax.planning.request import Request
 
 _TOKENS_PER_STEP = 15360 * 4096
 
@@ -51,9 +58,9 @@ class V3Test(absltest.TestCase):
       self.json['layout'],
       'pipeline:16,expert_node:8,expert:8,data:2,schedule:dualpipe',
     )
-    self.assertEqual(self.json['layout_from'], plan_lib.PAPER)
+    self.assertEqual(self.json['layout_from'], layout_choice.PAPER)
     named = plan_lib.make(_request(layout='paper')).as_json()
-    self.assertEqual(named.pop('layout_from'), plan_lib.ASKED)
+    self.assertEqual(named.pop('layout_from'), layout_choice.ASKED)
     expected = {k: v for k, v in self.json.items() if k != 'layout_from'}
     self.assertEqual(named, expected)
 
@@ -181,7 +188,7 @@ class OtherRunsTest(parameterized.TestCase):
   def test_without_a_layout_the_cheapest_is_taken(self):
     request = _request(config=_config(presets.v2()), devices=96)
     plan = plan_lib.make(request)
-    found = plan_lib.search(request, 3)
+    found = layout_choice.search(request, 3)
     self.assertEqual(plan.run.layout, found[0].layout)
 
   def test_dense_model_of_equal_activation(self):
@@ -263,7 +270,7 @@ class OtherRunsTest(parameterized.TestCase):
   def test_racks_get_no_layout_of_nodes_of_eight(self):
     device = hardware.DEVICES['gb200']
     plan = plan_lib.make(_request(device=device, devices=1024))
-    self.assertEqual(plan.layout_from, plan_lib.CHEAPEST)
+    self.assertEqual(plan.layout_from, layout_choice.CHEAPEST)
     self.assertEqual(plan.run.layout.expert, 64)
     self.assertEqual(plan.traffic_bytes_per_token()['dispatch'].network, 0)
 
