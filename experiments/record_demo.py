@@ -3,10 +3,10 @@
 make demo
 python experiments/record_demo.py --workdir=runs/demo
 
-Writes docs/demo.json and docs/report.png, the page of the same run. Chromium
-draws the page; it has to be on the PATH. The picture carries the record, so
-that the two can't be of different runs. tests/test_recorded_demo.py compares
-the figures that README.md and configs/demo.py name with the record.
+Writes docs/demo.json and docs/report.png, a picture of the run's page. Chromium
+draws the page and has to be on the PATH. The picture carries the record, so
+that both come from one run. tests/test_recorded_demo.py compares the record
+with the figures in README.md and configs/demo.py.
 """
 
 import json
@@ -21,18 +21,18 @@ from PIL import Image, PngImagePlugin
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.rows import read_rows
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/demo', 'of the finished run')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/demo', 'the finished run')
 _CHROMIUM = flags.DEFINE_string('chromium', 'chromium', 'the browser')
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 RECORD, PICTURE = DOCS / 'demo.json', DOCS / 'report.png'
-# Name of the record within the picture.
+# The record's name within the picture.
 KEY = 'record'
 _SIZE = (1080, 920)
 
 
 def record_of(workdir: pathlib.Path) -> dict[str, float | int | None]:
-  """summary.json of a run, with what the documents say besides."""
+  """A run's summary.json, with the other figures that documents name."""
   summary = json.loads((workdir / workdir_lib.SUMMARY).read_text())
   last = [
     row

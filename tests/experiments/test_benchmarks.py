@@ -7,11 +7,14 @@ import tempfile
 from absl.testing import absltest, parameterized
 
 # Experiments are scripts, not a package.
-sys.path.append(
-  str(pathlib.Path(__file__).resolve().parents[2] / 'experiments/benchmarks')
+sys.path.extend(
+  str(pathlib.Path(__file__).resolve().parents[2] / 'experiments' / name)
+  for name in ('', 'benchmarks')
 )
 import asked
 import scoreboard
+
+import script
 
 _FOLDER = pathlib.Path(scoreboard.__file__).parent
 _FIELDS = ['name', 'ours', 'peer', 'unit', 'ratio', 'target', 'met']
@@ -115,8 +118,8 @@ class PublishTest(absltest.TestCase):
     )
 
   def _append(self, ours, date):
-    scoreboard.append(
-      self.folder / 'kernels.csv',
+    scoreboard.add_and_publish(
+      self.folder / 'kernels',
       [scoreboard.compare('loss_time', ours, 100.0)],
       {'date': date, 'machine': 'any'},
       {'loss_time': 'a note, with a comma'},
@@ -129,7 +132,6 @@ class PublishTest(absltest.TestCase):
       records = list(csv.DictReader(file))
     self.assertEqual([x['ours'] for x in records], ['50.0', '200.0'])
     self.assertEqual(records[0]['note'], 'a note, with a comma')
-    scoreboard.publish(self.folder, self.folder)
     rows = json.loads((self.folder / 'results.json').read_text())
     self.assertEqual([row['name'] for row in rows], _NAMES)
     self.assertEqual(list(rows[-1]), _FIELDS)
@@ -139,7 +141,7 @@ class PublishTest(absltest.TestCase):
     self.assertIn('not measured', (self.folder / 'benchmarks.md').read_text())
 
   def test_nothing_measured_is_published_too(self):
-    scoreboard.publish(self.folder, self.folder)
+    scoreboard.publish(self.folder)
     rows = json.loads((self.folder / 'results.json').read_text())
     self.assertEqual({row['met'] for row in rows}, {None})
 
@@ -152,7 +154,7 @@ class PublishedTest(absltest.TestCase):
     records = [
       record
       for name in scoreboard.SOURCES
-      for record in scoreboard.read(_FOLDER / 'results' / name)
+      for record in script.read_rows(_FOLDER / 'results' / name)
     ]
     measured = {record['name'] for record in records}
     for row, newest in zip(rows, scoreboard.newest(records), strict=True):
