@@ -240,7 +240,7 @@ def publish(
   Args:
     train_one: trains an arm with a seed; returns the numbers to keep.
     jobs: all jobs that are wanted.
-    claims: as in `verdicts.publish_jobs`, like the arguments that follow.
+    claims: see `verdicts.publish_jobs`.
     draw: see there.
     stem: see there.
     kind: see there.

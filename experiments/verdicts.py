@@ -206,7 +206,7 @@ def publish(claims: Iterable[Claim], stem: pathlib.Path, draw: Draw) -> None:
   """Measures, prints and draws.
 
   Args:
-    claims: in the order of the table; names are unique.
+    claims: the claims in the order of the table; names are unique.
     stem: the table is <stem>.csv, the picture <stem>.png.
     draw: writes the picture of rows to a path.
   """

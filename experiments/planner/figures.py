@@ -63,7 +63,7 @@ def hours(run: Run, tokens: float, unit: float) -> Callable[[Constants], float]:
 
 # What was changed after a first look at these rows.
 _FIRST_LOOK = 'one optimizer step for all flushes was settled with it in sight'
-# The note on the optimizer's row; run.py says more on gradients.
+# The note on the optimizer's row; seekax/planning/run.py says more on it.
 _GRADIENTS = 'gradients in float32, as this program sends them'
 
 

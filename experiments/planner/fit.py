@@ -9,7 +9,7 @@ from seekax.planning import step_time
 from seekax.planning.hardware import Constants, FITTED
 from seekax.planning.run import Run
 
-_ROUNDS = 20  # of Newton's method; a handful would do
+_ROUNDS = 20  # steps of Newton's method; a handful would do
 
 
 def fit(start: Constants = FITTED) -> Constants:

@@ -68,7 +68,7 @@ def hay(encode: Encode, bos: int, length: int) -> np.ndarray:
 def prompts(
   encode: Encode, hay_L: np.ndarray, depth: float, tries: int
 ) -> tuple[list[np.ndarray], int]:
-  """Rows as long as the hay, each with its own key, and the tokens of a key.
+  """Rows as long as the hay, each with its own key; how long a key is.
 
   Digits are encoded one by one: a key is the same tokens in both places.
   """

@@ -1,4 +1,4 @@
-"""Which layout a plan takes, and what is said where none works."""
+"""Chooses the layout of a plan, and says what to do if none works."""
 
 import dataclasses
 import math

@@ -1,6 +1,6 @@
 """The order in which each rank of a pipeline runs its chunks.
 
-Four schedules: 1F1B; ZB1P, which parts the backward pass into inputs and
+Four schedules: 1F1B; ZB1P, which splits the backward pass into inputs and
 weights so that weight gradients fill the bubble (arXiv 2401.10241, ZB-H1);
 DualPipe, fed from both ends, which runs a forward and a backward chunk as one
 overlapped pair; and DualPipeV, half of DualPipe in the shape of a V, on half as

@@ -175,7 +175,7 @@ def closed_form_bubble(schedule: str, stages: int, costs: Costs) -> float:
 
 
 def closed_form_activations(schedule: str, stages: int) -> int:
-  """Peak live chunks by DeepSeek-V3's table 2, if micro-batches suffice."""
+  """Peak live chunks by DeepSeek-V3's table 2, with enough micro-batches."""
   return stages + 1 if schedule in DUAL else stages
 
 
@@ -191,8 +191,9 @@ def stages_per_rank(schedule: str) -> int:
 def dual_counts(stages: int, micro_batches: int) -> dict[str, float]:
   """How often a DualPipe rank does each kind of action, averaged over ranks.
 
-  In closed form, for micro-batches enough: on a rank h from its end 3 PP/2 - 1
-  - h forwards are alone, one more in the middle; the rest are pairs.
+  This closed form needs enough micro-batches. On a rank h places from its end
+  3 PP/2 - 1 - h forwards run alone, one more in the middle; all others run in
+  pairs.
   """
   half = stages // 2
   depth, middle = (half - 1) / 2, 1 / half  # Means over ranks.
