@@ -227,6 +227,11 @@ def say(arm: str, seed: int, **numbers: float) -> None:
   print(f'{arm}, seed {seed}: {words}', file=sys.stderr, flush=True)
 
 
+def seed_by_seed(arms: Iterable[str], seeds: int) -> list[tuple[str, int]]:
+  """Jobs (arm, seed) in an order that leaves pairs if a run is interrupted."""
+  return [(arm, seed) for seed in range(seeds) for arm in arms]
+
+
 def publish(
   train_one: Callable[[str, int], script.Numbers],
   jobs: Iterable[tuple[str, int]],

@@ -42,7 +42,6 @@ The judged seeds are others, 101 to 103. Before that, 100 and 300 steps at width
 from collections.abc import Sequence
 import dataclasses
 import functools
-import itertools
 import pathlib
 import sys
 from unittest import mock
@@ -254,8 +253,7 @@ def run(stem: pathlib.Path, size: small_runs.Size) -> None:
   arms = [TOP2] if size == small_runs.SMOKE else list(ARMS)
   small_runs.publish(
     functools.partial(train, size=size),
-    # Seed by seed, so that an interrupted run has pairs.
-    [(arm, s) for s, arm in itertools.product(range(size.seeds), arms)],
+    small_runs.seed_by_seed(arms, size.seeds),
     all_claims,
     draw,
     stem,

@@ -34,7 +34,6 @@ inconclusive between.
 
 from collections.abc import Sequence
 import functools
-import itertools
 import math
 import pathlib
 import sys
@@ -177,8 +176,7 @@ def run(stem: pathlib.Path, size: small_runs.Size) -> None:
   arms = [STRONG] if size == small_runs.SMOKE else list(ARMS)
   small_runs.publish(
     functools.partial(train, size=size),
-    # Seed by seed, so that an interrupted run has pairs.
-    [(arm, s) for s, arm in itertools.product(range(size.seeds), arms)],
+    small_runs.seed_by_seed(arms, size.seeds),
     all_claims,
     draw,
     stem,

@@ -201,8 +201,7 @@ def run(stem: pathlib.Path, size: Size) -> None:
   """Trains what is missing, judges and draws."""
   small_runs.publish(
     functools.partial(train, size=size),
-    [(x, seed) for seed in range(size.seeds) for x in (ADAMW, MUON)]
-    + [(TIMING, 0)],
+    [*small_runs.seed_by_seed((ADAMW, MUON), size.seeds), (TIMING, 0)],
     all_claims,
     draw,
     stem,

@@ -303,7 +303,7 @@ def run(stem: pathlib.Path, size: Size) -> None:
   methods = ['yarn'] if size == _SMOKE else METHODS
   small_runs.publish(
     functools.partial(train, size=size),
-    [(m, seed) for seed in range(size.short.seeds) for m in methods],
+    small_runs.seed_by_seed(methods, size.short.seeds),
     all_claims,
     draw,
     stem,

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -12,6 +13,7 @@ sys.path.extend(
   for name in ('', 'benchmarks')
 )
 import asked
+import pair
 import scoreboard
 
 import script
@@ -161,6 +163,46 @@ class PublishedTest(absltest.TestCase):
       self.assertEqual(list(row), _FIELDS)
       self.assertEqual(row, vars(newest))
       self.assertEqual(row['ours'] is not None, row['name'] in measured)
+
+
+class _FakeChild:
+  """Answers at once; a call takes `seconds` and is written down."""
+
+  def __init__(self, name, seconds, calls):
+    self._name, self._seconds, self._calls = name, seconds, calls
+    self.process = os.getpid()
+
+  def ask(self, command, **arguments):
+    self._calls.append((self._name, command, arguments))
+    return {'seconds': self._seconds}
+
+
+class PairTest(absltest.TestCase):
+  def test_every_second_round_begins_with_the_other_one(self):
+    calls = []
+    both = pair.Pair(
+      _FakeChild('ours', 0.5, calls), _FakeChild('peer', 1.0, calls)
+    )
+    asks = [('a', {'x': 1}), ('b', {})]
+    samples = both.rounds(100, lambda: asks, 2)
+    self.assertGreaterEqual(len(samples.rounds), 2)
+    self.assertEqual(
+      (samples.rounds[0].ours, samples.rounds[0].peer), (100, 50)
+    )
+    self.assertEqual(
+      [(name, command) for name, command, _ in calls[:8]],
+      [(x, c) for x in ('ours', 'peer', 'peer', 'ours') for c in 'ab'],
+    )
+
+  def test_only_quiet_rounds_count(self):
+    samples = pair.Samples()
+    for rate in (1.0, 2.0, 3.0, 4.0):
+      samples.add(pair.Round(rate, 1.0, 0.0))
+    samples.add(pair.Round(100.0, 1.0, 0.5))
+    self.assertIsNone(samples.row('prefill').ratio)
+    samples.add(pair.Round(5.0, 1.0, 0.1))
+    self.assertEqual(samples.row('prefill').ratio, 3.0)
+    self.assertIn('5 of 6 rounds undisturbed', samples.note())
 
 
 class ChildTest(absltest.TestCase):
