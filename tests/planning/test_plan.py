@@ -215,11 +215,11 @@ class OtherRunsTest(parameterized.TestCase):
     (dict(devices=8), 'holds this run: the leanest .* --devices=128 works'),
     (
       dict(devices=2**20),
-      'a batch of 15360 sequences can be spread .* --devices=32768 works',
+      'no layout spreads a batch of 15360 sequences .* --devices=32768 works',
     ),
     (
       dict(layout='pipeline:4,expert_node:8,expert:8'),
-      r'it takes .* GB, and of the 80 of a H800 a plan uses 78; the nearest',
+      r'it takes .* GB, and a plan uses 78 of the 80 of a H800; the nearest',
     ),
     (
       dict(layout='pipeline:64,expert:8'),

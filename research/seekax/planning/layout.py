@@ -171,15 +171,13 @@ def parse(text: str, devices: int) -> Layout:
         )
       )
     if name in given:
-      raise InputError(
-        f'--layout={text}: {name} stands there twice; write it once'
-      )
+      raise InputError(f'--layout={text}: {name} is given twice; write it once')
     given[name] = _read(text, name, value, known[name].default)
   if given.get('data', -1) == -1:
     rest = Layout(**{**given, 'data': 1}).devices
     if devices % rest:
       raise NoMultiple(
-        f'--layout={text}: its axes take {rest} devices, of which '
+        f'--layout={text}: its axes take {rest} devices, and '
         f'--devices={devices} is no multiple',
         rest,
       )
@@ -271,7 +269,7 @@ def problem(
       f'{layout.micro_batch})'
     )
   if layout.virtual_stages > 1 and layout.schedule != '1f1b':
-    return f'virtual_stages go with schedule:1f1b, not {layout.schedule}'
+    return f'virtual_stages need schedule:1f1b, not {layout.schedule}'
   if layout.schedule == 'dualpipev':
     return 'dualpipev is simulated only; use dualpipe'
   if layout.pipeline == 1:

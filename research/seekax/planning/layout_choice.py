@@ -104,9 +104,8 @@ def _wrong(run: Run) -> str:
   needed, room = run.training_memory().total, memory.room(run.device)
   if needed > room:
     return (
-      f'it takes {needed / 1e9:.1f} GB, and of the '
-      f'{run.device.memory_bytes / 1e9:g} of a {run.device.name} a plan uses '
-      f'{room / 1e9:g}'
+      f'it takes {needed / 1e9:.1f} GB, and a plan uses {room / 1e9:g} of the '
+      f'{run.device.memory_bytes / 1e9:g} of a {run.device.name}'
     )
   return ''
 
@@ -120,12 +119,12 @@ def _nothing_fits(request: Request) -> InputError:
   if math.isfinite(least):
     why = (
       f'no layout of so many {name} holds this run: the leanest takes '
-      f'{least / 1e9:.1f} GB of {room / 1e9:g}'
+      f'{least / 1e9:.1f} GB, and a plan uses {room / 1e9:g}'
     )
   elif search_lib.any_fits(divisible, devices):
     why = (
-      f'a batch of {run.batch_size} sequences can be spread over so many '
-      'devices in no layout'
+      f'no layout spreads a batch of {run.batch_size} sequences over so many '
+      'devices'
     )
   else:
     why = f'no layout spreads this run over so many {name}'
@@ -138,6 +137,6 @@ def _nothing_fits(request: Request) -> InputError:
     if search_lib.any_fits(run, other):
       return InputError(f'--devices={devices}: {why}; --devices={other} works')
   return InputError(
-    f'--devices={devices}: {why}, nor does one of another number up to '
-    f'{powers[-1]}; try another --hardware or --config.data.batch_size'
+    f'--devices={devices}: {why}, and no other number up to {powers[-1]} '
+    'works; try another --hardware or --config.data.batch_size'
   )

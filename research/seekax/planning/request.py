@@ -55,8 +55,8 @@ class Request:
     )
     refuse(
       self.devices > 1 and not self.device.network_bandwidth,
-      f'--devices={self.devices}: no network of a {self.device.name} is '
-      'given here; plan --devices=1, or GPUs',
+      f'--devices={self.devices}: the planner knows no network of a '
+      f'{self.device.name}; plan --devices=1, or GPUs',
     )
     data = self.config.data
     step = data.batch_size * data.sequence_length
