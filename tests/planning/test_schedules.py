@@ -11,15 +11,6 @@ _EVEN = (Costs(1, 1, 1), Costs(1, 1, 1, pair=2.5), Costs(2, 2, 2, pair=4))
 _SIZES = tuple(itertools.product((4, 8, 16), (2, 3)))
 
 
-def _mean_counts(schedule, stages, count):
-  """Actions of each kind on a rank, averaged over ranks."""
-  orders = schedule_orders.orders(schedule, stages, count)
-  counts = dict.fromkeys(('F', 'B', 'I', 'W', 'FB'), 0.0)
-  for action in itertools.chain(*orders):
-    counts[action.kind] += 1 / len(orders)
-  return counts
-
-
 class ClosedFormTest(parameterized.TestCase):
   """Table 2 of DeepSeek-V3 (arXiv 2412.19437)."""
 
@@ -100,33 +91,6 @@ class LawsTest(parameterized.TestCase):
         self.assertLessEqual(backward[chunk].finish, upstream.start)
       self.assertLessEqual(event.finish, backward[chunk].start)
       self.assertLessEqual(backward[chunk].start, weight[chunk].start)
-
-  @parameterized.parameters(*schedule_orders.SCHEDULES)
-  def test_counts_add_up_to_all_micro_batches(self, schedule):
-    stages, count = 16, 120
-    counts = _mean_counts(schedule, stages, count)
-    # DualPipeV's ranks hold two stages, which all micro-batches pass.
-    chunks = 2 * count if schedule == 'dualpipev' else count
-    self.assertAlmostEqual(counts['F'] + counts['FB'], chunks)
-    self.assertAlmostEqual(counts['B'] + counts['I'] + counts['FB'], chunks)
-    self.assertAlmostEqual(counts['I'], counts['W'])
-
-  @parameterized.parameters((4, 16), (8, 40), (16, 120))
-  def test_counts_of_dualpipe_equal_its_order(self, stages, count):
-    found = _mean_counts('dualpipe', stages, count)
-    for kind, value in schedules.dual_counts(stages, count).items():
-      self.assertAlmostEqual(value, found[kind])
-
-  @parameterized.parameters(
-    ('gpipe', 4, 8, 'is not one of'),
-    ('dualpipe', 5, 20, 'even numbers'),
-    ('dualpipe', 4, 9, 'even numbers'),
-    ('dualpipe', 8, 14, 'at least 16'),
-    ('dualpipev', 8, 14, 'at least 16'),
-  )
-  def test_what_cannot_run_is_refused(self, schedule, stages, count, words):
-    with self.assertRaisesRegex(ValueError, words):
-      schedules.simulate(schedule, stages, count, Costs(1, 1, 1))
 
 
 if __name__ == '__main__':
