@@ -44,10 +44,9 @@ def printed(
   paper: str,
   measure: Callable[[], float],
   note: str = '',
-  post_hoc: bool = False,
 ) -> Claim:
   """A claim that must agree to the last digit printed."""
-  return Claim(name, unit, paper, measure, half_digit(paper), note, post_hoc)
+  return Claim(name, unit, paper, measure, half_digit(paper), note)
 
 
 def holds(name: str, value: float, note: str = '') -> Claim:
