@@ -4,13 +4,13 @@ from collections.abc import Callable
 import pathlib
 
 from matplotlib import axes as axes_lib
-from matplotlib import figure as figure_lib
 from matplotlib import ticker
 
+import script
 import verdicts
 
-# After Okabe and Ito's palette, which stays apart for colour-blind readers; the
-# orange is darkened so that it can be read as text.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, with the
+# orange darkened so that it can be read as text.
 COLORS = {
   verdicts.REPRODUCED: '#0072B2',
   verdicts.REFUTED: '#D55E00',
@@ -32,24 +32,23 @@ def save(
   height: float,
   legend: str,
 ) -> None:
-  """The PNG of a CSV's rows: a panel of the script's own, and all deviations.
+  """Draws rows: a panel that the script draws, and all deviations.
 
   Args:
-    rows: of the CSV.
-    path: of the PNG.
+    rows: the rows of the CSV file.
+    path: where the PNG file goes.
     draw_left: draws the left panel.
     title: what was found.
-    height: of the figure, in inches.
-    legend: where the verdicts' legend goes.
+    height: inches of the figure.
+    legend: where the legend of the verdicts goes.
   """
-  figure = figure_lib.Figure(figsize=(12, height), layout='constrained')
+  figure = script.new_figure(12, height)
   left, right = figure.subplots(1, 2, width_ratios=(0.72, 1))
   draw_left(left)
   draw_deviations(right, rows)
   right.set_title('All published numbers against ours', loc='left')
   right.legend(loc=legend, frameon=False, fontsize=9)
-  figure.suptitle(title, x=0.01, ha='left', fontsize=14, weight='bold')
-  figure.savefig(path, dpi=120)
+  script.save_figure(figure, title, path)
 
 
 def draw_deviations(axes: axes_lib.Axes, rows: list[verdicts.Row]) -> None:
@@ -93,7 +92,7 @@ def _percent(value: float, unused_position: int) -> str:
 
 
 def _limits(percent: list[float]) -> tuple[float, float]:
-  """Room for the labels right of the last dot."""
+  """The limits of the axis, with room for labels right of the last dot."""
   low, high = min(min(percent), -1.0), max(max(percent), 1.0)
   span = high - low
   return low - 0.06 * span, high + 0.28 * span

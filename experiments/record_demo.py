@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.rows import read_rows
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/demo', 'of the finished run')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/demo', 'the finished run')
 _CHROMIUM = flags.DEFINE_string('chromium', 'chromium', 'the browser')
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
@@ -34,7 +34,7 @@ _SIZE = (1080, 920)
 
 
 def record_of(workdir: pathlib.Path) -> dict[str, float | int | None]:
-  """summary.json of a run, with what the documents say besides."""
+  """A run's summary.json, with the other figures that documents name."""
   summary = json.loads((workdir / workdir_lib.SUMMARY).read_text())
   last = [
     row

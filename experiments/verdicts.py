@@ -1,16 +1,17 @@
-"""What all experiments share: the rule for a verdict, the table, the CSV.
+"""The rule for a verdict, and the table of all verdicts of a script.
 
 A claim holds the number of a paper, a tolerance and a function that gives our
-number. `publish` measures what its CSV lacks, prints
-the table and draws; a drawing sees nothing but the rows of the CSV.
+number. `publish` measures the claims that its CSV file lacks, prints the table
+and draws it; a drawing sees nothing but the rows of CSV files.
 """
 
-from collections.abc import Callable, Iterable
-import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 import pathlib
-import tempfile
+
+import script
 
 REPRODUCED = 'reproduced'
 REFUTED = 'refuted'
@@ -34,7 +35,7 @@ class Claim:
   tolerance: float
   note: str = ''
   post_hoc: bool = False  # our way of counting was fitted to the paper's number
-  claimed: bool = True  # False: nobody says that it comes out, we ask what does
+  claimed: bool = True  # False: nobody claims the number; we ask what it is
 
 
 def printed(
@@ -43,15 +44,22 @@ def printed(
   paper: str,
   measure: Callable[[], float],
   note: str = '',
-  post_hoc: bool = False,
 ) -> Claim:
   """A claim that must agree to the last digit printed."""
-  return Claim(name, unit, paper, measure, half_digit(paper), note, post_hoc)
+  return Claim(name, unit, paper, measure, half_digit(paper), note)
+
+
+def holds(name: str, value: float, note: str = '') -> Claim:
+  """The claim that something is so: `value` is 1 if it is, 0 if it isn't.
+
+  NaN stands for a measurement that can't tell.
+  """
+  return Claim(name, '', '1', lambda: float(value), 0.0, note)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A measured claim, as it stands in the CSV."""
+  """A measured claim, as the CSV file holds it."""
 
   name: str
   unit: str
@@ -69,6 +77,9 @@ class Row:
   @property
   def relative_tolerance(self) -> float:
     return self.tolerance / abs(float(self.paper))
+
+
+Draw = Callable[[list[Row], pathlib.Path], None]
 
 
 def half_digit(paper: str) -> float:
@@ -122,15 +133,11 @@ def measure(claim: Claim) -> Row:
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-  """Rows of a CSV; none where there is no file.
+  """The rows of a CSV file; none where there is no file.
 
   Raises:
     ValueError: a row was cut off or edited; the message names the file.
   """
-  if not path.exists():
-    return []
-  with path.open(newline='') as file:
-    records = list(csv.DictReader(file))
   try:
     return [
       Row(
@@ -140,7 +147,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
           'tolerance': float(record['tolerance']),
         }
       )
-      for record in records
+      for record in script.read_rows(path)
     ]
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
@@ -149,18 +156,11 @@ def read_rows(path: pathlib.Path) -> list[Row]:
 
 
 def append_missing(claims: Iterable[Claim], path: pathlib.Path) -> None:
-  """Measures the claims whose row is missing; each is written at once."""
+  """Measures the claims whose row is missing; each row is written at once."""
   done = {row.name for row in read_rows(path)}
-  columns = [field.name for field in dataclasses.fields(Row)]
-  is_new = not path.exists()
-  with path.open('a', newline='') as file:
-    writer = csv.DictWriter(file, columns, lineterminator='\n')
-    if is_new:
-      writer.writeheader()
-    for claim in claims:
-      if claim.name not in done:
-        writer.writerow(dataclasses.asdict(measure(claim)))
-        file.flush()
+  for claim in claims:
+    if claim.name not in done:
+      script.append_rows(path, [dataclasses.asdict(measure(claim))])
 
 
 def format_table(rows: list[Row]) -> str:
@@ -187,29 +187,57 @@ def format_table(rows: list[Row]) -> str:
   )
 
 
-def publish(
-  claims: list[Claim],
-  outdir: pathlib.Path,
-  stem: str,
-  draw: Callable[[list[Row], pathlib.Path], None],
-  smoke: bool = False,
-) -> None:
-  """Measures, prints, draws.
+def counted(rows: list[Row]) -> str:
+  """How many rows have each verdict, in words."""
+  kinds = REPRODUCED, REFUTED, INCONCLUSIVE
+  return ', '.join(
+    f'{sum(row.verdict == kind for row in rows)} {kind}' for kind in kinds
+  )
+
+
+def reproduced(rows: list[Row]) -> str:
+  """How many rows are reproduced, in words."""
+  count = sum(row.verdict == REPRODUCED for row in rows)
+  return f'{count} of {len(rows)} claims reproduced'
+
+
+def publish(claims: Iterable[Claim], stem: pathlib.Path, draw: Draw) -> None:
+  """Measures, prints and draws.
 
   Args:
-    claims: in the order of the table; names are unique.
-    outdir: folder of `stem`.csv and `stem`.png, made if it is missing.
-    stem: name of both files.
-    draw: makes a PNG of rows at a path.
-    smoke: writes to a temporary folder instead, which is deleted.
+    claims: the claims in the order of the table; names are unique.
+    stem: the table is <stem>.csv, the picture <stem>.png.
+    draw: writes the picture of rows to a path.
   """
-  if smoke:
-    with tempfile.TemporaryDirectory() as folder:
-      publish(claims, pathlib.Path(folder), stem, draw)
-    return
-  outdir.mkdir(parents=True, exist_ok=True)
-  table = outdir / f'{stem}.csv'
+  table = script.file_of(stem, '.csv')
   append_missing(claims, table)
   rows = read_rows(table)
   print(format_table(rows))
-  draw(rows, outdir / f'{stem}.png')
+  draw(rows, script.file_of(stem, '.png'))
+
+
+def publish_jobs(
+  jobs: Mapping[str, Callable[[], script.Numbers]],
+  kind: str,
+  claims: Callable[[script.Measured], list[Claim]],
+  draw: Callable[[script.Measured, list[Row], pathlib.Path], None],
+  stem: pathlib.Path,
+) -> None:
+  """Measures the jobs that are missing, then judges and draws.
+
+  Args:
+    jobs: what measures each job.
+    kind: the numbers of the jobs are kept in <stem>_<kind>.csv.
+    claims: makes the claims from the numbers of all jobs.
+    draw: writes the picture of these numbers and of the verdicts to a path.
+    stem: as in `publish`.
+  """
+  measured = script.measure_missing(jobs, script.file_of(stem, f'_{kind}.csv'))
+  publish(claims(measured), stem, functools.partial(draw, measured))
+
+
+def main(
+  argv: Sequence[str], claims: Callable[[], list[Claim]], draw: Draw
+) -> None:
+  """The main function of a script that only computes its claims."""
+  script.run_as_asked(argv, lambda stem, _: publish(claims(), stem, draw))

@@ -7,14 +7,14 @@ top-6, 2 shared, no groups), random weights, exported by `seekax convert`.
 Command: python experiments/benchmarks/against_transformers.py \\
   --oracle=.venv-parity/bin/python   (about 6 minutes; `make bench` runs it)
 
-Each framework answers in a child of its own (`ours.py`,
+Each framework answers in a child process (`ours.py`,
 `third_party/transformers/peer.py`), asked in turn; every second round begins
-with the other one. Medians of at least 5 rounds after a warm-up; rounds in
-which other programs took more than a tenth of the processors don't count, and
-without five others a row is not measured: torch's threads wait for each other
-at every operation and, disturbed, take ten times as long. Before that,
-transformers' implementations of the experts are tried and the fastest is kept
-for each task. A run stops if loss or logits differ by more than 1e-4.
+with the other one. A row shows medians of at least 5 rounds after a warm-up. A
+round in which other programs took more than a tenth of the processors doesn't
+count, and a row without five other rounds is not measured: torch's threads wait
+for each other at every operation and, disturbed, take ten times as long. Before
+that, transformers' implementations of the experts are tried and the fastest is
+kept for each task. A run stops if loss or logits differ by more than 1e-4.
 
 - training: forward, cross-entropy, backward, clipping, AdamW on 8x256 random
   tokens, new ones every step; no MTP, no balance loss, no moving bias.
@@ -23,50 +23,46 @@ for each task. A run stops if loss or logits differ by more than 1e-4.
 - train_memory: peak resident set of a fresh process that loads model a and
   trains; median of three processes each.
 - cache_bytes: ours is counted on the shapes of the real cache at V3's full
-  size. Transformers' live cache of model a is counted and tells which of two
-  formulas holds (latents, or whole keys and values of all heads: it depends on
-  the version); that one is applied to V3's published config.
+  size. Transformers' live cache of model a shows which of two formulas holds
+  (latents, or whole keys and values of all heads: it depends on the version);
+  that formula is applied to V3's published config.
 """
 
-from collections.abc import Callable
-import contextlib
+from collections.abc import Sequence
 import dataclasses
 import pathlib
 import statistics
 import sys
 import tempfile
-import time
 from typing import Any
 
 from absl import app, flags
+
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import asked
 from models import model_a, model_b, smallest, Tokens
+import pair as pair_lib
+from pair import Pair
 import scoreboard
 
+import script
 from seekax.configuration.model import ModelConfig
 from seekax.configuration.presets import v3_671b
 from seekax.storage.published_config import published_config
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-OURS = pathlib.Path(__file__).with_name('ours.py')
-PEER = ROOT / 'third_party' / 'transformers' / 'peer.py'
-CSV = 'against_transformers.csv'
-THREADS = 2
-# Rounds count in which other programs took no more of the processors than this;
-# fewer than FEWEST are no measurement. Seconds to wait for more.
-QUIET, FEWEST, PATIENCE = 0.1, 5, 60
 TOLERANCE = 1e-4
-# Implementations that are tried. 'batched_mm' copies an expert's weights for
-# every token that chose it: in training 19 GB of address space were too little,
-# and prefill took 14 times as long.
+# Implementations to try. 'batched_mm' copies an expert's weights for every
+# token that chose it: in training 19 GB of address space were too little, and
+# prefill took 14 times as long.
 EXPERTS = {
   'train_step': ('grouped_mm', 'eager'),
   'prefill': ('grouped_mm', 'eager'),
   'decode': ('grouped_mm', 'eager', 'batched_mm'),
 }
-# So low that the routing stays as it began, as the balancing that is off here
-# would keep it: at 3e-4 on random tokens it collapsed within 25 steps to the
-# same 4 of 32 experts for every token.
+# The rate is so low that the routing stays as it began, as balancing, which is
+# off here, would keep it: at 3e-4 on random tokens it collapsed within 25 steps
+# to the same 4 of 32 experts for every token.
 OPTIMIZER = {
   'learning_rate': 1e-6,
   'betas': [0.9, 0.95],
@@ -76,19 +72,16 @@ OPTIMIZER = {
 }
 MEMORY_STEPS, MEMORY_PROCESSES = 5, 3
 
-_SMOKE = flags.DEFINE_bool(
-  'smoke', False, 'our side alone on a tiny model, result thrown away'
-)
 _ORACLE = flags.DEFINE_string('oracle', '', 'a Python with transformers')
 _PARTS = flags.DEFINE_list(
   'parts', ['inference', 'training', 'memory'], 'what to measure'
 )
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'medians are over these', 5)
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'rounds of a median', 5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """How much is asked at once; tokens are drawn below the vocabulary."""
+  """How much is asked at once: (sequences, tokens), steps, tokens."""
 
   train: tuple[int, int] = (8, 256)
   steps: int = 3
@@ -96,92 +89,6 @@ class Size:
   prompt: int = 128
   new_tokens: int = 128
   batches: tuple[int, ...] = (1, 8)
-
-
-class Pair:
-  """Ours and the peer, asked in turn."""
-
-  def __init__(self, ours: asked.Child, peer: asked.Child):
-    self.children = {'ours': ours, 'peer': peer}
-
-  def both(self, command: str, **arguments) -> dict[str, Any]:
-    """The same of each: {'ours': answer, 'peer': answer}."""
-    return {
-      side: child.ask(command, **arguments)
-      for side, child in self.children.items()
-    }
-
-  def rounds(
-    self, tokens: int, asks: Callable[[], list[tuple[str, dict]]]
-  ) -> 'Samples':
-    """Tokens per second of each, round by round.
-
-    There are more rounds than --rounds while other programs disturb them, for
-    at most a minute and a half.
-
-    Args:
-      tokens: of one round.
-      asks: (command, arguments) of a round, whose seconds are added up.
-    """
-    samples, began = Samples(), time.monotonic()
-    while True:
-      samples.add(self._round(len(samples.rounds), tokens, asks()))
-      enough = len(samples.rounds) >= _ROUNDS.value
-      late = time.monotonic() - began > PATIENCE
-      if enough and (late or len(samples.quiet()) >= _ROUNDS.value):
-        return samples
-
-  def _round(self, number: int, tokens: int, asks) -> 'Round':
-    processes = [child.process for child in self.children.values()]
-    before, rates = scoreboard.processor_seconds(*processes), {}
-    for side in ('ours', 'peer')[:: -1 if number % 2 else 1]:
-      child = self.children[side]
-      seconds = sum(child.ask(name, **args)['seconds'] for name, args in asks)
-      rates[side] = tokens / seconds
-    after = scoreboard.processor_seconds(*processes)
-    return Round(**rates, others=scoreboard.others_share(before, after))
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-  """Tokens per second of both, and what other programs took meanwhile."""
-
-  ours: float
-  peer: float
-  others: float
-
-
-class Samples:
-  """The rounds of a row."""
-
-  def __init__(self):
-    self.rounds: list[Round] = []
-
-  def add(self, found: Round) -> None:
-    self.rounds.append(found)
-
-  def quiet(self) -> list[Round]:
-    return [x for x in self.rounds if x.others <= QUIET]
-
-  def row(self, name: str) -> scoreboard.Row:
-    """Not measured where too few rounds were quiet."""
-    quiet = self.quiet()
-    if len(quiet) < FEWEST:
-      return scoreboard.compare(name)
-    return scoreboard.compare(
-      name,
-      statistics.median(x.ours for x in quiet),
-      statistics.median(x.peer for x in quiet),
-    )
-
-  def note(self) -> str:
-    """How many rounds, and how far they spread."""
-    quiet = self.quiet()
-    text = f'{len(quiet)} of {len(self.rounds)} rounds undisturbed'
-    for side in ('ours', 'peer') if quiet else ():
-      rates = [getattr(x, side) for x in quiet]
-      text += f', {side} {min(rates):.0f} to {max(rates):.0f}'
-    return text
 
 
 @dataclasses.dataclass
@@ -192,7 +99,7 @@ class Found:
   notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def add(self, row: scoreboard.Row, note: str) -> None:
-    """Keeps a measured row, and says what was found."""
+    """Keeps a measured row, and prints what was found."""
     said = 'not measured'
     if row.ratio is not None:
       self.rows.append(row)
@@ -202,31 +109,10 @@ class Found:
     print(f'{row.name}: {said}; {note}', file=sys.stderr, flush=True)
 
 
-def start_ours(folder: pathlib.Path) -> asked.Child:
-  child = asked.Child([sys.executable, str(OURS)])
-  child.ask('load', folder=str(folder))
-  return child
-
-
-def start_peer(oracle: str, folder: pathlib.Path) -> asked.Child:
-  return asked.Child([oracle, str(PEER), str(folder), f'--threads={THREADS}'])
-
-
-@contextlib.contextmanager
-def started(oracle: str, folder: pathlib.Path):
-  """Both sides on a folder."""
-  with start_ours(folder) as ours, start_peer(oracle, folder) as peer:
-    pair = Pair(ours, peer)
-    sizes = {x['parameters'] for x in pair.both('about').values()}
-    if len(sizes) != 1:
-      raise AssertionError(f'the models have {sizes} parameters')
-    yield pair
-
-
 def export(model: ModelConfig, folder: pathlib.Path) -> pathlib.Path:
-  """A published folder of random weights, by way of a workdir."""
+  """Writes random weights as a published folder, by way of a workdir."""
   target = folder / 'published'
-  with asked.Child([sys.executable, str(OURS)]) as child:
+  with pair_lib.start_ours() as child:
     _make(child, model, folder, target)
   return target
 
@@ -241,7 +127,7 @@ def _make(child, model, folder, target) -> None:
 
 
 def fastest_experts(peer: asked.Child, command: str, **arguments) -> str:
-  """Sets and returns the implementation with the least time of three."""
+  """Sets and returns the implementation with the shortest of three times."""
   seconds = {}
   for experts in EXPERTS[command]:
     peer.ask('use', experts=experts)
@@ -256,7 +142,7 @@ def fastest_experts(peer: asked.Child, command: str, **arguments) -> str:
 
 
 def check_close(what: str, ours: list, peer: list) -> None:
-  """Raises AssertionError beyond 1e-4 of the largest."""
+  """Raises AssertionError if a difference exceeds 1e-4 of the largest value."""
   largest = max(abs(x) for x in peer)
   apart = max(abs(a - b) for a, b in zip(ours, peer, strict=True)) / largest
   if not apart < TOLERANCE:
@@ -266,27 +152,29 @@ def check_close(what: str, ours: list, peer: list) -> None:
 def training(
   name: str, oracle: str, folder: pathlib.Path, tokens: Tokens, found: Found
 ) -> str:
-  """Adds the row of a model's steps; returns the peer's experts."""
+  """Adds the row of a model's training; returns the peer's experts."""
   size = Size()
   batch, length = size.train
 
   def step():
     return 'train_step', {'tokens': tokens.rows(batch, length + 1)}
 
-  with started(oracle, folder) as pair:
+  with pair_lib.started(oracle, folder) as pair:
     default = pair.children['peer'].ask('about')['experts']
     pair.both('start_training', **OPTIMIZER)
     command, arguments = step()
     losses = pair.both(command, **arguments)
     check_close('loss', [losses['ours']['loss']], [losses['peer']['loss']])
-  with started(oracle, folder) as pair:
+  with pair_lib.started(oracle, folder) as pair:
     pair.both('start_training', **OPTIMIZER)
     peer = pair.children['peer']
     experts = fastest_experts(peer, command, **arguments)
     for _ in range(2):  # Compiles, warms up.
       pair.children['ours'].ask(command, **arguments)
     samples = pair.rounds(
-      batch * length * size.steps, lambda: [step() for _ in range(size.steps)]
+      batch * length * size.steps,
+      lambda: [step() for _ in range(size.steps)],
+      _ROUNDS.value,
     )
     command, arguments = step()
     last = pair.children['ours'].ask(command, **arguments)
@@ -304,7 +192,7 @@ def inference(
 ) -> None:
   """Adds the rows of prefill and decoding, of model a."""
   size = Size()
-  with started(oracle, folder) as pair:
+  with pair_lib.started(oracle, folder) as pair:
     peer = pair.children['peer']
     prompts = {'tokens': tokens.rows(*size.prefill)}
     answers = pair.both('prefill', **prompts)
@@ -324,7 +212,7 @@ def inference(
       experts = fastest_experts(peer, command, **arguments)
       answers = pair.both(command, **arguments)
       asks = [(command, arguments)]
-      samples = pair.rounds(count, lambda asks=asks: asks)
+      samples = pair.rounds(count, lambda asks=asks: asks, _ROUNDS.value)
       note = f'{samples.note()}; their experts {experts}'
       if command == 'decode':
         note += f'; {_same_tokens(answers)} tokens the same'
@@ -333,7 +221,7 @@ def inference(
 
 
 def _same_tokens(answers: dict[str, Any]) -> str:
-  """How many greedy tokens agree; after a near-tie the texts part."""
+  """How many greedy tokens agree; after a near-tie the texts differ."""
   pairs = [
     one == other
     for rows in zip(*(x['tokens'] for x in answers.values()), strict=True)
@@ -343,7 +231,7 @@ def _same_tokens(answers: dict[str, Any]) -> str:
 
 
 def _cached_values(model: ModelConfig) -> dict[str, int]:
-  """Numbers per token of the two ways to cache, from the published config."""
+  """Values per token of two ways to cache, from the published config."""
   config = published_config(model, 'bfloat16', True, False)
   rope = config['qk_rope_head_dim']
   heads = config['num_attention_heads']
@@ -356,7 +244,7 @@ def _cached_values(model: ModelConfig) -> dict[str, int]:
 
 
 def cache_bytes(pair: Pair, found: Found) -> None:
-  """Adds the row of V3's cache; the peer's live cache says what it holds."""
+  """Adds the row of V3's cache; the peer's live cache shows what it holds."""
   live = pair.children['peer'].ask('cache_values', length=64)['values']
   ways = {k for k, v in _cached_values(model_a()).items() if v == live}
   if len(ways) != 1:
@@ -378,14 +266,16 @@ def train_memory(
   experts: str,
   found: Found,
 ) -> None:
-  """Adds the row of processes that do nothing but load and train."""
+  """Adds the row of memory, from processes that only load and train."""
   batch, length = Size().train
   peaks = {'ours': [], 'peer': []}
   for _ in range(MEMORY_PROCESSES):
     for side in peaks:
       is_ours = side == 'ours'
       with (
-        start_ours(folder) if is_ours else start_peer(oracle, folder) as child
+        pair_lib.load_ours(folder)
+        if is_ours
+        else pair_lib.load_peer(oracle, folder) as child
       ):
         if side == 'peer':
           child.ask('use', experts=experts)
@@ -401,11 +291,11 @@ def train_memory(
 
 
 def smoke(folder: pathlib.Path) -> None:
-  """Every command to our side, once, on a tiny model."""
+  """Asks our side every command once, on a tiny model."""
   model = smallest()
   tokens = Tokens(model.vocab_size)
   published = folder / 'published'
-  with asked.Child([sys.executable, str(OURS)]) as ours:
+  with pair_lib.start_ours() as ours:
     _make(ours, model, folder, published)
     ours.ask('load', folder=str(published))
     ours.ask('prefill', tokens=tokens.rows(2, 16))
@@ -416,37 +306,10 @@ def smoke(folder: pathlib.Path) -> None:
     print(ours.ask('peak'))
 
 
-def main(argv):
-  del argv
-  with tempfile.TemporaryDirectory() as name:
-    work = pathlib.Path(name)
-    if _SMOKE.value:
-      smoke(work)
-      return
-    if not _ORACLE.value:
-      raise app.UsageError('--oracle= is missing; `make bench` gives it')
-    circumstances = scoreboard.Circumstances()
-    folders = {
-      'a': export(model_a(), work / 'a'),
-      'b': export(model_b(), work / 'b'),
-    }
-    with started(_ORACLE.value, folders['a']) as pair:
-      about = pair.both('about')
-    versions = about['ours']['versions'] | about['peer']['versions']
-    found, tokens = Found(), Tokens(model_a().vocab_size)
-    try:
-      measure(folders, tokens, found)
-    finally:  # What was measured before something failed stays measured.
-      where = circumstances.cells(versions)
-      path = scoreboard.RESULTS / CSV
-      scoreboard.append(path, found.rows, where, found.notes)
-      scoreboard.publish()
-
-
 def measure(
   folders: dict[str, pathlib.Path], tokens: Tokens, found: Found
 ) -> None:
-  """Adds the rows of --parts."""
+  """Adds the rows that --parts names."""
   oracle, parts = _ORACLE.value, _PARTS.value
   experts = EXPERTS['train_step'][0]
   if 'inference' in parts:
@@ -456,6 +319,35 @@ def measure(
     experts = training('train_step_a', oracle, folders['a'], tokens, found)
   if 'memory' in parts:
     train_memory(oracle, folders['a'], tokens, experts, found)
+
+
+def run(stem: pathlib.Path, is_full: bool) -> None:
+  """Measures --parts, or only asks our side if the run isn't full."""
+  with tempfile.TemporaryDirectory() as name:
+    work = pathlib.Path(name)
+    if not is_full:
+      smoke(work)
+      return
+    if not _ORACLE.value:
+      raise app.UsageError('--oracle= is missing; `make bench` gives it')
+    circumstances = scoreboard.Circumstances()
+    folders = {
+      'a': export(model_a(), work / 'a'),
+      'b': export(model_b(), work / 'b'),
+    }
+    with pair_lib.started(_ORACLE.value, folders['a']) as pair:
+      about = pair.both('about')
+    versions = about['ours']['versions'] | about['peer']['versions']
+    found, tokens = Found(), Tokens(model_a().vocab_size)
+    try:
+      measure(folders, tokens, found)
+    finally:  # What was measured before something failed stays measured.
+      where = circumstances.cells(versions)
+      scoreboard.add_and_publish(stem, found.rows, where, found.notes)
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(argv, run, full=True, smoke=False)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A child process that answers JSON lines: one framework each."""
+"""A child process that answers JSON lines; each runs one framework."""
 
 from collections.abc import Sequence
 import json
@@ -6,9 +6,9 @@ import os
 import subprocess
 from typing import Any
 
-# The same allocator for everybody: glibc's, in huge pages, keeping what is
-# freed. Both frameworks free their temporaries every step, and giving them back
-# to the kernel costs page faults.
+# Both frameworks get the same allocator: glibc's, in huge pages, which keeps
+# what is freed. Both free their temporaries every step, and giving them back to
+# the kernel costs page faults.
 ALLOCATOR = ':'.join(
   f'glibc.malloc.{option}'
   for option in ('hugetlb=1', 'mmap_max=0', 'trim_threshold=2147483647')
@@ -16,7 +16,7 @@ ALLOCATOR = ':'.join(
 
 
 class Child:
-  """Started with a command; ends with the `with` block."""
+  """A child that starts with a command and ends with the `with` block."""
 
   def __init__(self, command: Sequence[str]):
     self._name = command[1]
@@ -30,7 +30,7 @@ class Child:
 
   @property
   def process(self) -> int:
-    """Its id."""
+    """The id of the child's process."""
     return self._process.pid
 
   def __enter__(self) -> 'Child':

@@ -7,24 +7,27 @@ Model: `configs/demo.py`, initial weights, float32, one request.
 Command: python experiments/benchmarks/cached_decode.py   (about a minute)
 Reproduced: the ratio of medians is at least 5 in this run. Refuted: below.
 
-The two are timed in turn, so that a busy machine slows both alike. One token
-is 256 positions of a full pass, and one position of a decode step whose
+The two are timed in turn, so that a busy machine slows both alike. For one
+token a full pass computes 256 positions, and a decode step computes one, whose
 attention reads 255 cached positions.
 """
 
-import csv
+from collections.abc import Sequence
 import pathlib
 import platform
 import runpy
 import statistics
-import tempfile
+import sys
 import time
 
-from absl import app, flags
+from absl import app
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import script
 from seekax.configuration.config import from_config_dict
 from seekax.configuration.model import ModelConfig
 from seekax.inference import engine
@@ -32,14 +35,9 @@ from seekax.machine import compiling
 from seekax.model.parameters import init_weights
 from seekax.model.transformer import Transformer
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTEXT = 256
 WANTED = 5.0
-
-_SMOKE = flags.DEFINE_bool('smoke', False, 'few repeats, result thrown away')
-_OUTDIR = flags.DEFINE_string(
-  'outdir', str(pathlib.Path(__file__).parent / 'results'), 'where the CSV goes'
-)
 
 
 def demo_model(variant: str) -> ModelConfig:
@@ -49,7 +47,11 @@ def demo_model(variant: str) -> ModelConfig:
 
 
 def measure(config: ModelConfig, repeats: int) -> tuple[float, float]:
-  """Median seconds for one token: (full pass, decode step)."""
+  """Median seconds for one token: (full pass, decode step).
+
+  Raises:
+    AssertionError: the two disagree on the next token.
+  """
   model = Transformer(config)
   weights = jax.jit(lambda: init_weights(config, 0))()
   tokens_BL = np.arange(CONTEXT, dtype=np.int32)[None] % config.vocab_size
@@ -67,7 +69,7 @@ def measure(config: ModelConfig, repeats: int) -> tuple[float, float]:
   )
 
   def decode():
-    # The cache is donated: each repeat decodes into a copy of its own.
+    # The cache is donated, so each repeat decodes into its own copy.
     cache = jax.tree.map(jnp.copy, start)
     jax.block_until_ready(cache)
     began = time.perf_counter()
@@ -86,13 +88,10 @@ def measure(config: ModelConfig, repeats: int) -> tuple[float, float]:
   return tuple(statistics.median(column) for column in zip(*times, strict=True))
 
 
-def main(argv):
-  del argv
-  smoke = _SMOKE.value
-  outdir = pathlib.Path(tempfile.mkdtemp() if smoke else _OUTDIR.value)
-  full, decode = measure(
-    demo_model('tiny' if smoke else ''), 3 if smoke else 51
-  )
+def run(stem: pathlib.Path, size: tuple[str, int]) -> None:
+  """Measures a variant of the demo; appends and prints the row."""
+  variant, repeats = size
+  full, decode = measure(demo_model(variant), repeats)
   row = {
     'full_ms': f'{full * 1e3:.3f}',
     'decode_ms': f'{decode * 1e3:.3f}',
@@ -102,16 +101,14 @@ def main(argv):
     'jax': jax.__version__,
     'machine': f'{platform.machine()}, {jax.devices()[0].device_kind}',
   }
-  outdir.mkdir(parents=True, exist_ok=True)
-  path = outdir / 'cached_decode.csv'
-  is_new = not path.exists()
-  with path.open('a', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, row)
-    if is_new:
-      writer.writeheader()
-    writer.writerow(row)
+  # Lines end as those of the rows that were recorded first.
+  script.append_rows(script.file_of(stem, '.csv'), [row], newline='\r\n')
   for name, value in row.items():
     print(f'{name:>10}: {value}')
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(argv, run, full=('', 51), smoke=('tiny', 3))
 
 
 if __name__ == '__main__':

@@ -13,10 +13,11 @@ Reproduced: both hold for both directions in this run, and loading peaks below
 Every round takes the directions in turn, first `cp`, then the conversion, each
 with its source alone in the page cache; times include `sync`. The last rows
 load the model as every command does, which must hold one copy, and score four
-tokens with it, whose peak adds what the compiler wants for one layer.
+tokens with it, whose peak adds what the compiler wants for one layer. The table
+is written anew by every run.
 """
 
-import csv
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -32,6 +33,9 @@ import time
 from absl import app, flags
 import numpy as np
 
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import script
 from seekax.configuration.model import ModelConfig
 from seekax.configuration.presets import tiny, v3_671b
 from seekax.storage import fp8, huggingface, names, weights
@@ -39,13 +43,9 @@ from seekax.storage.published_config import published_config
 from seekax.storage.safetensors_file import commit, DTYPES, Entry, Files, write
 
 WANTED_SHARE, WANTED_GIB, WANTED_COPIES = 1 / 3, 2.5, 1.25
-_SMOKE = flags.DEFINE_bool('smoke', False, 'a tiny model, result thrown away')
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'medians are over these')
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'rounds of a median')
 _FOLDER = flags.DEFINE_string(
   'folder', '', "where to work; '': a temporary one"
-)
-_OUTDIR = flags.DEFINE_string(
-  'outdir', str(pathlib.Path(__file__).parent / 'results'), 'where the CSV goes'
 )
 
 
@@ -99,13 +99,13 @@ def _entries(slot: names.Slot) -> list[Entry]:
   return [Entry(slot.name, 'F8_E4M3', slot.shape), scales]
 
 
-def _random(draw: np.random.Generator, entry: Entry):
-  """Small normal values, in blocks; codes that are numbers."""
+def _random(draw: np.random.Generator, entry: Entry) -> Iterator[memoryview]:
+  """Blocks of small normal values, or of FP8 codes that are numbers."""
   left, block = entry.num_bytes, 16 << 20
   while left:
     count = min(left, block)
     if entry.dtype == 'F8_E4M3':
-      # Any code but the two that are no number.
+      # Any code but the two that are NaN.
       part = draw.integers(0, 0x7F, count, np.uint8)
       part |= draw.integers(0, 2, count, np.uint8) << 7
     else:
@@ -116,8 +116,8 @@ def _random(draw: np.random.Generator, entry: Entry):
     left -= count
 
 
-# Started by a small process, since a child's peak is at least that of its
-# parent when it was started.
+# A small process starts the command, since a child's peak is at least its
+# parent's memory at the start.
 _LAUNCHER = (
   'import resource, subprocess, sys; '
   'code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); '
@@ -127,7 +127,11 @@ _LAUNCHER = (
 
 
 def timed(*command: str) -> tuple[float, float]:
-  """Runs a command and `sync`: (seconds, peak resident GiB)."""
+  """Runs a command and `sync`: (seconds, peak resident GiB).
+
+  Raises:
+    RuntimeError: the command failed.
+  """
   began = time.perf_counter()
   child = subprocess.run(
     [sys.executable, '-S', '-c', _LAUNCHER, *command],
@@ -147,7 +151,7 @@ def seekax(*args: str) -> tuple[float, float]:
 
 
 def warm(source: pathlib.Path, *others: pathlib.Path) -> None:
-  """Puts a folder's files into the page cache, and takes others' out."""
+  """Puts a folder's files into the page cache, and takes other folders' out."""
   os.sync()
   for folder in others:
     for path in folder.rglob('*') if folder.exists() else ():
@@ -162,7 +166,7 @@ def warm(source: pathlib.Path, *others: pathlib.Path) -> None:
 
 
 def measure(folder: pathlib.Path, config: ModelConfig, rounds: int):
-  """Rows of the table: (what, seconds of cp, seconds, GiB, bytes read)."""
+  """(bytes read, rows of (what, seconds of cp, seconds, peak GiB))."""
   source, copy = folder / 'published', folder / 'copy'
   ours, back = folder / 'ours', folder / 'back'
   make(source, config, 500_000_000)
@@ -222,7 +226,7 @@ def loading(folder: pathlib.Path, ours: pathlib.Path):
 
 
 def check_same(source: pathlib.Path, back: pathlib.Path) -> None:
-  """Import and export gave every tensor its very bytes back."""
+  """Raises AssertionError unless import and export kept all tensors' bytes."""
   there, here = weights.find_tensors(source), weights.find_tensors(back)
   if there.keys() != here.keys():
     raise AssertionError('the export has other tensors than the source')
@@ -257,21 +261,22 @@ def _row(num_bytes, what, copied, seconds, gib) -> dict[str, str]:
   return row
 
 
-def main(argv):
-  del argv
-  smoke = _SMOKE.value
-  outdir = pathlib.Path(tempfile.mkdtemp() if smoke else _OUTDIR.value)
+def run(stem: pathlib.Path, smoke: bool) -> None:
+  """Measures both directions; writes and prints the table."""
   rounds = 0 if smoke else _ROUNDS.value
   with tempfile.TemporaryDirectory(dir=_FOLDER.value or None) as folder:
     num_bytes, found = measure(pathlib.Path(folder), model(smoke), rounds)
   rows = [_row(num_bytes, *result) for result in found]
-  outdir.mkdir(parents=True, exist_ok=True)
-  with open(outdir / 'conversion.csv', 'w', newline='') as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+  table = script.file_of(stem, '.csv')
+  table.unlink(missing_ok=True)
+  # Lines end as those of the table that was recorded first.
+  script.append_rows(table, rows, newline='\r\n')
   for row in rows:
     print('  '.join(f'{name} {value}' for name, value in row.items()))
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(argv, run, full=False, smoke=True)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Sections of `h200.py` about attention and the loss, checked and timed."""
+"""The sections of `h200.py` about attention and loss: checked, then timed."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -43,7 +43,7 @@ class Size:
     Heads('V2-Lite', 4, 4096, 16, 192, 128),
     Heads('small', 8, 1024, 8, 128, 128),
   )
-  # (requests, cache positions of the longest); V3's 128 heads, 512 + 64 wide.
+  # (requests, positions of the longest request); V3's 128 heads, 512 + 64 wide.
   caches: Sequence[tuple[int, int]] = ((1, 32768), (8, 4096), (128, 4096))
   cache_heads: int = 128
   latent: int = 512
@@ -53,7 +53,7 @@ class Size:
     (4096, 7168, 129280),
     (4096, 2048, 102400),
   )
-  # (heads, positions, parts) of our decoding kernel.
+  # Tilings of our decoding kernel: (heads, positions, parts).
   decode_tilings: Sequence[tuple[int, int, int]] = (
     (64, 32, 1),
     (64, 32, 4),
@@ -66,7 +66,7 @@ class Size:
 
 
 def smallest() -> Size:
-  """For the smoke form: shapes that are alike, so that little is compiled."""
+  """The smoke form's shapes; they are alike, so that little is compiled."""
   return Size(
     heads=(Heads('smoke', 1, 16, 2, 16, 16),),
     caches=((2, 16),),
@@ -275,7 +275,7 @@ def _with_gradients(form, dout, *args):
 
 
 def _plain_attention(q_BLHK, k_BLHK, v_BLHU, scale):
-  """One array of all logits, one mask."""
+  """Attention that holds one array of all logits, and one mask."""
   logits_BHLM = jnp.einsum(
     'BLHK,BMHK->BHLM', q_BLHK, k_BLHK, preferred_element_type=jnp.float32
   )
@@ -286,7 +286,7 @@ def _plain_attention(q_BLHK, k_BLHK, v_BLHU, scale):
 
 
 def _plain_loss(hidden_TD, head_DV, targets_T, weights_T):
-  """One array of all logits."""
+  """Cross-entropy that holds one array of all logits."""
   logits_TV = jnp.einsum(
     'TD,DV->TV', hidden_TD, head_DV, preferred_element_type=jnp.float32
   )

@@ -1,4 +1,4 @@
-"""The section of `h200.py` about FP8 products, checked and timed."""
+"""The section of `h200.py` about FP8 products: checked, then timed."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -15,14 +15,15 @@ from seekax.ops import pallas_block_fp8
 from seekax.ops.block_fp8 import ACTIVATION_FLOOR, rounded, Tiling
 from seekax.ops.pallas_block_fp8 import Cut
 
-# Of the result's norm: what both add up differently, operands being the same.
+# The largest difference as a share of the result's norm. Operands are the same,
+# but the two add up in another order.
 BOUND = 1e-3
 _ALONG, _DOWN = (
   Tiling(1, 128, floor=ACTIVATION_FLOOR),
   Tiling(128, 1, floor=ACTIVATION_FLOOR),
 )
 _WEIGHT = Tiling(128, 128)
-# Of the forward product, the input's gradient and the weight's gradient:
+# For the forward product, the input's gradient and the weight's gradient: the
 # operands (x, w, dy by number), their tiles, the axes that are summed over.
 _PRODUCTS = {
   'forward': ((0, 1), (_ALONG, _WEIGHT), (1, 0)),
@@ -33,7 +34,7 @@ _PRODUCTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """(name, rows, width, columns) of linear maps, and cuts that are compared."""
+  """Linear maps as (name, rows, width, columns), and cuts to compare."""
 
   maps: Sequence[tuple[str, int, int, int]] = (
     ('V3', 16384, 7168, 4096),

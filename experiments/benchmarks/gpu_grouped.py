@@ -1,4 +1,4 @@
-"""Sections of `h200.py` about grouped products, checked and timed."""
+"""The sections of `h200.py` about grouped products: checked, then timed."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -43,7 +43,7 @@ class Size:
     Layer('small', 4 * 4096 * 4, 32, 1024, 512),
   )
   loads: Sequence[str] = ('even', 'uneven')
-  # ((rows, columns, depth), warps, stages) of our grouped product.
+  # Tilings of our grouped product: ((rows, columns, depth), warps, stages).
   tilings: Sequence[tuple[tuple[int, int, int], int, int]] = (
     ((64, 128, 64), 4, 3),
     ((64, 256, 64), 8, 3),
@@ -59,7 +59,7 @@ class Size:
 
 
 def smallest() -> Size:
-  """For the smoke form: shapes that are alike, so that little is compiled."""
+  """The smoke form's shapes; they are alike, so that little is compiled."""
   return Size(
     layers=(Layer('smoke', 16, 2, 16, 16),),
     loads=('even',),
@@ -68,7 +68,7 @@ def smallest() -> Size:
 
 
 def _jit_vjp(function: Function, index: int) -> Function:
-  """(cotangent, *args) to the gradient of one argument, nothing else."""
+  """A function from (cotangent, *args) to the gradient of one argument."""
 
   def gradient(cotangent, *args):
     def of_one(x):
@@ -92,7 +92,7 @@ class Grouped:
     return gpu_table.seconds(function, args, self.repeats)
 
   def _products(self) -> dict[str, Function]:
-    """Every (rows, weights, sizes) to results; few in the smoke form."""
+    """Functions of (rows, weights, sizes); the smoke form has one."""
     ours = {
       name: functools.partial(grouped_matmul.grouped_matmul, backend=name)
       for name in ('pallas', 'blocked', 'ragged')
@@ -108,7 +108,7 @@ class Grouped:
     return {'pallas': ours.pop('pallas'), **theirs, **ours}
 
   def _sizes(self, layer: Layer, loads: str) -> np.ndarray:
-    """Rows of each expert; 'even' draws them as a balanced router would."""
+    """How many rows each expert has; 'even' draws as a balanced router does."""
     rng = np.random.default_rng(0)
     share_E = np.full(layer.experts, 1 / layer.experts)
     if loads == 'uneven':
@@ -171,7 +171,7 @@ class Grouped:
     return {k: tera(operations, v) for k, v in spent.items()}
 
   def _check_products(self, sizes, rows, weights, dout, out, drows, dweights):
-    """The first, the last and the busiest expert, in float32."""
+    """Checks the first, the last and the busiest expert against float32."""
     ends = np.cumsum(sizes)
     busy = np.flatnonzero(sizes)
     for expert in {busy[0], busy[-1], int(np.argmax(sizes))}:
@@ -291,7 +291,7 @@ class Grouped:
     }
 
   def _check_swiglu(self, sizes, args, out) -> None:
-    """The busiest expert, in float32."""
+    """Checks the busiest expert against float32."""
     expert = int(np.argmax(sizes))
     end = int(np.cumsum(sizes)[expert])
     own = slice(end - int(sizes[expert]), end)
@@ -306,7 +306,7 @@ _exact = functools.partial(jnp.matmul, precision='highest')
 
 @jax.jit
 def _exact_products(x, w, dy):
-  """Of one expert, in float32: result, gradients of rows and weights."""
+  """One expert in float32: result, gradients of rows and of weights."""
   x, w, dy = (a.astype(jnp.float32) for a in (x, w, dy))
   return _exact(x, w), _exact(dy, w.T), _exact(x.T, dy)
 
@@ -324,7 +324,7 @@ def _tiling_words(tiling: Tiling) -> tuple[str, ...]:
 
 
 def _three_products(product, rows_SD, gate, up, down, scale_S, sizes_E):
-  """SwiGLU of grouped products, as one writes it without a fused kernel."""
+  """SwiGLU made of grouped products, without a fused kernel."""
   gate_SF = product(rows_SD, gate, sizes_E).astype(jnp.float32)
   up_SF = product(rows_SD, up, sizes_E).astype(jnp.float32)
   hidden_SF = jax.nn.silu(gate_SF) * up_SF * scale_S[:, None]

@@ -1,4 +1,4 @@
-"""Sections of `h200.py` about the whole training step, ours and the peer's."""
+"""The sections of `h200.py` about the training step, ours and the peer's."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -38,7 +38,7 @@ from seekax.training.step import train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEER = ROOT / 'third_party' / 'transformers' / 'peer_gpu.py'
-# Rows of the table of a step's time.
+# Rows of the table that shows where a step's time goes.
 KERNELS = 15
 
 
@@ -47,7 +47,7 @@ class Way:
   """How a step is made.
 
   Attributes:
-    sequences: in a batch.
+    sequences: sequences in a batch.
     scan: whether the layers are one scan, and not written out.
     moments: dtype of AdamW's moments.
     matmul: compute.grouped_matmul.
@@ -73,13 +73,13 @@ class Way:
     )
 
 
-# The step that is profiled, and the same in other ways.
+# The step that is profiled.
 PROFILED = Way(4, moments='float32')
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a step reads, and how many follow each other in a measurement."""
+  """What a step reads, and how many steps a measurement takes."""
 
   model: ModelConfig
   batch: int = 8
@@ -88,7 +88,7 @@ class Size:
 
 
 def step_model() -> ModelConfig:
-  """V3's layers at 3.1 billion parameters: 0.5 billion of them per token."""
+  """V3's layers at 3.1 billion parameters; a token uses 0.5 billion of them."""
   return ModelConfig(
     vocab_size=32768,
     embed_dim=2048,
@@ -110,7 +110,7 @@ def step_model() -> ModelConfig:
 
 
 def smallest() -> Size:
-  """For the smoke form, which mostly waits for the compiler."""
+  """The smoke form's size, which mostly waits for the compiler."""
   model = dataclasses.replace(
     step_model(),
     vocab_size=32,
@@ -309,7 +309,7 @@ class Step:
 
 
 def _ways() -> list[Way]:
-  """Every policy; what else was tried; every backend but the references."""
+  """Every policy, some other settings, every backend but the references."""
   ways = [Way(remat=x) for x in reversed(REMAT_POLICIES)]
   ways += [
     Way(4, scan=True, moments='float32'),
@@ -327,7 +327,7 @@ def _ways() -> list[Way]:
 
 
 class _Stepper:
-  """Trains on random tokens; steps follow each other without a wait."""
+  """Trains on random tokens; a step doesn't wait for the one before it."""
 
   PROFILED = 3
 
@@ -353,7 +353,7 @@ class _Stepper:
       raise AssertionError(f'the loss is {loss}')
 
   def seconds(self, steps: int) -> float:
-    """Median of a step's time, over groups of so many steps."""
+    """The median time of a step, measured over groups of `steps` steps."""
     return (
       gpu_table.median_of(lambda: self._steps(steps), self._repeats) / steps
     )

@@ -1,4 +1,4 @@
-"""Tables of measurements that fail one by one, timing, and traces read.
+"""Tables whose measurements may fail one by one; timing; traces.
 
 Used by `h200.py`.
 """
@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 NOT_MEASURED = 'not measured'
-# Of the largest entry, of bfloat16 results beside float32.
+# The largest difference between bfloat16 and float32 results, as a share of the
+# largest entry.
 BOUND = 2e-2
 
 # {labels: {column: cell}}
@@ -26,7 +27,7 @@ Found = dict[tuple[str, ...], Mapping[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One row: its labels, and what measures it: {column: cell}."""
+  """One row: its labels, and a function that measures it: {column: cell}."""
 
   labels: tuple[str, ...]
   measure: Callable[[], Mapping[str, str]]
@@ -38,7 +39,7 @@ class Section:
 
   Attributes:
     name: what --sections calls it.
-    title: in words.
+    title: the heading.
     note: what the columns mean.
     labels: headers of the labels.
     columns: headers of what is measured.
@@ -60,8 +61,8 @@ def measure(section: Section, keep: Callable[[Found], None]) -> Found:
 
   Args:
     section: the cases.
-    keep: is given each row when it is measured: a killed run leaves what it
-      has.
+    keep: takes each row when it is measured, so that a killed run leaves what
+      it has.
   """
   found = {}
   for case in section.cases:
@@ -86,7 +87,7 @@ def _reason(error: BaseException) -> str:
 
 
 def markdown(section: Section, found: Found) -> str:
-  """A heading, the note and the table; what wasn't measured says so."""
+  """A heading, the note and the table; rows that weren't measured say so."""
   headers = section.labels + section.columns
   lines = [f'## {section.title}', '', section.note, '', _line(headers)]
   lines.append(_line(['---'] * len(headers)))
@@ -108,7 +109,7 @@ def seconds(
   """Median of `repeats` measurements of a compiled function, after a warm-up.
 
   A measurement is as many calls as fill about 20 ms, awaited together, so that
-  a call's way to the GPU is hidden as it is in a training step.
+  launching a call is hidden, as it is in a training step.
   """
   jax.block_until_ready(function(*args))
   one = median_of(lambda: jax.block_until_ready(function(*args)), 1)
@@ -147,7 +148,7 @@ def tera(operations: float, spent: float) -> str:
 
 
 def check_close(what: str, actual: Any, expected: Any, bound: float) -> None:
-  """Raises AssertionError beyond `bound` of the largest expected entry."""
+  """Raises AssertionError if an error exceeds `bound` of the largest entry."""
   actual = np.asarray(actual, np.float32)
   expected = np.asarray(expected, np.float32)
   worst = np.abs(actual - expected).max() / np.abs(expected).max()
@@ -159,11 +160,11 @@ def kernel_totals(folder: pathlib.Path) -> dict[str, float]:
   """Milliseconds of every kernel in a Perfetto trace of JAX's profiler.
 
   Args:
-    folder: that the trace was written to, with a Perfetto file.
+    folder: where the trace was written, with a Perfetto file.
 
   Returns:
-    {kernel: milliseconds on the device}, the largest first; empty where the
-    trace has no device.
+    {kernel: milliseconds on the device}, the largest first; empty if the trace
+    has no device.
   """
   (path,) = folder.rglob('perfetto_trace.json.gz')
   events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
@@ -171,7 +172,7 @@ def kernel_totals(folder: pathlib.Path) -> dict[str, float]:
 
 
 def totals(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-  """The same of a trace's events: those on streams, not those of modules."""
+  """The same from a trace's events; only those on a device's streams count."""
   events = list(events)
   names = {'process_name': {}, 'thread_name': {}}
   for event in events:

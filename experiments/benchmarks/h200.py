@@ -3,17 +3,18 @@
 Claims: the training step of a V3-shaped model that fits one GPU reaches 40 % of
 the device's peak (model FLOP; the field's JAX record on Hopper is 28 %, with
 simpler attention on eight H100), and more tokens per second than transformers
-there. Of the kernels nothing is claimed: the tables tell which implementation
+there. No claim is made about kernels: the tables tell which implementation
 `seekax.ops.backends` should prefer, beside a dense product of as many
 operations.
 
 Every implementation is checked before it is timed (a product against the same
-in float32, attention and decoding against their plain forms in float32), and a
-row survives the failure of any other. Times are medians of 9 after a warm-up; a
-time is that of calls that fill about 20 ms together.
+product in float32, attention and decoding against their plain forms in
+float32), and a row survives the failure of any other. A time is the median of 9
+measurements after a warm-up; a measurement is a group of calls that fill about
+20 ms together.
 
-- grouped: rows sorted by expert, one matrix each; forward, the rows' gradient
-  and the weights' gradient, each on its own.
+- grouped: rows sorted by expert, one matrix per expert; forward, the rows'
+  gradient and the weights' gradient, each timed alone.
 - tiles: our grouped product at other tiles than the chosen ones.
 - swiglu: the three products of an expert layer with SwiGLU and the routing
   weight, on sorted rows.
@@ -23,16 +24,16 @@ time is that of calls that fill about 20 ms together.
 - fp8: the three products of a linear map in block FP8, beside bfloat16.
 - step: the whole training step (gradients, clipping, AdamW with float32
   masters, router bias), random tokens, no token dropped.
-- time: where a step's time goes, by the profiler, where auto chooses the
-  backends and nothing is rematerialised; step has to be in the same run.
+- time: where a step's time goes, by the profiler, when auto chooses the
+  backends and nothing is rematerialised; the same run must measure step.
 - peer: the same model in transformers, which trains in pure bfloat16.
 
 Command: python experiments/benchmarks/h200.py --oracle=PYTHON  (about half an
 hour on a GPU with 80 GB or more; PYTHON has torch and transformers for the
-GPU, without it the peer's rows are not measured). Sections may be measured in
-runs of their own, --sections=grouped,tiles and so on, and so may rows whose
+GPU, and without it the peer's rows are not measured). A run may measure some
+sections alone, --sections=grouped,tiles and so on, and some rows alone, whose
 labels hold a pattern, --rows=V3: results/h200.json keeps the newest of each,
-h200.md shows them all. --plan writes h200.md without measuring.
+and h200.md shows them all. --plan writes h200.md without measuring.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,23 +46,24 @@ import pathlib
 import re
 import shlex
 import sys
-import tempfile
 from typing import Any
 
 from absl import app, flags
+import jax
+
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import gpu_attention
 import gpu_fp8
 import gpu_grouped
 import gpu_step
 import gpu_table
 from gpu_table import Section
-import jax
 
+import script
 from seekax.ops import cudnn_attention
 
-FOLDER = pathlib.Path(__file__).parent
-TABLE = 'h200.md'
-FOUND = 'results/h200.json'
+FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = (
   'grouped',
   'tiles',
@@ -75,15 +77,15 @@ NAMES = (
   'peer',
 )
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'tiny shapes, result thrown away')
 _PLAN = flags.DEFINE_bool('plan', False, 'write the tables, measure nothing')
 _SECTIONS = flags.DEFINE_list('sections', list(NAMES), 'what to measure')
 _ROWS = flags.DEFINE_string('rows', '', 'pattern of the rows to measure')
 _ORACLE = flags.DEFINE_string('oracle', '', 'a Python with torch for the GPU')
-_REPEATS = flags.DEFINE_integer('repeats', 9, 'medians are over these', 5)
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'measurements of a median', 5)
 
 
 def full() -> list[Section]:
+  """All sections at full size."""
   size, repeats = gpu_step.Size(gpu_step.step_model()), _REPEATS.value
   return [
     *gpu_grouped.Grouped(gpu_grouped.Size(), False, repeats).sections(),
@@ -94,6 +96,7 @@ def full() -> list[Section]:
 
 
 def smoke() -> list[Section]:
+  """All sections at their smallest size."""
   return [
     *gpu_grouped.Grouped(gpu_grouped.smallest(), True, 1).sections(),
     *gpu_attention.Attention(gpu_attention.smallest(), True, 1).sections(),
@@ -103,7 +106,7 @@ def smoke() -> list[Section]:
 
 
 def _circumstances() -> dict[str, str]:
-  """When, where and how a section was measured."""
+  """When, where and how a section is measured."""
   versions = [f'Python {sys.version.split()[0]}']
   for name in ('jax', 'jaxlib', 'flax', 'tokamax', 'jax-triton'):
     try:
@@ -128,24 +131,29 @@ def _circumstances() -> dict[str, str]:
   }
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(stem: pathlib.Path) -> dict[str, Any]:
+  """What was found so far, by section."""
+  path = script.file_of(stem, '.json')
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _keep(path: pathlib.Path, section: Section, found: gpu_table.Found) -> None:
+def _keep(stem: pathlib.Path, section: Section, found: gpu_table.Found) -> None:
   """Adds rows to what earlier runs found, or replaces them."""
-  known = _read(path)
+  known = _read(stem)
   rows = {tuple(row['labels']): row for row in known.get(section.name, [])}
   run = _circumstances()
   for labels, cells in found.items():
     rows[labels] = {'labels': list(labels), 'cells': dict(cells), 'run': run}
   known[section.name] = list(rows.values())
-  path.write_text(json.dumps(known, indent=1) + '\n')
+  script.file_of(stem, '.json').write_text(json.dumps(known, indent=1) + '\n')
 
 
-def write(folder: pathlib.Path, sections: Sequence[Section]) -> None:
-  """The tables, every row as it was measured last."""
-  known = _read(folder / FOUND)
+def write(stem: pathlib.Path, sections: Sequence[Section]) -> None:
+  """Writes the tables, every row as it was measured last.
+
+  h200.md lies beside the folder `results/`, or with other results.
+  """
+  known = _read(stem)
   parts = [
     '# One Hopper GPU\n',
     'Written by `experiments/benchmarks/h200.py`, whose docstring says what is '
@@ -161,7 +169,8 @@ def write(folder: pathlib.Path, sections: Sequence[Section]) -> None:
     found = {tuple(row['labels']): row['cells'] for row in rows}
     parts.append(gpu_table.markdown(section, found))
     parts += {_run_line(row['run']): None for row in rows}
-  (folder / TABLE).write_text('\n'.join(parts))
+  folder = FOLDER if stem.parent == FOLDER / 'results' else stem.parent
+  (folder / f'{stem.name}.md').write_text('\n'.join(parts))
 
 
 def _run_line(run: Mapping[str, str]) -> str:
@@ -169,19 +178,19 @@ def _run_line(run: Mapping[str, str]) -> str:
   return f'{where}; `{run["command"]}`\n'
 
 
-def run(
-  folder: pathlib.Path, sections: Sequence[Section], chosen: Sequence[str]
+def measure(
+  stem: pathlib.Path, sections: Sequence[Section], on_gpu: bool
 ) -> list[str]:
-  """Measures the chosen sections, writes all; returns the rows that failed.
+  """Measures --sections, writes all; returns the rows that failed.
 
   The peer goes first: once JAX has a GPU, it keeps most of its memory.
   """
   failed = []
   pattern = re.compile(_ROWS.value)
   for section in sorted(sections, key=lambda x: x.name != 'peer'):
-    if section.name not in chosen:
+    if section.name not in _SECTIONS.value:
       continue
-    if section.name != 'peer':
+    if on_gpu and section.name != 'peer':
       _check_device()
     cases = [x for x in section.cases if pattern.search(', '.join(x.labels))]
 
@@ -189,8 +198,8 @@ def run(
       for labels, cells in row.items():
         _say(f'{section.name}: {", ".join(labels)}: {dict(cells)}')
       if any(row.values()):
-        _keep(folder / FOUND, section, row)
-        write(folder, sections)
+        _keep(stem, section, row)
+        write(stem, sections)
 
     found = gpu_table.measure(dataclasses.replace(section, cases=cases), keep)
     failed += [
@@ -202,7 +211,7 @@ def run(
 
 
 def _check_device() -> None:
-  if not _SMOKE.value and jax.default_backend() != 'gpu':
+  if jax.default_backend() != 'gpu':
     raise app.UsageError(
       f'this needs an NVIDIA GPU and JAX for it, found {jax.devices()[0]}; pip '
       'install "jax[cuda13]", or try --smoke'
@@ -213,25 +222,32 @@ def _say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def main(argv):
-  del argv
+def run(stem: pathlib.Path, is_full: bool) -> None:
+  """Measures --sections, or writes the tables alone with --plan.
+
+  Raises:
+    app.UsageError: a section is unknown, or a full run finds no GPU.
+    AssertionError: a row of the smoke form failed.
+  """
   unknown = set(_SECTIONS.value) - set(NAMES)
   if unknown:
     raise app.UsageError(
       f'--sections={",".join(sorted(unknown))}: known are {", ".join(NAMES)}'
     )
   if _PLAN.value:
-    write(FOLDER, full())
-  elif _SMOKE.value:
-    with tempfile.TemporaryDirectory() as name:
-      folder = pathlib.Path(name)
-      (folder / FOUND).parent.mkdir()
-      failed = run(folder, smoke(), _SECTIONS.value)
-    if failed:
-      raise AssertionError(f'failed: {"; ".join(failed)}')
-  else:
-    for row in run(FOLDER, full(), _SECTIONS.value):
+    write(stem, full())
+    return
+  if is_full:
+    for row in measure(stem, full(), on_gpu=True):
       _say(f'failed: {row}')
+    return
+  failed = measure(stem, smoke(), on_gpu=False)
+  if failed:
+    raise AssertionError(f'failed: {"; ".join(failed)}')
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(argv, run, full=True, smoke=False)
 
 
 if __name__ == '__main__':

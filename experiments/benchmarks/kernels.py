@@ -5,8 +5,9 @@ what `scoreboard.CLAIMS` says:
 
 - grouped SwiGLU (2,048 tokens of width 256, 32 experts of 128, top-4, random
   loads near balance): 20 times as fast as `jax.lax.ragged_dot`, 4 times as fast
-  as every expert dense. Dense is the faster of two: the `dense` backend (every
-  row of a slot meets every expert), and every token meeting every expert once.
+  as every expert dense. Dense is the faster of two forms: the `dense` backend
+  (every row of a slot meets every expert), and every token meeting every expert
+  once.
 - attention (one sequence, 4 heads, query/key width 192, value width 128): a
   fifth of the temporaries of the form that holds all logits, at 8,192 tokens,
   and no slower at 1,024.
@@ -14,8 +15,8 @@ what `scoreboard.CLAIMS` says:
   temporaries of materialised logits, in at most 1.2 times the time.
 
 All are compiled with the options of the training step. Temporaries are the
-compiler's own count, without inputs and outputs. Times are
-medians of repeats taken in turn after a warm-up; both ways must agree first.
+compiler's own count, without inputs and outputs. Times are medians of repeats
+taken in turn after a warm-up; both forms must agree first.
 Command: python experiments/benchmarks/kernels.py   (about 3 minutes)
 """
 
@@ -24,7 +25,7 @@ import functools
 import math
 import pathlib
 import statistics
-import tempfile
+import sys
 import time
 from typing import Any
 
@@ -33,21 +34,24 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import scoreboard
 
+import script
 from seekax.configuration.compute import DEFAULT
 from seekax.machine import compiling
 from seekax.ops.attention import causal_attention
 from seekax.ops.cross_entropy import cross_entropy_sum
 from seekax.ops.grouped_matmul import grouped_swiglu
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'tiny shapes, result thrown away')
-_REPEATS = flags.DEFINE_integer('repeats', 9, 'medians are over these', 5)
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'repeats of a median', 5)
 BACKEND = DEFAULT.grouped_matmul
-# Of the largest entry; float32 sums in another order.
+# A share of the largest entry: float32 sums in another order.
 TOLERANCE = 1e-4
 
-# (row, ours, the peer's, how it was measured)
+# (name of a row, our number, the peer's, how it was measured)
 Found = tuple[str, float, float, str]
 Function = Callable[..., Any]
 
@@ -55,10 +59,10 @@ Function = Callable[..., Any]
 def in_turn(
   functions: Sequence[Function], args: Sequence[Any], repeats: int
 ) -> list[float]:
-  """Median milliseconds of each, run in turn after a warm-up.
+  """Median milliseconds of each function; they run in turn after a warm-up.
 
   Raises:
-    AssertionError: they don't give the same.
+    AssertionError: the functions give different results.
   """
   results = [jax.block_until_ready(call(*args)) for call in functions]
   for result in results[1:]:
@@ -85,7 +89,7 @@ def _check_same(actual: Any, expected: Any) -> None:
 
 
 def temporaries(function: Function, args: Sequence[Any]) -> float:
-  """The compiler's count for arguments of these shapes, in MB."""
+  """MB of temporaries for arguments of these shapes, by the compiler."""
   compiled = function.lower(*args).compile()
   return compiled.memory_analysis().temp_size_in_bytes / 1e6
 
@@ -98,7 +102,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def every_expert(x_TD, gates_TA, experts_TA, gate_EDF, up_EDF, down_EFD):
-  """All experts on all tokens; a choice that wasn't made weighs nothing."""
+  """All experts on all tokens; an expert that wasn't chosen weighs nothing."""
   own_TAE = jax.nn.one_hot(experts_TA, gate_EDF.shape[0], dtype=x_TD.dtype)
   weight_TE = jnp.einsum('TA,TAE->TE', gates_TA, own_TAE)
   gate_ETF = jnp.einsum('TD,EDF->ETF', x_TD, gate_EDF)
@@ -122,7 +126,7 @@ def expert_inputs(tokens: int, width: int, hidden: int, experts: int):
 
 
 def with_gradients(function: Function, by: tuple[int, ...]) -> Function:
-  """The output and all gradients of a weighted sum of it, compiled."""
+  """A function's output and the gradients of a weighted sum of it, compiled."""
 
   def weighed(*args):
     *args, cotangent = args
@@ -220,28 +224,25 @@ def cross_entropy(smoke: bool, repeats: int) -> list[Found]:
   return [('loss_memory', *memory, shape), ('loss_time', *times, shape)]
 
 
-def main(argv):
-  del argv
-  smoke, repeats = _SMOKE.value, 1 if _SMOKE.value else _REPEATS.value
+def run(stem: pathlib.Path, smoke: bool) -> None:
+  """Measures all parts and publishes their rows."""
+  repeats = 1 if smoke else _REPEATS.value
   circumstances = scoreboard.Circumstances()
   found = [
     one
     for part in (grouped_matmul, attention, cross_entropy)
     for one in part(smoke, repeats)
   ]
-  rows = [scoreboard.compare(name, *pair) for name, *pair, _ in found]
-  notes = {name: f'{note}; {repeats} repeats' for name, _, _, note in found}
-  where = circumstances.cells(
-    {'jax': jax.__version__, 'jaxlib': jaxlib.__version__}
+  scoreboard.add_and_publish(
+    stem,
+    [scoreboard.compare(name, *pair) for name, *pair, _ in found],
+    circumstances.cells({'jax': jax.__version__, 'jaxlib': jaxlib.__version__}),
+    {name: f'{note}; {repeats} repeats' for name, _, _, note in found},
   )
-  if smoke:
-    with tempfile.TemporaryDirectory() as name:
-      folder = pathlib.Path(name)
-      scoreboard.append(folder / 'kernels.csv', rows, where, notes)
-      scoreboard.publish(folder, folder)
-    return
-  scoreboard.append(scoreboard.RESULTS / 'kernels.csv', rows, where, notes)
-  scoreboard.publish()
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(argv, run, full=False, smoke=True)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Models a and b, and tokens to train them on. No JAX."""
+"""Models a and b of the benchmarks, and tokens to train them on; no JAX."""
 
 import dataclasses
 import random
@@ -8,6 +8,7 @@ from seekax.configuration.presets import tiny
 
 
 def model_a() -> ModelConfig:
+  """18M parameters: 32 experts top-4, groups 4/2."""
   return ModelConfig(
     vocab_size=512,
     embed_dim=256,
@@ -33,6 +34,7 @@ def model_a() -> ModelConfig:
 
 
 def model_b() -> ModelConfig:
+  """Model a with 64 experts top-6, 2 shared, no groups."""
   return dataclasses.replace(
     model_a(),
     num_experts=64,
@@ -44,7 +46,7 @@ def model_b() -> ModelConfig:
 
 
 def smallest() -> ModelConfig:
-  """For the smoke form, which mostly waits for the compiler."""
+  """The smoke form's model, which mostly waits for the compiler."""
   return dataclasses.replace(
     tiny(), num_layers=1, num_dense_layers=0, mtp_depth=0, rope_scaling='none'
   )

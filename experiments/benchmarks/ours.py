@@ -1,8 +1,8 @@
 """A DeepSeek-V3 folder under seekax, timed on request.
 
-The counterpart of `third_party/transformers/peer.py`: JSON lines on stdin and
-stdout, the same commands, and `make` and `load` before them. Compilation is the
-first call's; callers warm up.
+The counterpart of `third_party/transformers/peer.py`: it reads JSON lines on
+stdin and answers on stdout, with the same commands, and `make` and `load`
+before them. The first call of a command compiles; callers warm up.
 """
 
 import functools
@@ -84,7 +84,7 @@ _prefill = compiling.jit(engine.prefill, static_argnums=(0, 4))
 
 
 class Ours:
-  """The model, its training state, the commands."""
+  """The model, its training state, and the commands as methods."""
 
   def __init__(self):
     self.model, self.weights, self.served = None, None, None
@@ -107,14 +107,14 @@ class Ours:
     return {}
 
   def load(self, folder: str) -> dict[str, Any]:
-    """Loads what the other commands are about."""
+    """Loads the model that the other commands use."""
     opened = open_checkpoint(folder)
     self.model = opened.config.model
     self.weights = opened.weights
     return {}
 
   def about(self) -> dict[str, Any]:
-    """Versions and what is used by default."""
+    """Versions, the default backend of experts, the number of parameters."""
     return {
       'versions': {'jax': jax.__version__, 'jaxlib': jaxlib.__version__},
       'experts': self.compute.grouped_matmul,
@@ -129,7 +129,7 @@ class Ours:
     weight_decay: float,
     clip_norm: float,
   ) -> dict[str, Any]:
-    """A fresh AdamW at a constant rate; from now on this child only trains."""
+    """Makes a fresh AdamW at a constant rate; now this child only trains."""
     self.optim = OptimConfig(
       learning_rate=learning_rate,
       warmup_steps=0,
@@ -142,10 +142,10 @@ class Ours:
     return {}
 
   def train_step(self, tokens: list[list[int]]) -> dict[str, Any]:
-    """One step: seconds, and the mean loss before it.
+    """Takes one step: its seconds, and the mean loss before it.
 
     Args:
-      tokens: one more per row than are read; each predicts the next.
+      tokens: rows with one token more than is read; each predicts the next.
     """
     tokens_BL = np.array(tokens, np.int32)
     batch = batch_of(tokens_BL)
@@ -155,7 +155,7 @@ class Ours:
       )
       # The step donates the state, and with it the weights.
       state = start_from(self.config, self.weights)
-      # All of it placed, as after a step: the second compiles nothing.
+      # Placed as after a step, so that the second step compiles nothing.
       self.state = jax.device_put(state, jax.devices()[0])
       self.weights = None
       self.rates = Schedule(self.config).rates(0)
@@ -183,7 +183,7 @@ class Ours:
     return {'seconds': seconds, 'logits': np.asarray(logits_BV).tolist()}
 
   def served_weights(self):
-    """The weights as inference wants them."""
+    """The weights in the form that inference takes."""
     if self.served is None:
       self.served = taken_apart(self.compute, self.weights)
     return self.served
@@ -213,7 +213,7 @@ class Ours:
     return {'seconds': seconds, 'tokens': produced.tolist()}
 
   def cache_bytes(self) -> dict[str, Any]:
-    """Per token at V3's full size in bfloat16, counted on the shapes."""
+    """Bytes per token at V3's full size in bfloat16, counted on the shapes."""
     model = Transformer(v3_671b())
     cache = jax.eval_shape(lambda: init_cache(model, 1, 1, jnp.bfloat16))
     arrays = jax.tree.leaves(cache.layers)
@@ -239,8 +239,8 @@ def batch_of(tokens_BL: np.ndarray) -> Batch:
 
 
 def serve(ours: Ours) -> None:
-  """Answers with its methods until stdin ends."""
-  # Whatever else prints goes to stderr.
+  """Answers every line with one of its methods, until stdin ends."""
+  # Everything else that prints goes to stderr.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   for line in sys.stdin:

@@ -1,55 +1,58 @@
 """The planner's time of a training step beside the clock, on two CPU cores.
 
 Claim: none. The constants of the planner's model of time were fitted on GPUs
-(docs/planning.md); this asks what they are worth on a CPU, where it knows the
-rate of products and of memory alone ('cpu' in planning/hardware.py).
+(docs/planning.md); this script asks what they are worth on a CPU, for which the
+planner knows only the rates of products and of memory ('cpu' in
+planning/hardware.py).
 Models: one of width 64, a and b of `models.py`, and a twice as wide; float32,
 cross-entropy alone, 2,048 tokens.
 Command: python experiments/benchmarks/planner_on_cpu.py   (about 3 minutes)
 
 Each step is timed by the clock and by the processors' own time, halved for the
 two cores. On a quiet machine the two are near; other programs stretch the first
-without limit, and the second too, by what they take of caches and memory. So
-beside both stand the undisturbed rounds of `make bench`, for a and b. Medians;
-a result appends to benchmarks/results/planner_on_cpu.csv, and --table prints
-the newest rows without measuring.
+without limit, and also the second, because they use caches and memory. So the
+table also shows the undisturbed rounds of `make bench`, for a and b. Times are
+medians. A run appends to benchmarks/results/planner_on_cpu.csv, and --table
+prints the newest rows without measuring.
 """
 
 from collections.abc import Sequence
-import csv
 import dataclasses
 import json
 import pathlib
 import statistics
+import sys
 import time
 
 from absl import app, flags
 import jax
+
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 from models import model_a, model_b, smallest, Tokens
 import ours
 import scoreboard
 
+import script
 from seekax.configuration import presets
 from seekax.configuration.model import ModelConfig
 from seekax.model.parameters import init_weights
 from seekax.planning import hardware, step_time
 from seekax.planning.layout import Layout
 from seekax.planning.parameters import count_parameters
+from seekax.planning.run import Run
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'tiny model, result thrown away')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'medians are over these', 1)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'rounds of a median', 1)
 _TABLE = flags.DEFINE_bool(
   'table', False, 'print the newest rows, predicted anew, and end'
 )
-_FOLDER = pathlib.Path(__file__).resolve().parent
-_RESULTS = _FOLDER / 'results' / 'planner_on_cpu.csv'
-_BENCH = _FOLDER / 'results.json'
+_BENCH = scoreboard.FOLDER / 'results.json'
 _CORES = 2
 _BATCH, _LENGTH = 8, 256
 
 
 def models() -> dict[str, ModelConfig]:
-  """From the smallest to the largest."""
+  """The models that are timed, from the smallest to the largest."""
   a = model_a()
   small = dataclasses.replace(presets.tiny(), mtp_depth=0, rope_scaling='none')
   return {
@@ -69,8 +72,8 @@ def models() -> dict[str, ModelConfig]:
 
 
 def predicted_seconds(model: ModelConfig, batch: int, length: int) -> float:
-  """What the planner says."""
-  run = step_time.Run(
+  """The planner's time of a step."""
+  run = Run(
     model,
     hardware.DEVICES['cpu'],
     Layout(micro_batch=batch, remat='none'),
@@ -84,7 +87,7 @@ def predicted_seconds(model: ModelConfig, batch: int, length: int) -> float:
 def measured_seconds(
   model: ModelConfig, batch: int, length: int, rounds: int
 ) -> tuple[float, float]:
-  """Medians of the clock, and of the processors' time per core."""
+  """Median seconds by the clock, and of the processors' time per core."""
   trainer = ours.Ours()
   trainer.model = model
   trainer.weights = init_weights(model, 0)
@@ -101,45 +104,8 @@ def measured_seconds(
   return statistics.median(clock[1:]), statistics.median(processors[1:])
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _TABLE.value:
-    with _RESULTS.open(newline='') as file:
-      rows = list(csv.DictReader(file))[-len(models()) :]
-    # Measured then, predicted now: the planner's constants may have changed.
-    for row in rows:
-      seconds = predicted_seconds(models()[row['model']], _BATCH, _LENGTH)
-      row['predicted_ms'] = f'{1e3 * seconds:.4g}'
-    print(table(rows))
-    return
-  smoke = _SMOKE.value
-  cases = {'smallest': smallest()} if smoke else models()
-  batch, length = (2, 16) if smoke else (_BATCH, _LENGTH)
-  circumstances = scoreboard.Circumstances()
-  rows = []
-  for name, model in cases.items():
-    predicted = predicted_seconds(model, batch, length)
-    clock, processors = measured_seconds(
-      model, batch, length, 1 if smoke else _ROUNDS.value
-    )
-    rows.append(
-      {
-        'model': name,
-        'parameters': count_parameters(model).total,
-        'predicted_ms': f'{1e3 * predicted:.4g}',
-        'clock_ms': f'{1e3 * clock:.4g}',
-        'processors_ms': f'{1e3 * processors:.4g}',
-      }
-    )
-  where = circumstances.cells({'jax': jax.__version__})
-  if not smoke:
-    _append(rows, where)
-  print(table([row | where for row in rows]))
-
-
 def table(rows: list[dict]) -> str:
-  """Markdown: predicted, measured in three ways, and errors."""
+  """Predicted and measured times and the errors, as Markdown."""
   bench = {
     row['name'].removeprefix('train_step_'): 1e3
     * _BATCH
@@ -167,13 +133,46 @@ def table(rows: list[dict]) -> str:
   return '\n'.join(lines)
 
 
-def _append(rows: list[dict], where: dict[str, str]) -> None:
-  is_new = not _RESULTS.exists()
-  with _RESULTS.open('a', newline='') as file:
-    writer = csv.DictWriter(file, [*rows[0], *where], lineterminator='\n')
-    if is_new:
-      writer.writeheader()
-    writer.writerows(row | where for row in rows)
+def newest_table(stem: pathlib.Path) -> str:
+  """The table of the newest rows, with the planner's times of today."""
+  rows = script.read_rows(script.file_of(stem, '.csv'))[-len(models()) :]
+  for row in rows:
+    seconds = predicted_seconds(models()[row['model']], _BATCH, _LENGTH)
+    row['predicted_ms'] = f'{1e3 * seconds:.4g}'
+  return table(rows)
+
+
+def run(stem: pathlib.Path, smoke: bool) -> None:
+  """Times every model, appends the rows, prints the table."""
+  if _TABLE.value:
+    print(newest_table(stem))
+    return
+  cases = {'smallest': smallest()} if smoke else models()
+  batch, length = (2, 16) if smoke else (_BATCH, _LENGTH)
+  circumstances = scoreboard.Circumstances()
+  rows = []
+  for name, model in cases.items():
+    predicted = predicted_seconds(model, batch, length)
+    clock, processors = measured_seconds(
+      model, batch, length, 1 if smoke else _ROUNDS.value
+    )
+    rows.append(
+      {
+        'model': name,
+        'parameters': count_parameters(model).total,
+        'predicted_ms': f'{1e3 * predicted:.4g}',
+        'clock_ms': f'{1e3 * clock:.4g}',
+        'processors_ms': f'{1e3 * processors:.4g}',
+      }
+    )
+  where = circumstances.cells({'jax': jax.__version__})
+  rows = [row | where for row in rows]
+  script.append_rows(script.file_of(stem, '.csv'), rows)
+  print(table(rows))
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(argv, run, full=False, smoke=True)
 
 
 if __name__ == '__main__':

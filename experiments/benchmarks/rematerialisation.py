@@ -1,38 +1,40 @@
 """Memory and time of a training step under every policy of compute.remat.
 
 Claims: `paper` needs less memory than `none`, in the compiler's count and while
-the process trains, and `full` less again. Nothing is claimed of how much, nor
-of time: DeepSeek-V3 (section 3.2.3) gives no figures.
+the process trains, and `full` less again. No claim says how much less, nor
+anything about time: DeepSeek-V3 (section 3.2.3) gives no figures.
 Models: a of `models.py` (18M parameters, 6 layers, written out) at 8x256 and
 2x1,024 tokens, and the same with 16 layers (15 of them one scan); float32.
 Command: python experiments/benchmarks/rematerialisation.py   (about 8 minutes)
 
-Each policy trains in a process of its own; the three are asked for a step in
-turn, every second round the other way about. The time is the median of the
-rounds. Peaks are of the process's resident set: of all of it, which compiling a
-small model's step may decide, and of the steps after the first. Temporaries are
-the compiler's count for the step's program. The losses of all three must agree
-at every step.
+Each policy trains in its own process; the three are asked for a step in turn,
+every second round in reverse. The time is the median of the rounds. Two peaks
+of the process's resident set are kept: that of its whole life, which compiling
+a small model's step may decide, and that of the steps after the first.
+Temporaries are the compiler's count for the step's program. The losses of all
+three must agree at every step.
 """
 
 from collections.abc import Sequence
 import contextlib
-import csv
 import dataclasses
 import pathlib
 import statistics
 import sys
-import tempfile
 from typing import Any
 
 from absl import app, flags
-import asked
 import jax
-from models import model_a, smallest, Tokens
 import numpy as np
+
+# Scripts are run by path; the modules that they share lie one folder up.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import asked
+from models import model_a, smallest, Tokens
 import ours
 import scoreboard
 
+import script
 from seekax.configuration.compute import ComputeConfig, REMAT_POLICIES
 from seekax.configuration.model import ModelConfig
 from seekax.configuration.optim import OptimConfig
@@ -42,13 +44,12 @@ from seekax.training.step import whole_step
 TOLERANCE = 1e-4
 CHILD = 'child'
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'tiny model, result thrown away')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'medians are over these', 5)
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'rounds of a median', 5)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A model and what its step reads."""
+  """A model and what its step reads: `batch` rows of `length` tokens."""
 
   name: str
   model: ModelConfig
@@ -61,13 +62,15 @@ class Row:
   """One policy of a case.
 
   Attributes:
-    model, tokens, policy: what was measured.
-    temporaries_mb: of the step's program.
+    model: the case's name.
+    tokens: rows and tokens of a batch.
+    policy: the policy.
+    temporaries_mb: temporaries of the step's program.
     training_mb: peak of the resident set in the steps after the first.
-    process_mb: of the process, compilation included.
-    step_ms: median.
-    relative: the same over that of `none`.
-    rounds: steps that the median is over.
+    process_mb: peak of the resident set, compilation included.
+    step_ms: median time of a step.
+    relative: this time over that of `none`.
+    rounds: steps of the median.
   """
 
   model: str
@@ -85,14 +88,14 @@ class Training(ours.Ours):
   """The child's side: random weights, steps, memory."""
 
   def begin(self, model: dict[str, Any], remat: str) -> dict[str, Any]:
-    """Weights, and an optimizer that hardly moves them."""
+    """Makes weights, and an optimizer that hardly moves them."""
     self.model, self.compute = ModelConfig(**model), ComputeConfig(remat=remat)
     self.weights = jax.jit(lambda: init_weights(self.model, 0))()
     self.optim = OptimConfig(learning_rate=1e-6, warmup_steps=0)
     return self.about()
 
   def forget_peak(self) -> dict[str, Any]:
-    """From now on `peak` is of what follows."""
+    """Makes `peak` start anew."""
     pathlib.Path('/proc/self/clear_refs').write_text('5')
     return {}
 
@@ -107,7 +110,7 @@ class Training(ours.Ours):
 def measure(
   case: Case, policies: Sequence[str], rounds: int
 ) -> tuple[list[Row], dict[str, str]]:
-  """(a row per policy, versions).
+  """A row per policy, and versions.
 
   Raises:
     AssertionError: the policies' losses differ.
@@ -162,7 +165,7 @@ def measure(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-  """The table."""
+  """The table of all rows."""
   lines = [
     '| model | tokens | `compute.remat` | temporaries, MB | training, MB '
     '| process, MB | step, ms | over `none` |',
@@ -177,46 +180,44 @@ def markdown(rows: Sequence[Row]) -> str:
   return '\n'.join(lines)
 
 
-def append(
-  path: pathlib.Path, rows: Sequence[Row], where: dict[str, str]
-) -> None:
-  """Adds the rows to a CSV."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  is_new = not path.exists()
-  columns = [*(x.name for x in dataclasses.fields(Row)), *where]
-  with path.open('a', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, columns, lineterminator='\n')
-    if is_new:
-      writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) | where for row in rows)
+def full_cases() -> list[Case]:
+  """The cases of a full run."""
+  deep = dataclasses.replace(model_a(), num_layers=16)
+  return [
+    Case('a, 6 layers', model_a(), 8, 256),
+    Case('a, 6 layers', model_a(), 2, 1024),
+    Case('a, 16 layers', deep, 8, 256),
+  ]
 
 
-def main(argv):
-  if argv[1:] == [CHILD]:
-    ours.serve(Training())
-    return
-  if _SMOKE.value:
-    cases = [Case('smallest', smallest(), 1, 8)]
-    results = pathlib.Path(tempfile.mkdtemp())
-    policies, rounds = ('paper',), 1
-  else:
-    deep = dataclasses.replace(model_a(), num_layers=16)
-    cases = [
-      Case('a, 6 layers', model_a(), 8, 256),
-      Case('a, 6 layers', model_a(), 2, 1024),
-      Case('a, 16 layers', deep, 8, 256),
-    ]
-    results, rounds = scoreboard.RESULTS, _ROUNDS.value
-    policies = REMAT_POLICIES
+def run(stem: pathlib.Path, smoke: bool) -> None:
+  """Measures every case, appends its rows, prints the table."""
+  cases, policies, rounds = full_cases(), REMAT_POLICIES, _ROUNDS.value
+  if smoke:
+    cases, policies, rounds = (
+      [Case('smallest', smallest(), 1, 8)],
+      ('paper',),
+      1,
+    )
   found = []
   for case in cases:
-    # Of each case its own: how busy the machine was meanwhile.
+    # Every case says how busy the machine was meanwhile.
     circumstances = scoreboard.Circumstances()
     rows, versions = measure(case, policies, rounds)
     where = circumstances.cells(versions)
-    append(results / 'rematerialisation.csv', rows, where)
+    script.append_rows(
+      script.file_of(stem, '.csv'),
+      [dataclasses.asdict(row) | where for row in rows],
+    )
     found += rows
   print(markdown(found))
+
+
+def main(argv: Sequence[str]) -> None:
+  if argv[1:] == [CHILD]:
+    ours.serve(Training())
+    return
+  script.run_as_asked(argv, run, full=False, smoke=True)
 
 
 if __name__ == '__main__':

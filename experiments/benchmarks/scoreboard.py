@@ -1,23 +1,21 @@
 """The benchmark's numbers: ratios, targets, the CSVs, results.json, the plot.
 
-A script appends its rows to a CSV of its own under `results/`; `publish` takes
-the newest row of every name from all of them, writes `results.json` and
-`results/benchmarks.{md,png}`. Nothing but the CSVs is read for that.
+A script appends its rows to a CSV file under `results/`; `publish` takes the
+newest row of every name from all these files and writes `results.json` and
+`results/benchmarks.{md,png}`. It reads nothing but the CSV files.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import csv
 import dataclasses
 import datetime
 import json
 import os
 import pathlib
 import platform
-from typing import Any
 
-from matplotlib.figure import Figure
+import script
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).resolve().parent
 RESULTS = FOLDER / 'results'
 SOURCES = ('against_transformers.csv', 'kernels.csv')
 
@@ -32,9 +30,9 @@ class Claim:
   """What a row must reach.
 
   Attributes:
-    unit: of ours and the peer's number.
+    unit: the unit of our number and the peer's.
     target: the least ratio.
-    what: in words, with the peer.
+    what: what is compared, and the peer.
   """
 
   unit: str
@@ -74,9 +72,14 @@ class Row:
   """One comparison; `results.json` holds these fields.
 
   Attributes:
-    ours, peer: medians; None where not measured, as are ratio and met.
-    ratio: above 1 where ours is better.
-    met: the ratio reaches the target.
+    name: the claim's name.
+    ours: our median; None if it wasn't measured, and then so are the peer's,
+      the ratio and `met`.
+    peer: the peer's median.
+    unit: the unit of both.
+    ratio: above 1 if ours is better.
+    target: the least ratio.
+    met: whether the ratio reaches the target.
   """
 
   name: str
@@ -89,7 +92,7 @@ class Row:
 
 
 def ratio(unit: str, ours: float, peer: float) -> float:
-  """How many times better ours is: above 1 for more of a rate, less of a cost.
+  """How many times better ours is: above 1 for a higher rate or a lower cost.
 
   Raises:
     ValueError: the unit is unknown, or a number isn't above 0.
@@ -106,7 +109,7 @@ def ratio(unit: str, ours: float, peer: float) -> float:
 def compare(
   name: str, ours: float | None = None, peer: float | None = None
 ) -> Row:
-  """The row of a name; all null without both numbers."""
+  """The row of a name; nothing is measured unless both numbers are given."""
   claim = CLAIMS[name]
   if ours is None or peer is None:
     return Row(name, None, None, claim.unit, None, claim.target, None)
@@ -124,7 +127,7 @@ class Circumstances:
     self._began = processor_seconds()
 
   def cells(self, versions: Mapping[str, str]) -> dict[str, str]:
-    """Columns of the CSV, once all children have ended."""
+    """The columns of the CSV file, once all children have ended."""
     others = others_share(self._began, processor_seconds())
     return {
       'date': self._date.isoformat(timespec='seconds'),
@@ -139,10 +142,11 @@ Seconds = tuple[float, float, float]
 
 
 def processor_seconds(*living: int) -> Seconds:
-  """(all processors', idle ones', this process's and its children's).
+  """Seconds of all processors, of idle ones, and of this process.
 
   Args:
-    *living: children that haven't ended, by process id.
+    *living: process ids of children that haven't ended. They count as this
+      process, and so do children that have.
   """
   path = pathlib.Path('/proc/stat')
   if not path.exists():
@@ -171,48 +175,38 @@ def _processor() -> str:
   return names[0] if names else platform.processor()
 
 
-def append(
-  path: pathlib.Path,
+def add_and_publish(
+  stem: pathlib.Path,
   rows: Sequence[Row],
   where: Mapping[str, str],
   notes: Mapping[str, str],
 ) -> None:
-  """Adds rows to a CSV.
+  """Adds rows to a script's CSV file, and publishes all rows.
 
   Args:
-    path: made if missing.
-    rows: measured ones.
-    where: from `circumstances`.
+    stem: the file is <stem>.csv.
+    rows: measured rows.
+    where: cells of `Circumstances`.
     notes: how a row was measured, by name.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  is_new = not path.exists()
-  with path.open('a', newline='', encoding='utf-8') as file:
-    columns = [*(x.name for x in dataclasses.fields(Row)), *where, 'note']
-    writer = csv.DictWriter(file, columns, lineterminator='\n')
-    if is_new:
-      writer.writeheader()
-    for row in rows:
-      note = notes.get(row.name, '')
-      writer.writerow(dataclasses.asdict(row) | {**where, 'note': note})
-
-
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Rows of a CSV, oldest first; none where there is no file."""
-  if not path.exists():
-    return []
-  with path.open(newline='', encoding='utf-8') as file:
-    return list(csv.DictReader(file))
+  script.append_rows(
+    script.file_of(stem, '.csv'),
+    [
+      dataclasses.asdict(row) | {**where, 'note': notes.get(row.name, '')}
+      for row in rows
+    ],
+  )
+  publish(stem.parent)
 
 
 def newest(records: Iterable[Mapping[str, str]]) -> list[Row]:
   """The newest row of every claim, in the claims' order.
 
-  Ratio and verdict are taken anew, so that a changed target holds for what was
-  measured before it.
+  Ratio and verdict are computed anew, so that a changed target also judges what
+  was measured before.
 
   Args:
-    records: of the CSVs; of equal dates the later one counts.
+    records: the rows of the CSV files; the last of equal dates counts.
   """
   latest = {}
   for record in records:
@@ -227,12 +221,15 @@ def newest(records: Iterable[Mapping[str, str]]) -> list[Row]:
   ]
 
 
-def publish(
-  results: pathlib.Path = RESULTS, target: pathlib.Path = FOLDER
-) -> None:
-  """Merges the CSVs into the JSON, the Markdown table and the plot."""
-  records = [record for name in SOURCES for record in read(results / name)]
-  rows = newest(records)
+def publish(results: pathlib.Path) -> None:
+  """Merges the CSV files of a folder into the JSON, the table and the plot.
+
+  results.json lies beside the folder if it is `RESULTS`, else in it.
+  """
+  target = FOLDER if results == RESULTS else results
+  rows = newest(
+    record for name in SOURCES for record in script.read_rows(results / name)
+  )
   text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
   (target / 'results.json').write_text(text + '\n', encoding='utf-8')
   table = markdown(rows)
@@ -242,7 +239,7 @@ def publish(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-  """The table, aligned."""
+  """The table, with aligned columns."""
   cells = [('what; peer', 'ours', 'peer', 'unit', 'ratio', 'target', 'met')]
   for row in rows:
     met = {True: 'yes', False: '**no**', None: 'not measured'}[row.met]
@@ -267,13 +264,13 @@ def _number(value: float | None) -> str:
   return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
-# After Okabe and Ito's palette, which stays apart for colour-blind readers.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 _MET, _MISSED, _TARGET = '#0072B2', '#D55E00', '#000000'
 
 
 def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
   """Bars of the ratios on a logarithmic axis, with a mark at each target."""
-  figure = Figure(figsize=(9, 5.5), layout='constrained')
+  figure = script.new_figure(9, 5.5)
   axes = figure.subplots()
   places = range(len(rows))
   for place, row in zip(places, rows, strict=True):
@@ -283,7 +280,7 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
     axes.barh(
       place,
       row.ratio - 1,
-      left=1,  # Of a logarithmic axis, 1 is where nobody is better.
+      left=1,  # The axis is logarithmic; at 1 neither is better.
       color=_MET if row.met else _MISSED,
       height=0.6,
     )

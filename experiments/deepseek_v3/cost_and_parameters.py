@@ -12,10 +12,10 @@ Cost: 3 seconds of a CPU; nothing is trained, no array is made.
 Reproduced: hours and dollars agree within half a unit of the last digit
 printed; counts of parameters within that or 0.5 %, whichever is more; GFLOP per
 token within 1 %; identities between the published throughputs within 0.5 %.
-Refuted: anything beyond. A way of counting that was found by looking for the
-paper's number (marked post hoc) can only be inconclusive.
-Known beforehand as open: the dense rows 394 and 2,448 GFLOP per token follow a
-convention that isn't that of the MoE rows.
+Refuted: anything beyond. If we found a way of counting by looking for the
+paper's number (marked post hoc), agreement is inconclusive.
+Known beforehand: the dense rows 394 and 2,448 GFLOP per token follow another
+convention than the MoE rows; we don't know which.
 Caveat: hours of H800 and H100 are compared as they are.
 """
 
@@ -24,31 +24,24 @@ import dataclasses
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app
 from matplotlib import axes as axes_lib
 
 from seekax.configuration.model import ModelConfig
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
+import insights_table_4
 from seekax.configuration import presets
 from seekax.planning import flops, hardware, parameters, price
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'cost_and_parameters'
 _SEQUENCE_LENGTH = 4096
 _SECONDS_PER_DAY = 86400
 _TOKENS_PER_STEP = 15360 * _SEQUENCE_LENGTH  # V3 after its batch ramp
 
-# Shares of the paper's number. They were chosen when hand arithmetic had shown
+# Shares of the paper's number. We chose them when hand arithmetic had shown
 # most of the numbers, so they guard against mistakes and not against choice.
 _COUNT_TOLERANCE = 0.005
 _FLOPS_TOLERANCE = 0.01
@@ -62,47 +55,8 @@ _GFLOP_ROWS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Throughput:
-  """One column of table 4 of arXiv 2505.09343, as printed."""
-
-  name: str
-  tokens_per_day: str  # 1e9
-  seconds_per_step: str
-  phases: tuple[float, ...]  # 1F, bubble, 1B, 1W, 1F1B, optimizer, in seconds
-  mfu: str
-  mfu_causal: str
-  tflops: str = '432'
-  tflops_causal: str = '385'
-
-  @property
-  def rate(self) -> float:
-    """Tokens per second on all devices."""
-    return float(self.tokens_per_day) * 1e9 / _SECONDS_PER_DAY
-
-
-_THROUGHPUTS = (
-  Throughput(
-    name='MPFT',
-    tokens_per_day='272.80',
-    seconds_per_step='19.926',
-    phases=(1.13, 2.06, 1.99, 0.48, 13.95, 0.29),
-    mfu='43.73',
-    mfu_causal='38.94',
-  ),
-  Throughput(
-    name='MRFT',
-    tokens_per_day='272.52',
-    seconds_per_step='19.946',
-    phases=(1.13, 2.03, 1.99, 0.48, 14.00, 0.31),
-    mfu='43.68',
-    mfu_causal='38.90',
-  ),
-)
-
-
 def qwen2_5_72b() -> ModelConfig:
-  """Qwen2.5-72B by its public shapes (its query, key and value biases left)."""
+  """Qwen2.5-72B by its public shapes, without its attention biases."""
   return dataclasses.replace(
     presets.llama3_70b(), vocab_size=152064, mlp_dim=29568
   )
@@ -202,7 +156,7 @@ def parameter_claims() -> list[verdicts.Claim]:
 
 
 def cost_claims() -> list[verdicts.Claim]:
-  """Table 1 of V3, and hours of other models."""
+  """Table 1 of DeepSeek-V3, and the hours of other models."""
   hours = price.V3_HOURS
   cost = price.training_dollars(hours, price.V3_PRICE)
   hours_per_trillion = 180e3
@@ -256,7 +210,7 @@ def cost_claims() -> list[verdicts.Claim]:
 
 
 def flops_claims() -> list[verdicts.Claim]:
-  """Table 2 of arXiv 2505.09343."""
+  """GFLOP per token in table 2 of arXiv 2505.09343."""
   models = {
     'V2': ('155', presets.v2()),
     'V3': ('250', presets.v3_671b()),
@@ -298,11 +252,11 @@ def _gflop(model: ModelConfig, causal: bool = True) -> float:
 
 
 def _attention_gflop(model: ModelConfig) -> float:
-  """What the lower triangle adds: as much as the upper one would."""
+  """GFLOP of the lower triangle, as many as the upper one would take."""
   return _gflop(model, causal=False) - _gflop(model)
 
 
-def throughput_claims(table: Throughput) -> list[verdicts.Claim]:
+def throughput_claims(table: insights_table_4.Column) -> list[verdicts.Claim]:
   """Identities within one column of table 4 of arXiv 2505.09343."""
   model = presets.v3_671b()
   peak = hardware.DEVICES['h800'].peak_flops
@@ -332,7 +286,7 @@ def throughput_claims(table: Throughput) -> list[verdicts.Claim]:
       'seconds per step, phases',
       's',
       table.seconds_per_step,
-      lambda: sum(table.phases),
+      lambda: table.phases.total,
     ),
     within(
       'TFLOP/s, causal', '', table.tflops_causal, lambda: tflops(causal=True)
@@ -366,14 +320,15 @@ def throughput_claims(table: Throughput) -> list[verdicts.Claim]:
 
 
 def all_claims() -> list[verdicts.Claim]:
+  """All claims, in the order of the table."""
   claims = parameter_claims() + cost_claims() + flops_claims()
-  for table in _THROUGHPUTS:
+  for table in (insights_table_4.MPFT, insights_table_4.MRFT):
     claims += throughput_claims(table)
   return claims
 
 
 def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
-  """The PNG of a CSV's rows."""
+  """GFLOP per token of four models, and all deviations."""
   deviation_plot.save(
     rows,
     path,
@@ -415,16 +370,11 @@ def _draw_gflop(axes: axes_lib.Axes, by_name: dict[str, verdicts.Row]) -> None:
   axes.set_ylim(0, 2750)
   axes.set_ylabel('GFLOP per trained token, 4,096 positions')
   axes.set_title('A tenth of the arithmetic of the dense 405B', loc='left')
-  axes.spines[['top', 'right']].set_visible(False)
   axes.tick_params(axis='x', length=0)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  verdicts.publish(
-    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
-  )
+  verdicts.main(argv, all_claims, draw)
 
 
 if __name__ == '__main__':

@@ -7,53 +7,47 @@ Paper: "Insights into DeepSeek-V3" (arXiv 2505.09343), section 2.3.2.
 Command: python experiments/deepseek_v3/decode_speed_limit.py
 Cost: a second of a CPU.
 
-Reproduced: half a unit of the last digit printed, 2 % of "about 1,200".
-Refuted: anything beyond. The paper's "7K" is 7,000 in its sum, not the width of
-7,168. Rows of the model as it is ask what the simplification hides and are
-inconclusive, for nobody claims them: width 7,168, 58 layers of experts and not
-61, 40 GB/s as the exchange reaches. One expert per
-device is assumed throughout, more than the 72 devices of the 900 GB/s links can
-hold (256 experts).
+Reproduced: within half a unit of the last digit printed, or 2 % of "about
+1,200". Refuted: anything beyond. The paper's "7K" is 7,000 in its sum, not the
+width of 7,168. Some rows take the model as it is and ask what the
+simplification hides: width 7,168, 58 layers of experts and not 61, 40 GB/s as
+the exchange reaches. They are inconclusive, since nobody claims them. All rows
+assume one expert per device, for which the 72 devices of the 900 GB/s links are
+too few (256 experts).
 """
 
 from collections.abc import Sequence
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app
 from matplotlib import axes as axes_lib
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
 from seekax.configuration import presets
 from seekax.planning import serving
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'decode_speed_limit'
 _TOKENS, _DESTINATIONS, _WIDTH, _LAYERS = 32, 9, 7000, 61
 _INFINIBAND, _NVLINK = 50e9, 900e9
 
 
 def _exchange(bandwidth: float, width: int = _WIDTH) -> float:
+  """Seconds of an exchange."""
   return serving.decode_exchange_seconds(
     _TOKENS, _DESTINATIONS, width, bandwidth
   )
 
 
 def _rate(bandwidth: float, width: int = _WIDTH, layers: int = _LAYERS):
+  """Tokens per second that a user sees."""
   return serving.decode_limit(_exchange(bandwidth, width), layers)
 
 
 def all_claims() -> list[verdicts.Claim]:
-  """The paper's chain of numbers, then the model as it is."""
+  """The paper's numbers, then those of the model as it is."""
   v3 = presets.v3_671b()
   claims = []
   for name, bandwidth, micro, per_layer, step in (
@@ -145,15 +139,10 @@ def _draw_rates(axes: axes_lib.Axes, rows: list[verdicts.Row]) -> None:
   axes.set_xlim(0, 90)
   axes.set_xlabel('tokens per second of a user')
   axes.set_title('Assumptions, one by one (line: the paper)', loc='left')
-  axes.spines[['top', 'right']].set_visible(False)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  verdicts.publish(
-    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
-  )
+  verdicts.main(argv, all_claims, draw)
 
 
 if __name__ == '__main__':

@@ -7,25 +7,26 @@ Paper: DeepSeekMoE (arXiv 2401.06066), tables 1 and 2, figure 3, section 4.5.
 Command: python experiments/deepseek_v3/deepseekmoe_ablation.py
 Cost: 11 minutes of processor time, spread over two cores.
 
-Here: 3 layers of width 32, the FFNs of the last two being an arm; in every arm
-of experts 256 hidden units per layer of which a token uses 64, as many as the
-dense arm has; 2,000 steps of 1,024 tokens, 3 paired seeds, loss on 16,384
-held-out tokens. What is learned are the 2,048 contexts of a random Markov
+Setting: 3 layers of width 32. An arm decides the FFNs of the last two. Every
+arm with experts has 256 hidden units per layer, and a token uses 64 of them, as
+many as the dense arm has. 2,000 steps of 1,024 tokens, 3 paired seeds, loss on
+16,384 held-out tokens. The model learns the 2,048 contexts of a random Markov
 chain, four next tokens each (its entropy is 1.21 nats): facts, for which a
 dense FFN of this size has no room. Sigmoid affinities are neither normalised
 nor small (gates about 1 at the start), so that an expert cut in parts begins as
-the whole one; balanced by the bias.
+the whole one; the bias balances them.
 
-Probes change a trained model. Of `1 + 31, 7 routed`: its shared expert off and
-8 routed, or on and 6 routed. Of this one and `8, 2 routed`: of every token the
-best 1/8 or 1/4 of its routed experts shut, the next best taken instead. A claim
-compares how much the loss rises.
+Probes change a trained model. `1 + 31, 7 routed` runs with its shared expert
+off and 8 routed, or on and 6 routed. This arm and `8, 2 routed` also run with
+the best 1/8 or 1/4 of every token's routed experts shut, the next best taken
+instead. A claim compares how much the loss rises.
 
 Fixed before the first run: an order is reproduced if the mean difference over
-seeds has the paper's sign and is above two standard errors, refuted if it has
-the other sign and is, inconclusive (nan) between. The setting was not: it is
-the last of five that were tried with seed 0, and was taken because dense, top-2
-and `1 + 31` had the paper's order there. Losses of these three at seed 0:
+seeds has the paper's sign and exceeds two standard errors, refuted if it has
+the other sign and exceeds them, inconclusive (nan) between. The setting was not
+fixed before: it is the last of five that were tried with seed 0, and was taken
+because dense, top-2 and `1 + 31` had the paper's order there. Losses of these
+three at seed 0:
 
   five domains, width 64, 1,000 steps, std 0.02     2.849  2.863  2.858
   Markov chain, width 64, 1,000 steps, std 0.02     2.746  2.859  2.744
@@ -34,25 +35,24 @@ and `1 + 31` had the paper's order there. Losses of these three at seed 0:
   Markov chain, width 32, 2,000 steps, std 0.06     2.733  2.615  2.518
 
 So a reproduced order among them holds in this setting and not in all of these.
-The seeds judged are others, 101 to 103. Before that, 100 and 300 steps at width
+The judged seeds are others, 101 to 103. Before that, 100 and 300 steps at width
 64 on five domains hadn't told the arms apart either.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
-import itertools
 import pathlib
 import sys
 from unittest import mock
 
 from absl import app
 import jax.numpy as jnp
-from matplotlib import figure as figure_lib
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-import measurements
+import comparison
+import script
 from seekax.configuration.model import ModelConfig
 from seekax.machine import compiling
 from seekax.model import router
@@ -61,7 +61,6 @@ from seekax.training.state import TrainState
 import small_runs
 import verdicts
 
-_STEM = 'deepseekmoe_ablation'
 # Hidden units of a layer over those of the dense FFN.
 _TOTAL = 4
 
@@ -79,17 +78,15 @@ ARMS = {
   FINER: (1, 15, 3),
   FINEST: (1, 31, 7),
 }
-# Loss of the finest arm after a change.
+# The loss of the finest arm after a change.
 UNSHARED, FEWER = 'loss without shared expert', 'loss with 6 routed'
-# Routed experts of which every token's best are shut, and the rise of the loss.
+# Share of every token's best routed experts that are shut, and the loss's rise.
 SHUT = {1 / 8: 'rise, best 1/8 shut', 1 / 4: 'rise, best 1/4 shut'}
 _ROUTE = router.route
 _DOMAINS = ('markov',)
 _FIRST_SEED = 101
 _INIT, _RATE = 0.06, 5e-3
 _FULL = small_runs.Size(steps=2000, width=32)
-
-small_runs.define_flags(__file__)
 
 
 def model_of(arm: str, size: small_runs.Size) -> ModelConfig:
@@ -141,7 +138,7 @@ def route_past(best: int, logits_TE, bias_E, model: ModelConfig):
 
 @functools.cache
 def _sums_past(best: int):
-  """`losses.loss_sums` of a model whose router passes over the best experts."""
+  """`losses.loss_sums` with a router that passes over the best experts."""
 
   @functools.partial(compiling.jit, static_argnums=0)
   def sums(config, weights, batch):
@@ -152,8 +149,8 @@ def _sums_past(best: int):
   return sums
 
 
-def train(arm: str, seed: int, size: small_runs.Size) -> measurements.Numbers:
-  """Held-out loss; of two arms also that of the probes."""
+def train(arm: str, seed: int, size: small_runs.Size) -> script.Numbers:
+  """Held-out loss; for two arms also the losses of the probes."""
   config = small_runs.config_of(size, model_of(arm, size), _RATE)
   state, _ = small_runs.train(
     config,
@@ -182,10 +179,9 @@ def train(arm: str, seed: int, size: small_runs.Size) -> measurements.Numbers:
   return numbers
 
 
-def all_claims(
-  measured: dict[str, measurements.Numbers],
-) -> list[verdicts.Claim]:
-  order = functools.partial(small_runs.order, measured)
+def all_claims(measured: script.Measured) -> list[verdicts.Claim]:
+  """The orders of losses, and of what probes add to them."""
+  order = functools.partial(comparison.order, measured)
   return [
     order('dense: loss above top-2 of 8', DENSE, TOP2, 'loss'),
     order('top-2 of 8: loss above 1 + 31', TOP2, FINEST, 'loss'),
@@ -215,12 +211,10 @@ def all_claims(
 
 
 def draw(
-  measured: dict[str, measurements.Numbers],
-  rows: list[verdicts.Row],
-  path: pathlib.Path,
+  measured: script.Measured, rows: list[verdicts.Row], path: pathlib.Path
 ) -> None:
   """Losses of all arms and probes; a dot is a seed."""
-  figure = figure_lib.Figure(figsize=(12, 4), layout='constrained')
+  figure = script.new_figure(12, 4)
   axes, right = figure.subplots(1, 2, width_ratios=(2, 1))
   shown = [(arm, 'loss', arm) for arm in ARMS]
   shown += [
@@ -228,7 +222,7 @@ def draw(
     (FINEST, UNSHARED, '1 + 31, shared off, 8 routed'),
   ]
   for position, (arm, name, _) in enumerate(shown):
-    found = small_runs.values(measured, arm, name)
+    found = comparison.values(measured, arm, name)
     axes.scatter(found, [position] * len(found), color='#0072B2', s=24)
     axes.annotate(
       f'{found.mean():.3f}' if len(found) else 'not measured',
@@ -241,7 +235,7 @@ def draw(
   axes.set_xlabel('held-out loss, nats (a dot is a seed, the number the mean)')
   for number, arm in enumerate((TOP2, FINEST)):
     for share, name in SHUT.items():
-      found = small_runs.values(measured, arm, name)
+      found = comparison.values(measured, arm, name)
       right.scatter([share] * len(found), found, color=f'C{number}')
     right.scatter([], [], color=f'C{number}', label=arm)
   right.set_xticks(list(SHUT), ['1/8', '1/4'])
@@ -250,26 +244,24 @@ def draw(
   right.set_xlabel('share of best experts shut')
   right.set_ylabel('rise of the loss, nats')
   right.legend(frameon=False)
-  small_runs.add_title(figure, 'Experts at equal size', rows)
-  figure.savefig(path, dpi=120)
+  title = f'Experts at equal size: {verdicts.counted(rows)}'
+  script.save_figure(figure, title, path)
 
 
-def run(outdir: pathlib.Path, size: small_runs.Size) -> None:
+def run(stem: pathlib.Path, size: small_runs.Size) -> None:
   """Trains what is missing, judges and draws."""
   arms = [TOP2] if size == small_runs.SMOKE else list(ARMS)
-  small_runs.measure_and_publish(
+  small_runs.publish(
     functools.partial(train, size=size),
-    # Seed by seed, so that an interrupted run has pairs.
-    [(arm, s) for s, arm in itertools.product(range(size.seeds), arms)],
+    small_runs.seed_by_seed(arms, size.seeds),
     all_claims,
     draw,
-    outdir,
-    _STEM,
+    stem,
   )
 
 
 def main(argv: Sequence[str]) -> None:
-  small_runs.run_as_asked(argv, run, _FULL, small_runs.SMOKE)
+  script.run_as_asked(argv, run, _FULL, small_runs.SMOKE)
 
 
 if __name__ == '__main__':

@@ -14,33 +14,26 @@ Cost: 5 seconds of a CPU.
 Reproduced: the simulated bubble, in units of F, equals the closed form for
 F = W = B/2 (and, for 1F1B and ZB1P, for uneven chunks), and the live
 activations equal the table's. Refuted: anything beyond 1e-9.
-The rows of uneven chunks are expected to be refuted for DualPipe: the closed
-form is then too long. The rows of measured phases ask whether the formula gives
-the bubble that was measured; the times of single chunks are derived there from
-the phases and the counts of the published order.
+We expect the rows of uneven chunks to be refuted for DualPipe: the closed form
+is then too long. The rows of measured phases ask whether the formula gives the
+bubble that was measured; there the times of single chunks follow from the
+phases and the counts of the published order.
 """
 
 from collections.abc import Sequence
 import pathlib
 import sys
 
-from absl import app, flags
-from matplotlib import figure as figure_lib
+from absl import app
 from matplotlib import patches
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-from seekax.planning import calibration, schedules
+import insights_table_4
+import script
+from seekax.planning import schedule_orders, schedules
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'dualpipe_bubble'
 _NAMES = {
   '1f1b': '1F1B',
   'zb1p': 'ZB1P',
@@ -68,7 +61,7 @@ _WORDS = {
 
 
 def bubble_claims(costs: schedules.Costs, note: str) -> list[verdicts.Claim]:
-  """Simulated against the closed form."""
+  """The simulated bubble against the closed form."""
   return [
     verdicts.Claim(
       f'{name}, {stages} stages, {note}: bubble',
@@ -87,7 +80,7 @@ def bubble_claims(costs: schedules.Costs, note: str) -> list[verdicts.Claim]:
 
 
 def memory_claims() -> list[verdicts.Claim]:
-  """Micro-batches alive."""
+  """How many micro-batches are alive."""
   return [
     verdicts.Claim(
       f'{name}, {stages} stages: live activations',
@@ -106,7 +99,7 @@ def memory_claims() -> list[verdicts.Claim]:
 
 
 def growth_claims() -> list[verdicts.Claim]:
-  """The bubble of 8 times as many micro-batches, over that of few."""
+  """The bubble with 8 times as many micro-batches, over that with few."""
 
   def growth(kind: str) -> float:
     few, many = (
@@ -129,8 +122,8 @@ def growth_claims() -> list[verdicts.Claim]:
 
 def measured_claims() -> list[verdicts.Claim]:
   """The published step: 16 stages, 120 micro-batches."""
-  table = calibration.INSIGHTS_TABLE_4
-  costs = calibration.published_chunks()
+  bubble = insights_table_4.MPFT.phases.bubble
+  costs = insights_table_4.chunks()
 
   def simulated() -> float:
     return schedules.simulate('dualpipe', 16, 120, costs).bubble
@@ -139,18 +132,18 @@ def measured_claims() -> list[verdicts.Claim]:
     verdicts.Claim(
       'MPFT: bubble by the closed form',
       's',
-      f'{table.bubble}',
+      f'{bubble}',
       lambda: schedules.closed_form_bubble('dualpipe', 16, costs),
-      0.15 * table.bubble,
+      0.15 * bubble,
       'claimed by nobody: of chunks derived from the phases',
       claimed=False,
     ),
     verdicts.Claim(
       'MPFT: bubble, simulated',
       's',
-      f'{table.bubble}',
+      f'{bubble}',
       simulated,
-      0.15 * table.bubble,
+      0.15 * bubble,
       'claimed by nobody: of even stages and no transfers',
       claimed=False,
     ),
@@ -158,6 +151,7 @@ def measured_claims() -> list[verdicts.Claim]:
 
 
 def all_claims() -> list[verdicts.Claim]:
+  """All claims, in the order of the table."""
   return (
     bubble_claims(_EVEN, 'F=I=W')
     + bubble_claims(_UNEVEN, 'F=2 I=3 W=1 FB=4')
@@ -169,11 +163,12 @@ def all_claims() -> list[verdicts.Claim]:
 
 def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
   """Gantt charts of 8 stages and 20 micro-batches."""
-  del rows  # A schedule is its own evidence.
+  del rows  # The picture shows the schedules themselves.
   runs = {
-    kind: schedules.simulate(kind, 8, 20, _EVEN) for kind in schedules.SCHEDULES
+    kind: schedules.simulate(kind, 8, 20, _EVEN)
+    for kind in schedule_orders.SCHEDULES
   }
-  figure = figure_lib.Figure(figsize=(12, 8.5), layout='constrained')
+  figure = script.new_figure(12, 8.5)
   heights = [len(run.events) for run in runs.values()]
   panels = figure.subplots(len(runs), 1, height_ratios=heights)
   for axes, (kind, run) in zip(panels, runs.items(), strict=True):
@@ -209,22 +204,13 @@ def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
     ncols=4,
     frameon=False,
   )
-  figure.suptitle(
-    'DualPipe waits least, the more so the more a pair overlaps',
-    x=0.01,
-    ha='left',
-    fontsize=14,
-    weight='bold',
+  script.save_figure(
+    figure, 'DualPipe waits least, the more so the more a pair overlaps', path
   )
-  figure.savefig(path, dpi=120)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  verdicts.publish(
-    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
-  )
+  verdicts.main(argv, all_claims, draw)
 
 
 if __name__ == '__main__':

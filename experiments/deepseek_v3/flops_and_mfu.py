@@ -1,9 +1,9 @@
-"""Whether one way of counting FLOP explains everybody's TFLOP/s.
+"""Whether one way of counting FLOP explains the TFLOP/s of several projects.
 
 Claim: 6 FLOP per activated parameter (the input embedding left out, the head
 included) and the lower triangle of attention give the arithmetic of a trained
-token: DeepSeek's own figures, and those which other projects divide their
-tokens per second by.
+token: DeepSeek's own figures, and what other projects get when they divide
+their TFLOP/s by their tokens per second.
 Paper: "Insights into DeepSeek-V3" (arXiv 2505.09343), tables 2 and 4;
 DeepSeekMoE (2401.06066), section 5; performance pages of Megatron-Bridge and
 NeMo AutoModel. The identities within table 4 (385 and 432 TFLOP/s, MFU, tokens
@@ -13,8 +13,8 @@ Command: python experiments/deepseek_v3/flops_and_mfu.py
 Cost: a second of a CPU.
 
 Reproduced: within 1 %. Refuted: beyond. DeepSeekMoE counts the whole square of
-attention, as found by looking for its numbers; the rows of NVIDIA's projects
-are their TFLOP/s over their tokens per second.
+attention, which we found by looking for its numbers; the rows of NVIDIA's
+projects are their TFLOP/s over their tokens per second.
 """
 
 from collections.abc import Sequence
@@ -22,29 +22,21 @@ import dataclasses
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app
 from matplotlib import axes as axes_lib
 
 from seekax.configuration.model import ModelConfig
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
 from seekax.configuration import presets
 from seekax.planning import flops, hardware
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'flops_and_mfu'
 _LENGTH = 4096
 _TOLERANCE = 0.01
-# Name, model, TFLOP/s, tokens/s per GPU, whether MTP is counted.
+# (name, model, TFLOP/s, tokens/s per GPU, whether MTP is counted)
 _PUBLISHED = (
   ('Megatron FP8', presets.v3_671b(), 338, 1297, True),
   ('Megatron BF16', presets.v3_671b(), 276, 1061, True),
@@ -89,7 +81,7 @@ def _gflop(model, with_mtp: bool = False, causal: bool = True) -> float:
 
 
 def all_claims() -> list[verdicts.Claim]:
-  """GFLOP per token from everybody's figures."""
+  """GFLOP per token from the figures of every project."""
   claims = [
     verdicts.Claim(
       f'{name}: GFLOP per token',
@@ -122,7 +114,7 @@ def all_claims() -> list[verdicts.Claim]:
 
 
 def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
-  """MFU by one count, and all deviations."""
+  """The MFU of every project by one count, and all deviations."""
   deviation_plot.save(
     rows,
     path,
@@ -146,15 +138,10 @@ def _draw_mfu(axes: axes_lib.Axes) -> None:
   axes.set_xlim(0, 48)
   axes.set_xlabel('of the bfloat16 peak, MTP not counted, %')
   axes.set_title('MFU by the same rule for all', loc='left')
-  axes.spines[['top', 'right']].set_visible(False)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  verdicts.publish(
-    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
-  )
+  verdicts.main(argv, all_claims, draw)
 
 
 if __name__ == '__main__':

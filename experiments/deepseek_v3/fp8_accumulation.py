@@ -11,12 +11,12 @@ bits adds the groups up, both cut off what is finer.
 
 Operands are random, quantised with one power-of-two scale, so that quantising
 adds nothing to the error. Errors are Frobenius norms as a share of the exact
-product of the same codes. The paper's distribution isn't specified and its 2 %
-is the largest error of an entry; so 2 % counts as an order of magnitude:
+product of the same codes. The paper doesn't specify its distribution, and its
+2 % is the largest error of an entry; so 2 % counts as an order of magnitude.
 Reproduced: without promotion the error at 4,096 lies within 0.1 % to 10 % and
-is above that at 512; promotion every 128 makes it at least
-10 times smaller; from an interval of 128 down to 32 it falls by less than half
-of what it falls by from 4,096 to 128. Refuted: anything else.
+is above that at 512; promotion every 128 makes it at least 10 times smaller;
+shortening the interval from 128 to 32 lowers the error by less than half of
+what shortening it from 4,096 to 128 does. Refuted: anything else.
 (Thresholds were fixed before the first run.)
 """
 
@@ -24,29 +24,19 @@ from collections.abc import Callable, Sequence
 import functools
 import pathlib
 import sys
-import tempfile
 
-from absl import app, flags
+from absl import app
 import jax
 import jax.numpy as jnp
 from matplotlib import axes as axes_lib
-from matplotlib import figure as figure_lib
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-import measurements
+import script
 from seekax.ops import block_fp8, block_fp8_accumulation
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'fp8_accumulation'
 _ROWS = 16
 _LONG, _SHORT = 4096, 512
 _INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -80,10 +70,10 @@ def _promoted(a_MK, b_KN, interval):
 def errors_percent(
   distribution: str, size: int, interval: int
 ) -> tuple[float, float]:
-  """Errors of the product, promoted every so many products.
+  """Errors of the product, promoted every `interval` products.
 
   Returns:
-    (Frobenius, of the worst entry relative to itself).
+    (Frobenius error, error of the worst entry relative to itself).
   """
   a, b = codes(distribution, size)
   found = np.asarray(_promoted(a, b, interval), np.float64)
@@ -93,7 +83,7 @@ def errors_percent(
   return 100 * share, 100 * np.abs(difference / exact).max()
 
 
-def jobs(distribution: str) -> measurements.Numbers:
+def jobs(distribution: str) -> script.Numbers:
   """Both curves: over sizes, never promoted, and over intervals."""
   errors = functools.partial(errors_percent, distribution)
   return {
@@ -103,39 +93,28 @@ def jobs(distribution: str) -> measurements.Numbers:
   }
 
 
-def all_claims(
-  curves: dict[str, measurements.Numbers],
-) -> list[verdicts.Claim]:
-  """Of every distribution; 1: it is so."""
+def all_claims(curves: script.Measured) -> list[verdicts.Claim]:
+  """Four claims for every distribution."""
   claims = []
   for name, curve in curves.items():
     never, short = curve[f'size {_LONG}'], curve[f'size {_SHORT}']
     every = {n: curve[f'interval {n}'] for n in _INTERVALS}
     saved = every[_LONG] - every[128]
     claims += [
-      verdicts.Claim(
+      verdicts.holds(
         f'{name}: error at {_LONG}, 0.1 % to 10 %',
-        '',
-        '1',
-        lambda x=0.1 <= never <= 10: float(x),
-        0.0,
+        0.1 <= never <= 10,
         f'{never:.3f} %; the worst entry {curve["worst entry"]:.3g} %, '
         'nearly 2 % in the paper',
       ),
-      verdicts.Claim(
+      verdicts.holds(
         f'{name}: error at {_LONG} over that at {_SHORT}, above 1',
-        '',
-        '1',
-        lambda x=never > short: float(x),
-        0.0,
+        never > short,
         f'{never / short:.2f} times',
       ),
-      verdicts.Claim(
+      verdicts.holds(
         f'{name}: promotion every 128 saves at least 10 times',
-        '',
-        '1',
-        lambda x=never >= 10 * every[128]: float(x),
-        0.0,
+        never >= 10 * every[128],
         f'{never / every[128]:.1f} times',
       ),
       verdicts.Claim(
@@ -151,12 +130,10 @@ def all_claims(
 
 
 def draw(
-  curves: dict[str, measurements.Numbers],
-  rows: list[verdicts.Row],
-  path: pathlib.Path,
+  curves: script.Measured, rows: list[verdicts.Row], path: pathlib.Path
 ) -> None:
-  """The PNG of both CSVs' rows."""
-  figure = figure_lib.Figure(figsize=(11, 4.6), layout='constrained')
+  """Errors over sizes and over intervals."""
+  figure = script.new_figure(11, 4.6)
   left, right = figure.subplots(1, 2, sharey=True)
   _curves(left, curves, 'size', _SIZES)
   left.set_xlabel('products added up, never promoted')
@@ -165,20 +142,13 @@ def draw(
   _curves(right, curves, 'interval', _INTERVALS)
   right.axvline(128, color='#606060', linewidth=0.8)
   right.set_xlabel(f'products between two promotions, of {_LONG}')
-  held = sum(row.verdict == verdicts.REPRODUCED for row in rows)
-  figure.suptitle(
-    f'Adding FP8 products in 14 bits: {held} of {len(rows)} claims reproduced',
-    x=0.01,
-    ha='left',
-    fontsize=14,
-    weight='bold',
-  )
-  figure.savefig(path, dpi=120)
+  title = f'Adding FP8 products in 14 bits: {verdicts.reproduced(rows)}'
+  script.save_figure(figure, title, path)
 
 
 def _curves(
   axes: axes_lib.Axes,
-  curves: dict[str, measurements.Numbers],
+  curves: script.Measured,
   what: str,
   places: Sequence[int],
 ) -> None:
@@ -188,28 +158,17 @@ def _curves(
     )
   axes.set_xscale('log', base=2)
   axes.set_yscale('log')
-  axes.spines[['top', 'right']].set_visible(False)
 
 
-def run(outdir: pathlib.Path, distributions: Sequence[str]) -> None:
+def run(stem: pathlib.Path, distributions: Sequence[str]) -> None:
   """Measures what is missing, judges and draws."""
-  curves = measurements.measure_missing(
-    {name: functools.partial(jobs, name) for name in distributions},
-    outdir / f'{_STEM}_curves.csv',
-  )
-  verdicts.publish(
-    all_claims(curves), outdir, _STEM, functools.partial(draw, curves)
-  )
+  wanted = {name: functools.partial(jobs, name) for name in distributions}
+  verdicts.publish_jobs(wanted, 'curves', all_claims, draw, stem)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _SMOKE.value:
-    with tempfile.TemporaryDirectory() as folder:
-      run(pathlib.Path(folder), [*DISTRIBUTIONS][:1])
-    return
-  run(pathlib.Path(_OUTDIR.value), [*DISTRIBUTIONS])
+  names = [*DISTRIBUTIONS]
+  script.run_as_asked(argv, run, names, names[:1])
 
 
 if __name__ == '__main__':

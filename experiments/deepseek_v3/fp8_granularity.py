@@ -7,45 +7,35 @@ Paper: DeepSeek-V3 (arXiv 2412.19437), section 3.3.2 and appendix B.2.
 Command: python experiments/deepseek_v3/fp8_granularity.py
 Cost: seconds of a CPU. Nothing is trained: see fp8_training_gap.py for that.
 
-Outliers: of 512 x 2048 normal values 10 are multiplied by a ratio; the error is
-that of the others, as a share of their Frobenius norm. Rows: every row is
-multiplied by exp(4 z), z normal, like tokens of unequal gradients; the error is
-the median over rows.
+Outliers: 10 of 512 x 2048 normal values are multiplied by a ratio; the error is
+that of the other values, as a share of their Frobenius norm. Rows: every row is
+multiplied by exp(4 z), z normal, so that rows differ in size as the gradients
+of tokens do; the error is the median over rows.
 
 The paper prints no number for these. Reproduced: with outliers of 1e5 the error
 of tiles is below that of blocks, and that below the one of a scale per tensor;
-E4M3 tiles are nearer than E5M2 tiles; of rows of unequal size tiles are nearer
+E4M3 tiles are nearer than E5M2 tiles; on rows of unequal size tiles are nearer
 than blocks, and more than 1 % of the rows become all zeros under blocks, none
 under tiles. Refuted: the opposite. A ratio of 100 is reported but not judged:
-E4M3 is a floating-point format, and reaches over the first orders of magnitude
-by itself. (Thresholds were fixed before the first run.)
+E4M3 is a floating-point format and covers the first orders of magnitude by
+itself. (Thresholds were fixed before the first run.)
 """
 
 from collections.abc import Sequence
 import functools
 import pathlib
 import sys
-import tempfile
 
-from absl import app, flags
+from absl import app
 import jax
-from matplotlib import figure as figure_lib
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-import measurements
+import script
 from seekax.ops import block_fp8
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'fp8_granularity'
 _SHAPE = (512, 2048)
 _OUTLIERS = 10
 _RATIOS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -62,8 +52,8 @@ def rounded(x: np.ndarray, scaling: str, kind: str) -> np.ndarray:
   return np.asarray(_rounded(x.astype(np.float32), tiling), np.float64)
 
 
-def outlier_errors(scaling: str, kind: str) -> measurements.Numbers:
-  """Percent, over ratios of outliers."""
+def outlier_errors(scaling: str, kind: str) -> script.Numbers:
+  """The error in percent, for every ratio of outliers."""
   rng = np.random.default_rng(0)
   plain = rng.standard_normal(_SHAPE).astype(np.float32).astype(np.float64)
   is_outlier = np.zeros(plain.size, bool)
@@ -78,8 +68,8 @@ def outlier_errors(scaling: str, kind: str) -> measurements.Numbers:
   return errors
 
 
-def row_errors(scaling: str, kind: str) -> measurements.Numbers:
-  """Percent: the median row's error, and the rows that become zeros."""
+def row_errors(scaling: str, kind: str) -> script.Numbers:
+  """In percent: the median row's error, and the rows that become zeros."""
   rng = np.random.default_rng(1)
   x = rng.standard_normal(_SHAPE)
   x *= np.exp(_SIGMA * rng.standard_normal((_SHAPE[0], 1)))
@@ -92,14 +82,12 @@ def row_errors(scaling: str, kind: str) -> measurements.Numbers:
   }
 
 
-def job(scaling: str, kind: str) -> measurements.Numbers:
+def job(scaling: str, kind: str) -> script.Numbers:
   return {**outlier_errors(scaling, kind), **row_errors(scaling, kind)}
 
 
-def all_claims(
-  found: dict[str, measurements.Numbers],
-) -> list[verdicts.Claim]:
-  """Orders of errors: 1 where it is the paper's."""
+def all_claims(found: script.Measured) -> list[verdicts.Claim]:
+  """The orders of errors: 1 where the order is the paper's."""
   tile, block, tensor = (found[f'{name}, e4m3'] for name in _TILINGS)
   wide = found['tile, e5m2']
   far, rows = f'outliers of {_FAR}', 'rows, median error'
@@ -111,19 +99,11 @@ def all_claims(
     ('rows of unequal size: tiles below blocks', tile[rows], block[rows]),
     ('rows lost in blocks: above 1 %', 1.0, block[vanish]),
   ]
-  claims = [
-    verdicts.Claim(
-      name,
-      '',
-      '1',
-      lambda x=less < more: float(x),
-      0.0,
-      f'{less:.3g} % < {more:.3g} %',
-    )
-    for name, less, more in orders
-  ]
   return [
-    *claims,
+    *(
+      verdicts.holds(name, less < more, f'{less:.3g} % < {more:.3g} %')
+      for name, less, more in orders
+    ),
     verdicts.Claim(
       'rows lost in tiles', '%', '0', lambda: tile[vanish], tolerance=0.0
     ),
@@ -131,12 +111,10 @@ def all_claims(
 
 
 def draw(
-  found: dict[str, measurements.Numbers],
-  rows: list[verdicts.Row],
-  path: pathlib.Path,
+  found: script.Measured, rows: list[verdicts.Row], path: pathlib.Path
 ) -> None:
-  """The PNG of both CSVs' rows."""
-  figure = figure_lib.Figure(figsize=(11, 4.6), layout='constrained')
+  """Errors by ratio, and errors and losses of rows."""
+  figure = script.new_figure(11, 4.6)
   left, right = figure.subplots(1, 2)
   for name, numbers in found.items():
     left.plot(
@@ -161,42 +139,22 @@ def draw(
   right.set_ylabel('%')
   right.set_title('Rows multiplied by exp(4 z)', loc='left')
   right.legend(frameon=False)
-  for axes in (left, right):
-    axes.spines[['top', 'right']].set_visible(False)
-  held = sum(row.verdict == verdicts.REPRODUCED for row in rows)
-  figure.suptitle(
-    f'Tiles, blocks, tensors: {held} of {len(rows)} claims reproduced',
-    x=0.01,
-    ha='left',
-    fontsize=14,
-    weight='bold',
-  )
-  figure.savefig(path, dpi=120)
+  title = f'Tiles, blocks, tensors: {verdicts.reproduced(rows)}'
+  script.save_figure(figure, title, path)
 
 
-def run(outdir: pathlib.Path) -> None:
+def run(stem: pathlib.Path, _) -> None:
   """Measures what is missing, judges and draws."""
-  found = measurements.measure_missing(
-    {
-      f'{scaling}, {kind}': functools.partial(job, scaling, kind)
-      for scaling in _TILINGS
-      for kind in block_fp8.FORMATS
-    },
-    outdir / f'{_STEM}_errors.csv',
-  )
-  verdicts.publish(
-    all_claims(found), outdir, _STEM, functools.partial(draw, found)
-  )
+  jobs = {
+    f'{scaling}, {kind}': functools.partial(job, scaling, kind)
+    for scaling in _TILINGS
+    for kind in block_fp8.FORMATS
+  }
+  verdicts.publish_jobs(jobs, 'errors', all_claims, draw, stem)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _SMOKE.value:
-    with tempfile.TemporaryDirectory() as folder:
-      run(pathlib.Path(folder))
-    return
-  run(pathlib.Path(_OUTDIR.value))
+  script.run_as_asked(argv, run)
 
 
 if __name__ == '__main__':

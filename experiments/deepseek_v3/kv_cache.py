@@ -9,8 +9,8 @@ Command: python experiments/deepseek_v3/kv_cache.py
 Cost: 5 seconds of a CPU. The caches of the full-size models are traced as
 shapes; no array is made.
 
-Reproduced: bytes of the table are exact, both by formula and summed over the
-leaves of the cache that generation uses; ratios and percentages agree within
+Reproduced: bytes of the table are exact, both by formula and as a sum over the
+arrays of the cache that generation uses; ratios and percentages agree within
 half a unit of the last digit printed. Refuted: anything beyond.
 Known beforehand: 7.28 is printed where the table's own bytes divide to 7.34,
 and 93.3 % holds for V2 stored at six bits per element against bfloat16, as the
@@ -24,7 +24,7 @@ import functools
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app
 import jax
 import jax.numpy as jnp
 from matplotlib import axes as axes_lib
@@ -32,7 +32,7 @@ from matplotlib import axes as axes_lib
 from seekax.configuration.model import ModelConfig
 from seekax.model.transformer import Transformer
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
 from seekax.configuration import presets
@@ -40,14 +40,6 @@ from seekax.inference import cache as cache_lib
 from seekax.planning import memory
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'kv_cache'
 _BFLOAT16_BYTES = 2
 _SIX_BITS = 6 / 8  # bytes, V2 as deployed
 
@@ -59,7 +51,7 @@ _TABLE = {
 
 
 def table_models() -> dict[str, ModelConfig]:
-  """The models of `_TABLE`; Qwen only as far as its cache depends on it."""
+  """The models of `_TABLE`; Qwen has only what its cache depends on."""
   return {
     'DeepSeek-V3': presets.v3_671b(),
     'Qwen2.5-72B': dataclasses.replace(
@@ -84,7 +76,7 @@ def plain_heads(model: ModelConfig, num_heads: int) -> ModelConfig:
 
 
 def deepseek_67b() -> ModelConfig:
-  """The cache of DeepSeek 67B: 95 layers, 8 key/value heads of 128."""
+  """A model with DeepSeek 67B's cache: 95 layers, 8 key/value heads of 128."""
   return dataclasses.replace(presets.llama3_70b(), num_layers=95)
 
 
@@ -112,7 +104,7 @@ def measured_cache_bytes(model: ModelConfig) -> float:
 
 
 def table_claims() -> list[verdicts.Claim]:
-  """Bytes per token, exact: by formula and of real caches; and their ratios."""
+  """Bytes per token, exact, by formula and in real caches; and their ratios."""
   models = table_models()
   claims = []
   for name, paper in _TABLE.items():
@@ -190,7 +182,7 @@ def _thousand_elements(model: ModelConfig) -> float:
 
 
 def equivalent_groups(model: ModelConfig) -> float:
-  """Groups of GQA whose keys and values, as wide as values, are as large."""
+  """How many groups of GQA take as much, with keys as wide as values."""
   latent = model.kv_latent_dim + model.rope_head_dim
   return latent / (2 * model.value_head_dim)
 
@@ -202,7 +194,7 @@ def saving(bytes_per_element: float) -> float:
 
 
 def headline_claims() -> list[verdicts.Claim]:
-  """V2's groups and its saving."""
+  """V3's cache as groups of GQA, and what V2 saves."""
   return [
     verdicts.Claim(
       'MLA as groups of GQA',
@@ -229,11 +221,12 @@ def headline_claims() -> list[verdicts.Claim]:
 
 
 def all_claims() -> list[verdicts.Claim]:
+  """All claims, in the order of the table."""
   return table_claims() + headline_claims() + ablation_claims()
 
 
 def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
-  """The PNG of a CSV's rows."""
+  """Bytes per token, and all deviations."""
   deviation_plot.save(
     rows,
     path,
@@ -271,16 +264,11 @@ def _draw_bytes(axes: axes_lib.Axes, by_name: dict[str, verdicts.Row]) -> None:
   axes.set_ylim(0, 600)
   axes.set_ylabel('KB per token, bfloat16, all layers')
   axes.set_title('Bytes of the cache that generation allocates', loc='left')
-  axes.spines[['top', 'right']].set_visible(False)
   axes.tick_params(axis='x', length=0)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  verdicts.publish(
-    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
-  )
+  verdicts.main(argv, all_claims, draw)
 
 
 if __name__ == '__main__':

@@ -10,17 +10,17 @@ section 4 and appendix on induction.
 Command: python experiments/deepseek_v3/mtp_training.py
 Cost: 9 minutes on two cores beside other work, 10 of processor time.
 
-Here: a trunk of 2 dense layers of width 64 and one module or none, its loss
+Setting: a trunk of 2 dense layers of width 64 and one module or none, its loss
 weighted 0.3 or 0.1; 2,500 steps of 1,024 tokens, 4 paired seeds: the same trunk
 at the start and the same batches. Half of the rows of 32 tokens are four names
 of two letters that recur (others in every row), half are sums of two digits
-modulo 10. Measured on 16,384 held-out tokens, the module left out: main loss;
+modulo 10. Measured without the module on 16,384 held-out tokens: the main loss;
 how often the likeliest token is the second letter of a name seen before
-(induction; 25 % if one of the four is guessed); how often it is a sum's result
-(10 %). Both also as the mean of eight equally spaced looks along the run, for
-what is learned in the end anyway may be learned sooner. The tasks are as small
-as they are because in runs of this length names of two of 128 tokens and sums
-modulo 97 are not learned at all.
+(induction; guessing one of the four gives 25 %); how often it is a sum's result
+(guessing gives 10 %). Both are also averaged over eight equally spaced looks
+along the run, because a module may only speed up what every run learns in the
+end. The tasks are small because runs of this length don't learn names of two of
+128 tokens, nor sums modulo 97, at all.
 Runs without a module chose the tasks and the rate; one pair with a module,
 1,000 steps of names of two of 128 tokens, ended at 4.609 nats without it and at
 4.636 with it.
@@ -34,37 +34,34 @@ inconclusive between.
 
 from collections.abc import Sequence
 import functools
-import itertools
 import math
 import pathlib
 import sys
 import time
 
 from absl import app
-from matplotlib import figure as figure_lib
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-import measurements
+import comparison
+import script
+import small_corpus
 import small_runs
 import verdicts
 
-_STEM = 'mtp_training'
 _LOOKS = 8
 _WORSE = 0.005
 
 NONE, STRONG, WEAK = 'none', 'lambda 0.3', 'lambda 0.1'
 # Weight of the module's loss; None: no module.
 ARMS = {NONE: None, STRONG: 0.3, WEAK: 0.1}
-INDUCTION, SUMS = small_runs.LETTERS, small_runs.DIGITS
+INDUCTION, SUMS = small_corpus.LETTERS, small_corpus.DIGITS
 _DOMAINS = (INDUCTION, SUMS)
 _FULL = small_runs.Size(seeds=4, steps=2500, rows=32, length=32)
 
-small_runs.define_flags(__file__)
 
-
-def train(arm: str, seed: int, size: small_runs.Size) -> measurements.Numbers:
+def train(arm: str, seed: int, size: small_runs.Size) -> script.Numbers:
   """Held-out loss and accuracies, at the end and along the run."""
   weight = ARMS[arm]
   model = small_runs.model_of(
@@ -101,29 +98,25 @@ def train(arm: str, seed: int, size: small_runs.Size) -> measurements.Numbers:
   return numbers
 
 
-def unchanged(measured: dict[str, measurements.Numbers], arm: str):
+def unchanged(measured: script.Measured, arm: str) -> verdicts.Claim:
   """The claim that the main loss is that of the trunk alone."""
-  change = small_runs.paired(measured, arm, NONE, 'loss')
-  losses = small_runs.values(measured, NONE, 'loss')
+  change = comparison.paired(measured, arm, NONE, 'loss')
+  losses = comparison.values(measured, NONE, 'loss')
   share = change.mean / losses.mean() if len(losses) else math.nan
   if abs(change.mean) <= 2 * change.error:
     ours = 1.0
   else:
     ours = 0.0 if share > _WORSE else math.nan
   words = f'{change} nats, {100 * share:+.2f} %'
-  return verdicts.Claim(
+  return verdicts.holds(
     f'{arm}: main loss unchanged',
-    '',
-    '1',
-    lambda: ours,
-    0.0,
+    ours,
     'not measured' if math.isnan(share) else words,
   )
 
 
-def all_claims(
-  measured: dict[str, measurements.Numbers],
-) -> list[verdicts.Claim]:
+def all_claims(measured: script.Measured) -> list[verdicts.Claim]:
+  """For every weight: the loss is unchanged, the accuracies are higher."""
   words = {
     INDUCTION: 'induction at the end',
     f'{INDUCTION}, mean': 'induction along the run',
@@ -134,19 +127,17 @@ def all_claims(
   for arm in (STRONG, WEAK):
     claims.append(unchanged(measured, arm))
     claims += [
-      small_runs.order(measured, f'{arm}: {text} above none', arm, NONE, name)
+      comparison.order(measured, f'{arm}: {text} above none', arm, NONE, name)
       for name, text in words.items()
     ]
   return claims
 
 
 def draw(
-  measured: dict[str, measurements.Numbers],
-  rows: list[verdicts.Row],
-  path: pathlib.Path,
+  measured: script.Measured, rows: list[verdicts.Row], path: pathlib.Path
 ) -> None:
   """Accuracies along the run, and the loss at its end."""
-  figure = figure_lib.Figure(figsize=(12, 4.2), layout='constrained')
+  figure = script.new_figure(12, 4.2)
   panels = figure.subplots(1, 3)
   titles = {INDUCTION: 'names recalled', SUMS: 'digits of sums'}
   for axes, (domain, title) in zip(panels, titles.items(), strict=False):
@@ -157,7 +148,7 @@ def draw(
         for words in map(str.split, found)
         if words[0] == domain and len(words) == 2
       ]
-      for seed, _ in enumerate(small_runs.values(measured, arm, 'loss')):
+      for seed, _ in enumerate(comparison.values(measured, arm, 'loss')):
         of_seed = measured[f'{arm}, seed {seed}']
         axes.plot(
           steps,
@@ -170,32 +161,30 @@ def draw(
     axes.set_xlabel('step (a line is a seed)')
     axes.set_ylabel(f'{title}, %')
   for number, arm in enumerate(ARMS):
-    losses = small_runs.values(measured, arm, 'loss')
+    losses = comparison.values(measured, arm, 'loss')
     panels[2].scatter(losses, [number] * len(losses), color=f'C{number}')
   panels[2].set_yticks(range(len(ARMS)), ARMS)
   panels[2].set_ylim(-0.5, len(ARMS) - 0.5)
   panels[2].set_xlabel('held-out main loss, nats (a dot is a seed)')
   panels[0].legend(frameon=False)
-  small_runs.add_title(figure, 'Trained with and without MTP', rows)
-  figure.savefig(path, dpi=120)
+  title = f'Trained with and without MTP: {verdicts.counted(rows)}'
+  script.save_figure(figure, title, path)
 
 
-def run(outdir: pathlib.Path, size: small_runs.Size) -> None:
+def run(stem: pathlib.Path, size: small_runs.Size) -> None:
   """Trains what is missing, judges and draws."""
   arms = [STRONG] if size == small_runs.SMOKE else list(ARMS)
-  small_runs.measure_and_publish(
+  small_runs.publish(
     functools.partial(train, size=size),
-    # Seed by seed, so that an interrupted run has pairs.
-    [(arm, s) for s, arm in itertools.product(range(size.seeds), arms)],
+    small_runs.seed_by_seed(arms, size.seeds),
     all_claims,
     draw,
-    outdir,
-    _STEM,
+    stem,
   )
 
 
 def main(argv: Sequence[str]) -> None:
-  small_runs.run_as_asked(argv, run, _FULL, small_runs.SMOKE)
+  script.run_as_asked(argv, run, _FULL, small_runs.SMOKE)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,8 @@ Command: python experiments/deepseek_v3/planner_errors.py [--fit]
 Cost: a second of a CPU. --fit prints the constants that the sources give.
 
 Reproduced: a held-out row within 15 %. Refuted: beyond; no constant is bent for
-it. Inconclusive: rows that were fitted, and rows in sight: of the same run as a
-fitted one, or a rule of the model was settled after a first look at them.
+it. Inconclusive: rows that were fitted, and rows in sight: their run is that of
+a fitted row, or we settled a rule of the model after a first look at them.
 The table also says what memory the planner finds that the row's layout takes.
 """
 
@@ -24,21 +24,16 @@ import sys
 from absl import app, flags
 from matplotlib import axes as axes_lib
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import deviation_plot
-from seekax.planning import calibration, fit, step_time
+from planner import figures, fit, runs
+import script
+from seekax.planning.hardware import FITTED
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
 _FIT = flags.DEFINE_bool('fit', False, 'print the fitted constants and end')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
 
-_STEM = 'planner_errors'
 _AIM = 0.15
 _PHASE = 'V3 step: '
 # How notes begin.
@@ -48,7 +43,7 @@ _FITTED, _IN_SIGHT, _HELD_OUT = 'fitted', 'in sight', 'held out'
 def all_claims() -> list[verdicts.Claim]:
   """A claim per published row."""
   claims = []
-  for row in calibration.training_rows() + calibration.serving_rows():
+  for row in figures.training_rows() + figures.serving_rows():
     paper = f'{row.value:.6g}'
     kind = _IN_SIGHT if row.in_sight else _HELD_OUT
     kind = _FITTED if row.fitted else kind
@@ -57,7 +52,7 @@ def all_claims() -> list[verdicts.Claim]:
         row.name,
         row.unit,
         paper,
-        lambda row=row: row.predict(step_time.FITTED),
+        lambda row=row: row.predict(FITTED),
         verdicts.share(paper, _AIM),
         f'{kind}: {row.note}' if row.note else kind,
         post_hoc=row.fitted or row.in_sight,
@@ -77,14 +72,16 @@ def error_tables(rows: list[verdicts.Row]) -> str:
 
 
 def _error_table(rows: list[verdicts.Row]) -> str:
-  runs = {row.name: row for row in calibration.training_rows()}
+  trained = {row.name: row for row in figures.training_rows()}
   lines = [
     '| row | predicted | published | error | planned GB of a device |',
     '|---|---|---|---|---|',
   ]
   for row in rows:
     missed = ', **missed**' if row.verdict == verdicts.REFUTED else ''
-    planned = planned_memory(runs[row.name]) if row.name in runs else '-'
+    planned = '-'
+    if row.name in trained:
+      planned = planned_memory(trained[row.name])
     lines.append(
       f'| {row.name} | {row.ours:.4g} {row.unit} | {row.paper} | '
       f'{row.deviation:+.1%}{missed} | {planned} |'
@@ -92,36 +89,36 @@ def _error_table(rows: list[verdicts.Row]) -> str:
   return '\n'.join(lines)
 
 
-def planned_memory(row: calibration.Published) -> str:
-  """Of the row's layout, and what else it may compute again if nobody says."""
+def planned_memory(row: figures.Published) -> str:
+  """Planned GB of the row's layout.
+
+  If its source doesn't say what is computed again, the other kinds of
+  recomputation follow in brackets.
+  """
 
   def planned(run) -> float:
-    return step_time.training_memory(run).total / 1e9
+    return run.training_memory().total / 1e9
 
   words = f'{planned(row.run):.1f} of {row.run.device.memory_bytes / 1e9:g}'
   if not row.remat_known:
     others = ', '.join(
       f'{remat} {planned(run):.1f}'
-      for remat, run in calibration.recomputing(row.run).items()
+      for remat, run in runs.recomputing(row.run).items()
       if remat != row.run.layout.remat
     )
     words += f' recomputing {row.run.layout.remat} ({others})'
-  return words if calibration.fits(row.run) else f'{words}, **no room**'
+  return words if runs.fits(row.run) else f'{words}, **no room**'
 
 
 def explaining_attention() -> float:
   """The attention's efficiency at which context extension takes 119K hours."""
   row = next(
-    row
-    for row in calibration.training_rows()
-    if row.name == 'V3 context extension'
+    row for row in figures.training_rows() if row.name == 'V3 context extension'
   )
   low, high = 0.1, 1.0
   for _ in range(50):
     middle = (low + high) / 2
-    constants = dataclasses.replace(
-      step_time.FITTED, attention_efficiency=middle
-    )
+    constants = dataclasses.replace(FITTED, attention_efficiency=middle)
     if row.predict(constants) > row.value:
       low = middle
     else:
@@ -166,22 +163,25 @@ def _draw_phases(axes: axes_lib.Axes, rows: list[verdicts.Row]) -> None:
   axes.spines[['top', 'right']].set_visible(False)
 
 
+def run(stem: pathlib.Path, prints_documents: bool) -> None:
+  """Judges and draws; prints what docs/planning.md shows."""
+  verdicts.publish(all_claims(), stem, draw)
+  if prints_documents:
+    rows = verdicts.read_rows(script.file_of(stem, '.csv'))
+    print('\n' + error_tables(rows))
+    print(
+      '\ncontext extension would be right with attention at '
+      f'{explaining_attention():.1%} of the bfloat16 peak; '
+      f'{FITTED.attention_efficiency:.0%} is assumed'
+    )
+
+
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if _FIT.value:
     for name, value in dataclasses.asdict(fit.fit()).items():
       print(f'{name}: {value:.4f}')
     return
-  outdir = pathlib.Path(_OUTDIR.value)
-  verdicts.publish(all_claims(), outdir, _STEM, draw, _SMOKE.value)
-  if not _SMOKE.value:
-    print('\n' + error_tables(verdicts.read_rows(outdir / f'{_STEM}.csv')))
-    print(
-      '\ncontext extension would be right with attention at '
-      f'{explaining_attention():.1%} of the bfloat16 peak; '
-      f'{step_time.FITTED.attention_efficiency:.0%} is assumed'
-    )
+  script.run_as_asked(argv, run, full=True, smoke=False)
 
 
 if __name__ == '__main__':

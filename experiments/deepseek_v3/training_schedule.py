@@ -1,41 +1,33 @@
 """What changes along DeepSeek-V3's pre-training, by tokens.
 
-Claim: rates, batch and loss weights of the report's section 4.2, as the step is
-told them from configs/v3_671b.py: at the corners of every phase, and how many
+Claim: rates, batch and loss weights of the report's section 4.2, as the step
+gets them from configs/v3_671b.py: at the corners of every phase, and how many
 tokens all steps train on.
 Paper: arXiv 2412.19437, sections 4.1 and 4.2.
 Command: python experiments/deepseek_v3/training_schedule.py
 Cost: seconds of a CPU.
 
 Reproduced: values at the corners agree to the last digit printed. Refuted:
-anything beyond. The shape of the batch's growth is ours, linear in tokens: the
-report doesn't give it.
+anything beyond. We let the batch grow linearly in tokens: the report doesn't
+give the shape of its growth.
 """
 
 from collections.abc import Callable, Sequence
 import pathlib
 import sys
 
-from absl import app, flags
-from matplotlib import figure as figure_lib
+from absl import app
 from matplotlib import ticker
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import script
 from seekax.cli.flags import load_config
 from seekax.configuration.config import from_config_dict
 from seekax.training.schedules import Schedule
 import verdicts
 
-_SMOKE = flags.DEFINE_bool('smoke', False, 'write nothing that stays')
-_OUTDIR = flags.DEFINE_string(
-  'outdir',
-  str(pathlib.Path(__file__).resolve().parent / 'results'),
-  'folder of the CSV and the PNG',
-)
-
-_STEM = 'training_schedule'
 _TRILLION = 10**12
 _BLUE, _ORANGE = '#0072B2', '#B37400'
 
@@ -47,7 +39,7 @@ def paper() -> Schedule:
 
 
 def all_claims() -> list[verdicts.Claim]:
-  """Corners of every phase."""
+  """The values at the corners of every phase."""
   schedule = paper()
 
   def at(value: Callable[[int], float], tokens: float) -> Callable[[], float]:
@@ -116,7 +108,7 @@ def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
     np.linspace(0, schedule.config.train.steps - 1, 2000).astype(int)
   ).tolist()
   tokens = [schedule.tokens_before(step) / _TRILLION for step in steps]
-  figure = figure_lib.Figure(figsize=(9, 7), layout='constrained')
+  figure = script.new_figure(9, 7)
   rate, batch, weights = figure.subplots(3, 1, sharex=True)
   rate.plot(
     tokens, [schedule.learning_rate(step) for step in steps], color=_BLUE
@@ -150,22 +142,13 @@ def draw(rows: list[verdicts.Row], path: pathlib.Path) -> None:
   weights.set_xlabel('tokens trained on, trillions')
   for axes in (rate, batch, weights):
     axes.spines[['top', 'right']].set_visible(False)
-  figure.suptitle(
-    "DeepSeek-V3's pre-training, as its config tells the step",
-    x=0.01,
-    ha='left',
-    fontsize=14,
-    weight='bold',
+  script.save_figure(
+    figure, "DeepSeek-V3's pre-training, as its config tells the step", path
   )
-  figure.savefig(path, dpi=120)
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  verdicts.publish(
-    all_claims(), pathlib.Path(_OUTDIR.value), _STEM, draw, _SMOKE.value
-  )
+  verdicts.main(argv, all_claims, draw)
 
 
 if __name__ == '__main__':

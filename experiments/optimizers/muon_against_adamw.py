@@ -7,8 +7,8 @@ Paper: Muon is Scalable for LLM Training (arXiv 2502.16982), sections 2 and 3.2.
 Command: python experiments/optimizers/muon_against_adamw.py
 Cost: 8 minutes of processor time, spread over two cores.
 
-Here: configs/demo.py, its 740 steps cut to 150, the warm-up in proportion and
-the cosine to the new end; 2 paired seeds of initial weights and order of
+Setting: configs/demo.py, its 740 steps cut to 150, the warm-up in proportion
+and the cosine to the new end; 2 paired seeds of initial weights and order of
 documents; both optimizers at the demo's rate of 3e-3, which was chosen for
 AdamW. Measured: bits per byte of the demo's 100,000 held-out bytes at five
 equally spaced looks; and, one step of each in turn, the median seconds of a
@@ -16,14 +16,14 @@ step and the median ratio of neighbours, which other programs disturb alike.
 
 Fixed before the first run: Muon's bits per byte are lower (1) if the mean
 difference over seeds is below minus two standard errors, higher (0) if it is
-above two, inconclusive (nan) between. "Half" is judged by AdamW's at the end:
-reproduced if the mean curve of Muon reaches it within half the steps; ours
-alone, since the paper's is a fit of scaling laws over tuned runs, whose cosines
-end where they are compared. A step is dearer by at most 10 % (our bound).
-Changed during the run: three seeds were planned, and two fitted the time; that
-was decided when seed 0 and AdamW's seed 1 were known. A step's time was to be
-the fastest tenth of each training, but other programs slowed whole trainings
-(0.256 s for AdamW, 0.577 s for Muon at seed 0): steps are taken in turn.
+above two, inconclusive (nan) between. "Half" is reproduced if the mean curve of
+Muon reaches, within half the steps, what AdamW has at the end. This rule is
+ours: the paper fits scaling laws over tuned runs, whose cosines end where they
+are compared. A step costs at most 10 % more (our bound).
+Changed during the run: we planned three seeds, and two fitted the time; we
+decided that when we knew seed 0 and AdamW's seed 1. A step's time was to be the
+fastest tenth of each training, but other programs slowed whole trainings
+(0.256 s for AdamW, 0.577 s for Muon at seed 0), so steps are taken in turn.
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,12 @@ import sys
 import time
 
 from absl import app
-from matplotlib import figure as figure_lib
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-import measurements
+import comparison
+import script
 from seekax.configuration.config import Config, from_config_dict
 from seekax.inference import scoring
 from seekax.model.transformer import Transformer
@@ -49,7 +49,6 @@ from seekax.runs import corpus as corpus_lib
 import small_runs
 import verdicts
 
-_STEM = 'muon_against_adamw'
 _DEMO = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'demo.py'
 _LOOKS = 5
 _DEARER = 0.1
@@ -64,13 +63,11 @@ class Size:
 
   seeds: int = 2
   steps: int = 150
-  rounds: int = 30  # of a step of each, timed
+  rounds: int = 30  # in each, one step of each optimizer is timed
   variant: str = ''
 
 
 _SMOKE = Size(seeds=1, steps=5, rounds=2, variant='tiny')
-
-small_runs.define_flags(__file__)
 
 
 def config_of(optimizer: str, size: Size) -> Config:
@@ -95,7 +92,7 @@ def _corpus(seed: int, size: Size) -> corpus_lib.Corpus:
 
 
 def bits_per_byte(config: Config, corpus: corpus_lib.Corpus, state) -> float:
-  """Of the documents that the run's own evaluations take."""
+  """Bits per byte of the documents that the run's own evaluations take."""
   chosen = corpus.evaluated(config.eval.max_bytes)
   totals = scoring.log_likelihoods(
     Transformer(config.model, compute=config.compute),
@@ -107,7 +104,7 @@ def bits_per_byte(config: Config, corpus: corpus_lib.Corpus, state) -> float:
   return scoring.bits_per_byte(sum(totals), num_bytes)
 
 
-def train(optimizer: str, seed: int, size: Size) -> measurements.Numbers:
+def train(optimizer: str, seed: int, size: Size) -> script.Numbers:
   """Bits per byte along the run."""
   if optimizer == TIMING:
     return timing(size)
@@ -129,8 +126,8 @@ def train(optimizer: str, seed: int, size: Size) -> measurements.Numbers:
   return bits | {'bits per byte': bits[f'step {size.steps}']}
 
 
-def timing(size: Size) -> measurements.Numbers:
-  """Seconds of a step of each, taken in turn."""
+def timing(size: Size) -> script.Numbers:
+  """The seconds of a step of each optimizer, taken in turn."""
   batch = next(_corpus(0, size).batches)
   configs = {x: config_of(x, size) for x in (ADAMW, MUON)}
   states = {x: small_runs.initial_state(y, 0) for x, y in configs.items()}
@@ -147,52 +144,32 @@ def timing(size: Size) -> measurements.Numbers:
   }
 
 
-def curve(
-  measured: dict[str, measurements.Numbers], optimizer: str
-) -> tuple[np.ndarray, np.ndarray]:
-  """(Steps, bits per byte of every seed [seeds, looks])."""
-  names = [x for x in measured[f'{optimizer}, seed 0'] if x.startswith('step ')]
-  steps = np.array([int(name.partition(' ')[2]) for name in names])
-  found = [small_runs.values(measured, optimizer, name) for name in names]
-  return steps, np.stack(found, axis=1)
-
-
-def all_claims(
-  measured: dict[str, measurements.Numbers],
-) -> list[verdicts.Claim]:
-  target = small_runs.values(measured, ADAMW, 'bits per byte').mean()
-  steps, bits = curve(measured, MUON)
-  reached = steps[bits.mean(axis=0) <= target]
+def all_claims(measured: script.Measured) -> list[verdicts.Claim]:
+  """Muon's loss at equal steps, its steps for an equal loss, and their time."""
+  target = comparison.values(measured, ADAMW, 'bits per byte').mean()
+  steps, bits = comparison.curve(measured, MUON)
+  reached = np.array(steps)[bits.mean(axis=0) <= target]
   share = float(reached[0] / steps[-1]) if len(reached) else np.inf
   took = measured[f'{TIMING}, seed 0']
   means = [
-    small_runs.values(measured, x, 'bits per byte').mean()
+    comparison.values(measured, x, 'bits per byte').mean()
     for x in (ADAMW, MUON)
   ]
-  difference = small_runs.paired(measured, ADAMW, MUON, 'bits per byte')
+  difference = comparison.paired(measured, ADAMW, MUON, 'bits per byte')
   return [
-    verdicts.Claim(
+    verdicts.holds(
       'bits per byte: adamw above muon, at equal steps',
-      '',
-      '1',
-      lambda: difference.sign,
-      0.0,
+      difference.sign,
       f'{means[0]:.4f} and {means[1]:.4f}; {difference}',
     ),
-    verdicts.Claim(
+    verdicts.holds(
       "adamw's bits per byte reached in half the steps",
-      '',
-      '1',
-      lambda: float(share <= 0.5),
-      0.0,
+      share <= 0.5,
       f'first look at or below it: {share:.1f} of the steps',
     ),
-    verdicts.Claim(
+    verdicts.holds(
       'a step is dearer by at most 10 %',
-      '',
-      '1',
-      lambda: float(took[RATIO] <= 1 + _DEARER),
-      0.0,
+      took[RATIO] <= 1 + _DEARER,
       f'{100 * (took[RATIO] - 1):+.1f} %: {1000 * took[MUON]:.0f} ms and '
       f'{1000 * took[ADAMW]:.0f} ms',
     ),
@@ -200,42 +177,39 @@ def all_claims(
 
 
 def draw(
-  measured: dict[str, measurements.Numbers],
-  rows: list[verdicts.Row],
-  path: pathlib.Path,
+  measured: script.Measured, rows: list[verdicts.Row], path: pathlib.Path
 ) -> None:
   """Bits per byte over steps and over seconds."""
-  figure = figure_lib.Figure(figsize=(10, 4.2), layout='constrained')
+  figure = script.new_figure(10, 4.2)
   panels = figure.subplots(1, 2, sharey=True)
   for color, optimizer in enumerate((ADAMW, MUON)):
-    steps, bits = curve(measured, optimizer)
+    steps, bits = comparison.curve(measured, optimizer)
     seconds = measured[f'{TIMING}, seed 0'][optimizer]
-    for axes, across in zip(panels, (steps, steps * seconds), strict=True):
+    across_both = steps, np.array(steps) * seconds
+    for axes, across in zip(panels, across_both, strict=True):
       axes.plot(across, bits.T, color=f'C{color}', linewidth=1)
       axes.plot([], [], color=f'C{color}', label=optimizer)
   panels[0].set_ylabel('held-out bits per byte')
   panels[0].set_xlabel('step (a line is a seed)')
   panels[1].set_xlabel('seconds, at the median time of a step')
   panels[0].legend(frameon=False)
-  small_runs.add_title(figure, 'Muon against AdamW', rows)
-  figure.savefig(path, dpi=120)
+  title = f'Muon against AdamW: {verdicts.counted(rows)}'
+  script.save_figure(figure, title, path)
 
 
-def run(outdir: pathlib.Path, size: Size) -> None:
+def run(stem: pathlib.Path, size: Size) -> None:
   """Trains what is missing, judges and draws."""
-  small_runs.measure_and_publish(
+  small_runs.publish(
     functools.partial(train, size=size),
-    [(x, seed) for seed in range(size.seeds) for x in (ADAMW, MUON)]
-    + [(TIMING, 0)],
+    [*small_runs.seed_by_seed((ADAMW, MUON), size.seeds), (TIMING, 0)],
     all_claims,
     draw,
-    outdir,
-    _STEM,
+    stem,
   )
 
 
 def main(argv: Sequence[str]) -> None:
-  small_runs.run_as_asked(argv, run, Size(), _SMOKE)
+  script.run_as_asked(argv, run, Size(), _SMOKE)
 
 
 if __name__ == '__main__':

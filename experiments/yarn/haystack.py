@@ -20,16 +20,16 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def hide(
   hay_L: np.ndarray, needle: np.ndarray, asked: np.ndarray, depth: float
 ) -> np.ndarray:
-  """The hay with a needle at a depth and the question and answer at its end.
+  """The hay with a needle at a depth, and question and answer at its end.
 
   Args:
-    hay_L: token ids; the first one (bos) is left alone.
-    needle: token ids, written over hay.
+    hay_L: token ids; the first one (bos) is kept.
+    needle: token ids that replace hay.
     asked: token ids of the question and its answer.
-    depth: 0: at the beginning; 1: right before the question.
+    depth: 0 is the beginning, 1 the place right before the question.
 
   Returns:
-    Token ids, as many as there were.
+    Token ids, as many as the hay has.
   """
   row_L, end = hay_L.copy(), len(hay_L) - len(asked)
   start = 1 + int(depth * (end - len(needle) - 1))
@@ -40,7 +40,7 @@ def hide(
 
 @functools.partial(compiling.jit, static_argnums=(0, 3))
 def _likeliest(model, weights, tokens_BL, count):
-  """The likeliest tokens [B, count] in the place of the last ones."""
+  """The likeliest tokens [B, count] at the last `count` places."""
   transformer, variables = Transformer(model), {'params': weights.params}
   positions_BL = jnp.broadcast_to(
     jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
@@ -59,13 +59,13 @@ def share_found(
   rows: Sequence[np.ndarray],
   count: int,
 ) -> float:
-  """How many of the answers' tokens are the likeliest after those before them.
+  """The share of the answers' tokens that are the likeliest where they stand.
 
   Args:
     model: the model.
-    weights: in the compute dtype.
-    rows: prompts of one length, the answer included.
-    count: tokens of an answer, the last ones.
+    weights: the model's, in the compute dtype.
+    rows: prompts of one length, each with its answer at the end.
+    count: how many tokens an answer has.
   """
   rows_BL = np.stack(rows).astype(np.int32)
   found = _likeliest(model, weights, rows_BL, count)
@@ -73,7 +73,7 @@ def share_found(
 
 
 def draw_grid(axes, shares: np.ndarray, lengths, depths=DEPTHS):
-  """Shares [depths, lengths], from 0 to 1; returns the image."""
+  """Draws shares [depths, lengths], from 0 to 1; returns the image."""
   image = axes.imshow(shares, vmin=0, vmax=1, cmap='viridis', aspect='auto')
   axes.set_xticks(range(len(lengths)), lengths)
   axes.set_yticks(range(len(depths)), depths)

@@ -11,27 +11,25 @@ The checkpoint is the workdir of a run or a folder of published weights. The hay
 is Python's library, the needle a comment with a key of four digits; the prompt
 ends with the comment's words, and a token of the key counts if it is the
 likeliest one after those before it. There is no verdict: the paper gives no
-number, and a base model is asked. Writes needle_<step>.csv and .png into the
-checkpoint's folder, or into --outdir; lengths that the CSV holds aren't
-measured again.
+number, and here a base model is asked. The script writes needle_<step>.csv and
+.png into the checkpoint's folder, or into --outdir; lengths that the CSV file
+holds aren't measured again.
 """
 
 from collections.abc import Callable, Sequence
 import functools
 import pathlib
 import sys
-import tempfile
 from typing import Any
 
 from absl import app, flags
-from matplotlib import figure as figure_lib
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import haystack
 
-import measurements
+import script
 from seekax.configuration import presets
 from seekax.configuration.model import ModelConfig
 from seekax.data import sources
@@ -44,8 +42,6 @@ _LENGTHS = flags.DEFINE_list(
   'lengths', [], 'tokens of the prompts; four up to the context by default'
 )
 _TRIES = flags.DEFINE_integer('tries', 4, 'prompts per depth and length')
-_SMOKE = flags.DEFINE_bool('smoke', False, 'random weights, keep nothing')
-_OUTDIR = flags.DEFINE_string('outdir', '', "'': the checkpoint's folder")
 
 _WORDS, _END = '# The pass key is ', ' .\n'
 _DIGITS = 4
@@ -54,10 +50,10 @@ Encode = Callable[[str], Any]
 
 
 def hay(encode: Encode, bos: int, length: int) -> np.ndarray:
-  """The first `length` tokens of Python's library, after bos.
+  """The bos token and Python's library, cut to `length` tokens.
 
   Raises:
-    app.UsageError: it has fewer.
+    app.UsageError: the library has fewer tokens.
   """
   tokens, count = [np.array([bos])], 1
   for document in sources.read_documents(sources.STDLIB):
@@ -73,7 +69,7 @@ def hay(encode: Encode, bos: int, length: int) -> np.ndarray:
 def prompts(
   encode: Encode, hay_L: np.ndarray, depth: float, tries: int
 ) -> tuple[list[np.ndarray], int]:
-  """(Rows as long as the hay, each with a key of its own, tokens of a key).
+  """Rows as long as the hay, each with its own key; how long a key is.
 
   Digits are encoded one by one: a key is the same tokens in both places.
   """
@@ -95,8 +91,8 @@ def measure(
   encode: Encode,
   hay_L: np.ndarray,
   tries: int,
-) -> measurements.Numbers:
-  """Share of the keys' tokens found, for every depth."""
+) -> script.Numbers:
+  """The share of the keys' tokens that is found, for every depth."""
   numbers = {}
   for depth in haystack.DEPTHS:
     rows, count = prompts(encode, hay_L, depth, tries)
@@ -108,13 +104,11 @@ def measure(
   return numbers
 
 
-def draw(
-  found: dict[str, measurements.Numbers], title: str, path: pathlib.Path
-) -> None:
-  """Depth by length."""
+def draw(found: script.Measured, title: str, path: pathlib.Path) -> None:
+  """The share found, depth by length."""
   lengths = sorted(found, key=int)
   shares = np.array([list(found[length].values()) for length in lengths]).T
-  figure = figure_lib.Figure(figsize=(7, 4), layout='constrained')
+  figure = script.new_figure(7, 4)
   axes = figure.subplots()
   image = haystack.draw_grid(axes, shares, lengths)
   axes.set_xlabel('tokens of the prompt')
@@ -133,22 +127,22 @@ def run(
   bos: int,
   lengths: Sequence[int],
 ) -> None:
-  """Measures the lengths that `stem`.csv lacks, and draws `stem`.png."""
+  """Measures the lengths that <stem>.csv lacks, and draws <stem>.png."""
   hay_L = hay(encode, bos, max(lengths))
-  found = measurements.measure_missing(
+  found = script.measure_missing(
     {
       str(length): functools.partial(
         measure, model, weights, encode, hay_L[:length], _TRIES.value
       )
       for length in lengths
     },
-    stem.with_suffix('.csv'),
+    script.file_of(stem, '.csv'),
   )
-  draw(found, title, stem.with_suffix('.png'))
+  draw(found, title, script.file_of(stem, '.png'))
 
 
 def _smoke(stem: pathlib.Path) -> None:
-  """Bytes as tokens, one dense layer of random weights."""
+  """Runs one dense layer of random weights, with bytes as tokens."""
   model = presets.shrink(presets.llama3_8b())
   weights = init_weights(model, 0)
 
@@ -158,26 +152,31 @@ def _smoke(stem: pathlib.Path) -> None:
   run(stem, 'random weights', model, weights, encode, 0, [64, 128])
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if _SMOKE.value:
-    with tempfile.TemporaryDirectory() as folder:
-      _smoke(pathlib.Path(folder) / 'needle')
-    return
+def _full(stem: pathlib.Path) -> None:
+  """Runs the checkpoint."""
   if not _CHECKPOINT.value:
     raise app.UsageError('--checkpoint is missing')
   opened = open_lib.open_checkpoint(_CHECKPOINT.value)
   model, tokenizer = opened.config.model, opened.tokenizer()
   quarters = [model.context_length * k // 4 for k in range(1, 5)]
   run(
-    pathlib.Path(_OUTDIR.value or _CHECKPOINT.value) / f'needle_{opened.step}',
+    script.file_of(stem, f'_{opened.step}'),
     f'{pathlib.Path(_CHECKPOINT.value).name}, step {opened.step}',
     model,
     opened.weights,
     tokenizer.encode,
     tokenizer.bos_id,
     [int(x) for x in _LENGTHS.value] or quarters,
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  script.run_as_asked(
+    argv,
+    lambda stem, form: form(stem),
+    _full,
+    _smoke,
+    folder=_CHECKPOINT.value,
   )
 
 

@@ -9,23 +9,23 @@ section 4.3 and figure 8.
 Command: python experiments/yarn/yarn_extension.py
 Cost: 19 minutes on two cores beside other work, 14 of processor time.
 
-Here: a sixty-fourth of V3's lengths (64, 512, 2,048 tokens), its s, alpha and
-beta. (256, 2K and 8K exist as configs, v3_extend_32k.py and v3_extend_128k.py
-as `:tiny`, but a step at 8K took 13 s, too long for four methods.) 3 dense
-layers of width 64 with MLA, 1,500 steps of 2,048 tokens of Python's library in
-which a marker and the four digits of a row's passkey recur. The same weights
-are measured with each scaling as they are (zero-shot), after 60 steps of 4 x
-512 and after 60 more of 1 x 2,048 tokens; 3 paired seeds. The passkey stands
-once, at one of 5 depths, in 64 to 2,048 tokens, asked at the end; a digit
-counts if it is the likeliest of all tokens after those before it. Losses are of
-held-out text of the same kind.
+Setting: a sixty-fourth of V3's lengths (64, 512, 2,048 tokens), its s, alpha
+and beta. (256, 2K and 8K exist as configs, v3_extend_32k.py and
+v3_extend_128k.py as `:tiny`, but a step at 8K took 13 s, too long for four
+methods.) 3 dense layers of width 64 with MLA, 1,500 steps of 2,048 tokens of
+Python's library in which a marker and the four digits of a row's passkey recur.
+The same weights are measured with each scaling as they are (zero-shot), after
+60 steps of 4 x 512 and after 60 more of 1 x 2,048 tokens; 3 paired seeds. The
+passkey stands once, at one of 5 depths, in 64 to 2,048 tokens, and is asked at
+the end; a digit counts if it is the likeliest of all tokens after those before
+it. Losses are measured on held-out text of the same kind.
 
 Fixed before the first full run: an order is reproduced if the mean difference
-over seeds has the paper's sign and is above two standard errors, refuted if it
-has the other sign and is, inconclusive (nan) between; "finds" is 95 % of the
-digits, mean of the whole grid. Before it, runs of the short training alone
-chose batch, steps, rate, initial weights and the gaps between passkeys, so that
-they are learned at 64; the stages were not tried.
+over seeds has the paper's sign and exceeds two standard errors, refuted if it
+has the other sign and exceeds them, inconclusive (nan) between; "finds" is 95 %
+of the digits, mean of the whole grid. Before it, runs of the short training
+alone chose batch, steps, rate, initial weights and the gaps between passkeys,
+so that passkeys are learned at 64 tokens; the stages were not tried.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,23 +38,23 @@ from typing import Any
 
 from absl import app
 import jax
-from matplotlib import figure as figure_lib
 import numpy as np
 
-# Scripts are run by path: what they share lies one folder up.
+# Scripts are run by path; the modules that they share lie one folder up.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import haystack
 
-import measurements
+import comparison
+import script
 from seekax.configuration.config import Config
 from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
 from seekax.model.weights import Weights
 from seekax.training.state import start_from, TrainState
+import small_corpus
 import small_runs
 import verdicts
 
-_STEM = 'yarn_extension'
 _FACTOR = 40.0  # s
 METHODS = ('none', 'linear', 'ntk', 'yarn')
 _MARKER, _DIGITS = 1, 4  # The marker is no character of any text.
@@ -69,14 +69,15 @@ class Size:
   """How much is trained."""
 
   short: small_runs.Size = small_runs.Size(seeds=3, steps=1500, rows=32)
-  stretches: tuple[int, ...] = (8, 32)  # of the length, by stage
-  steps: int = 60  # of a stage
-  lengths: tuple[int, ...] = (64, 256, 512, 1024, 2048)  # of prompts
+  stretches: tuple[int, ...] = (
+    8,
+    32,
+  )  # the length of each stage over `short`'s
+  steps: int = 60  # per stage
+  lengths: tuple[int, ...] = (64, 256, 512, 1024, 2048)  # tokens of prompts
 
 
 _SMOKE = Size(small_runs.SMOKE, stretches=(2,), steps=2, lengths=(16, 32))
-
-small_runs.define_flags(__file__)
 
 
 def _hide(row: np.ndarray, key: np.ndarray, start: int) -> None:
@@ -92,7 +93,7 @@ def passkey_rows(
   rng: np.random.Generator, count: int, length: int, heldout: bool = False
 ) -> np.ndarray:
   """Text [B, L + 1] in which the row's key recurs, at gaps of all sizes."""
-  tokens = small_runs.draw_rows(rng, count, length, ('text',), heldout).tokens
+  tokens = small_corpus.draw_rows(rng, count, length, ('text',), heldout).tokens
   for row in tokens:
     key, start = _key(rng), rng.integers(8)
     while start + _DIGITS < len(row):
@@ -105,7 +106,7 @@ def needle_rows(
   rng: np.random.Generator, count: int, length: int, depth: float
 ) -> list[np.ndarray]:
   """Text [L] with the key once, and again at the end."""
-  tokens = small_runs.draw_rows(
+  tokens = small_corpus.draw_rows(
     rng, count, length - 1, ('text',), heldout=True
   ).tokens
   keys = [np.append(_MARKER, _key(rng)) for _ in tokens]
@@ -116,18 +117,19 @@ def needle_rows(
 
 
 def batches(rows: int, length: int, steps: int, seed: int) -> Iterator[Batch]:
+  """`steps` batches of passkey rows."""
   rng = np.random.default_rng(seed)
   for _ in range(steps):
-    yield small_runs.batch_of(passkey_rows(rng, rows, length))
+    yield small_corpus.batch_of(passkey_rows(rng, rows, length))
 
 
 def model_of(size: small_runs.Size, **rotary: Any) -> ModelConfig:
-  """A dense model of a size, which has its initial weights in mind."""
+  """A dense model whose initial weights suit these sizes."""
   return small_runs.model_of(size, ffn='dense', init_std=0.1, **rotary)
 
 
 def rotary_of(method: str, size: Size) -> dict[str, Any]:
-  """Fields of the model's config."""
+  """The fields of the model's config that a method sets."""
   if method == 'ntk':
     width = model_of(size.short).rope_head_dim
     return dict(rope_theta=10000.0 * _FACTOR ** (width / (width - 2)))
@@ -141,7 +143,7 @@ def rotary_of(method: str, size: Size) -> dict[str, Any]:
 
 
 def stage_of(method: str, stretch: int, size: Size) -> Config:
-  """A run at so many times the short length, on as many tokens per step."""
+  """A run at `stretch` times the short length, on as many tokens per step."""
   length, rows = size.short.length * stretch, size.short.rows // stretch
   longer = dataclasses.replace(
     size.short, length=length, rows=max(rows, 1), steps=size.steps
@@ -151,10 +153,10 @@ def stage_of(method: str, stretch: int, size: Size) -> Config:
 
 
 def loss_at(config: Config, state: TrainState, length: int) -> float:
-  """Of 8,192 held-out tokens in rows of a length, 4 rows at least."""
+  """The loss on 8,192 held-out tokens in rows of `length`, 4 rows at least."""
   rng = np.random.default_rng(10_000)
   rows = [
-    small_runs.Rows(
+    small_corpus.Rows(
       passkey_rows(rng, 4, length, heldout=True), np.zeros(0), np.zeros(0)
     )
     for _ in range(max(8192 // (4 * length), 1))
@@ -164,7 +166,7 @@ def loss_at(config: Config, state: TrainState, length: int) -> float:
 
 def measure(
   config: Config, state: TrainState, size: Size, stage: str
-) -> measurements.Numbers:
+) -> script.Numbers:
   """Losses and the grid of passkeys, named after the stage."""
   numbers, rng = {}, np.random.default_rng(10_000)
   for length in size.lengths:
@@ -198,7 +200,7 @@ def _pretrained(seed: int, size: small_runs.Size):
   return jax.device_get(state.params)
 
 
-def train(method: str, seed: int, size: Size) -> measurements.Numbers:
+def train(method: str, seed: int, size: Size) -> script.Numbers:
   """Stretches the seed's weights; measures before and after every stage."""
   configs = [stage_of(method, stretch, size) for stretch in size.stretches]
   params = jax.device_put(_pretrained(seed, size.short))
@@ -217,23 +219,19 @@ def train(method: str, seed: int, size: Size) -> measurements.Numbers:
   return numbers
 
 
-def all_claims(
-  measured: dict[str, measurements.Numbers],
-) -> list[verdicts.Claim]:
-  order = functools.partial(small_runs.order, measured)
+def all_claims(measured: script.Measured) -> list[verdicts.Claim]:
+  """Whether YaRN finds the passkey, and how it compares with other methods."""
+  order = functools.partial(comparison.order, measured)
   if 'none, seed 0' not in measured:  # The smoke form.
     return [order('none', 'none', 'none', f'{ZERO_SHOT}, passkey')]
-  found = small_runs.values(measured, 'yarn', f'{LONG}, passkey').mean()
+  found = comparison.values(measured, 'yarn', f'{LONG}, passkey').mean()
   within, beyond = (
     f'{ZERO_SHOT}, passkey {where}' for where in ('within', 'beyond')
   )
   claims = [
-    verdicts.Claim(
+    verdicts.holds(
       'yarn, both stages: passkey in the whole grid, 95 %',
-      '',
-      '1',
-      lambda: float(found >= _FOUND),
-      0.0,
+      found >= _FOUND,
       f'{100 * found:.1f} %',
     ),
     order(
@@ -271,12 +269,10 @@ def all_claims(
 
 
 def draw(
-  measured: dict[str, measurements.Numbers],
-  rows: list[verdicts.Row],
-  path: pathlib.Path,
+  measured: script.Measured, rows: list[verdicts.Row], path: pathlib.Path
 ) -> None:
-  """Share of digits found, depth by length, of every method and stage."""
-  figure = figure_lib.Figure(figsize=(12, 7.6), layout='constrained')
+  """Share of digits found, depth by length, for every method and stage."""
+  figure = script.new_figure(12, 7.6)
   panels = figure.subplots(len(STAGES), len(METHODS), squeeze=False)
   names = next(iter(measured.values()))
   places = [x.partition(', ')[2].split() for x in names]
@@ -289,7 +285,7 @@ def draw(
         continue
       grid = [
         [
-          small_runs.values(measured, method, f'{stage}, {x} {d:g}').mean()
+          comparison.values(measured, method, f'{stage}, {x} {d:g}').mean()
           for x in lengths
         ]
         for d in haystack.DEPTHS
@@ -297,26 +293,25 @@ def draw(
       shade = haystack.draw_grid(axes, np.array(grid), lengths)
   figure.supxlabel('tokens of the prompt (the short training had the first)')
   figure.supylabel('depth of the passkey')
-  small_runs.add_title(figure, 'A context of 64 tokens, extended', rows)
   figure.colorbar(shade, ax=panels, label='digits found')
-  figure.savefig(path, dpi=120)
+  title = f'A context of 64 tokens, extended: {verdicts.counted(rows)}'
+  script.save_figure(figure, title, path)
 
 
-def run(outdir: pathlib.Path, size: Size) -> None:
+def run(stem: pathlib.Path, size: Size) -> None:
   """Trains what is missing, judges and draws."""
   methods = ['yarn'] if size == _SMOKE else METHODS
-  small_runs.measure_and_publish(
+  small_runs.publish(
     functools.partial(train, size=size),
-    [(m, seed) for seed in range(size.short.seeds) for m in methods],
+    small_runs.seed_by_seed(methods, size.short.seeds),
     all_claims,
     draw,
-    outdir,
-    _STEM,
+    stem,
   )
 
 
 def main(argv: Sequence[str]) -> None:
-  small_runs.run_as_asked(argv, run, Size(), _SMOKE)
+  script.run_as_asked(argv, run, Size(), _SMOKE)
 
 
 if __name__ == '__main__':

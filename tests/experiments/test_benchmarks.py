@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -7,11 +8,15 @@ import tempfile
 from absl.testing import absltest, parameterized
 
 # Experiments are scripts, not a package.
-sys.path.append(
-  str(pathlib.Path(__file__).resolve().parents[2] / 'experiments/benchmarks')
+sys.path.extend(
+  str(pathlib.Path(__file__).resolve().parents[2] / 'experiments' / name)
+  for name in ('', 'benchmarks')
 )
 import asked
+import pair
 import scoreboard
+
+import script
 
 _FOLDER = pathlib.Path(scoreboard.__file__).parent
 _FIELDS = ['name', 'ours', 'peer', 'unit', 'ratio', 'target', 'met']
@@ -115,8 +120,8 @@ class PublishTest(absltest.TestCase):
     )
 
   def _append(self, ours, date):
-    scoreboard.append(
-      self.folder / 'kernels.csv',
+    scoreboard.add_and_publish(
+      self.folder / 'kernels',
       [scoreboard.compare('loss_time', ours, 100.0)],
       {'date': date, 'machine': 'any'},
       {'loss_time': 'a note, with a comma'},
@@ -129,7 +134,6 @@ class PublishTest(absltest.TestCase):
       records = list(csv.DictReader(file))
     self.assertEqual([x['ours'] for x in records], ['50.0', '200.0'])
     self.assertEqual(records[0]['note'], 'a note, with a comma')
-    scoreboard.publish(self.folder, self.folder)
     rows = json.loads((self.folder / 'results.json').read_text())
     self.assertEqual([row['name'] for row in rows], _NAMES)
     self.assertEqual(list(rows[-1]), _FIELDS)
@@ -139,7 +143,7 @@ class PublishTest(absltest.TestCase):
     self.assertIn('not measured', (self.folder / 'benchmarks.md').read_text())
 
   def test_nothing_measured_is_published_too(self):
-    scoreboard.publish(self.folder, self.folder)
+    scoreboard.publish(self.folder)
     rows = json.loads((self.folder / 'results.json').read_text())
     self.assertEqual({row['met'] for row in rows}, {None})
 
@@ -152,13 +156,53 @@ class PublishedTest(absltest.TestCase):
     records = [
       record
       for name in scoreboard.SOURCES
-      for record in scoreboard.read(_FOLDER / 'results' / name)
+      for record in script.read_rows(_FOLDER / 'results' / name)
     ]
     measured = {record['name'] for record in records}
     for row, newest in zip(rows, scoreboard.newest(records), strict=True):
       self.assertEqual(list(row), _FIELDS)
       self.assertEqual(row, vars(newest))
       self.assertEqual(row['ours'] is not None, row['name'] in measured)
+
+
+class _FakeChild:
+  """Answers at once; a call takes `seconds` and is written down."""
+
+  def __init__(self, name, seconds, calls):
+    self._name, self._seconds, self._calls = name, seconds, calls
+    self.process = os.getpid()
+
+  def ask(self, command, **arguments):
+    self._calls.append((self._name, command, arguments))
+    return {'seconds': self._seconds}
+
+
+class PairTest(absltest.TestCase):
+  def test_every_second_round_begins_with_the_other_one(self):
+    calls = []
+    both = pair.Pair(
+      _FakeChild('ours', 0.5, calls), _FakeChild('peer', 1.0, calls)
+    )
+    asks = [('a', {'x': 1}), ('b', {})]
+    samples = both.rounds(100, lambda: asks, 2)
+    self.assertGreaterEqual(len(samples.rounds), 2)
+    self.assertEqual(
+      (samples.rounds[0].ours, samples.rounds[0].peer), (100, 50)
+    )
+    self.assertEqual(
+      [(name, command) for name, command, _ in calls[:8]],
+      [(x, c) for x in ('ours', 'peer', 'peer', 'ours') for c in 'ab'],
+    )
+
+  def test_only_quiet_rounds_count(self):
+    samples = pair.Samples()
+    for rate in (1.0, 2.0, 3.0, 4.0):
+      samples.add(pair.Round(rate, 1.0, 0.0))
+    samples.add(pair.Round(100.0, 1.0, 0.5))
+    self.assertIsNone(samples.row('prefill').ratio)
+    samples.add(pair.Round(5.0, 1.0, 0.1))
+    self.assertEqual(samples.row('prefill').ratio, 3.0)
+    self.assertIn('5 of 6 rounds undisturbed', samples.note())
 
 
 class ChildTest(absltest.TestCase):

@@ -15,6 +15,7 @@ from seekax.configuration.fit_on_mesh import check_mesh
 from seekax.configuration.mesh import mesh_sizes
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
+from seekax.planning.request import Request
 
 _FOLDER = pathlib.Path(__file__).parents[2] / 'experiments' / 'launch'
 _DEVICES, _DEVICE = 2048, 'h100'
@@ -42,7 +43,7 @@ class LaunchTest(absltest.TestCase):
     layout, flag = plan_flags.layout_of(flag_values, config)
     device = hardware.DEVICES[_DEVICE]
     plan = plan_lib.make(
-      plan_lib.Request(config, device, _DEVICES, 14.8e12, 2.0, layout=layout)
+      Request(config, device, _DEVICES, 14.8e12, 2.0, layout=layout)
     )
     self.assertEqual(flag, f'--config.parallel.mesh={config.parallel.mesh}')
     self.assertEqual(plan.run.layout.pipeline, 16)

@@ -14,17 +14,20 @@ sys.path.extend(
 import deepseekmoe_ablation
 import haystack
 
+import comparison
 from seekax.inference.scoring import all_logits
 from seekax.model import router
+from seekax.model.transformer import Transformer
+import small_corpus
 import small_runs
 
 
 def _rows(domain):
-  return small_runs.draw_rows(np.random.default_rng(1), 8, 64, (domain,))
+  return small_corpus.draw_rows(np.random.default_rng(1), 8, 64, (domain,))
 
 
 class AnswersTest(parameterized.TestCase):
-  @parameterized.parameters(('arithmetic', 97), (small_runs.DIGITS, 10))
+  @parameterized.parameters(('arithmetic', 97), (small_corpus.DIGITS, 10))
   def test_digits_of_results_are_asked(self, domain, modulus):
     rows = _rows(domain)
     for tokens, asked in zip(rows.tokens, rows.answers, strict=True):
@@ -40,7 +43,7 @@ class AnswersTest(parameterized.TestCase):
       results = [x.partition('=')[2] for x in line.split(';')]
       self.assertEqual(marked.split(), [x for x in results if x])
 
-  @parameterized.parameters('names', small_runs.LETTERS)
+  @parameterized.parameters('names', small_corpus.LETTERS)
   def test_second_halves_of_names_seen_before_are_asked(self, domain):
     rows = _rows(domain)
     for tokens, asked in zip(rows.tokens, rows.answers, strict=True):
@@ -64,11 +67,11 @@ class PairedTest(absltest.TestCase):
       for arm, shift in (('a', 1.0), ('b', 0.0))
       for seed in range(3)
     }
-    difference = small_runs.paired(measured, 'a', 'b', 'loss')
+    difference = comparison.paired(measured, 'a', 'b', 'loss')
     self.assertAlmostEqual(difference.mean, 1.1)
     self.assertAlmostEqual(difference.error, 0.1 / 3**0.5)
     self.assertEqual(difference.sign, 1)
-    self.assertEqual(small_runs.paired(measured, 'b', 'a', 'loss').sign, 0)
+    self.assertEqual(comparison.paired(measured, 'b', 'a', 'loss').sign, 0)
 
 
 class ProbeTest(absltest.TestCase):
@@ -102,14 +105,14 @@ class HaystackTest(parameterized.TestCase):
   def test_share_is_that_of_all_logits(self):
     model = small_runs.model_of(small_runs.SMOKE, ffn='dense')
     config = small_runs.config_of(small_runs.SMOKE, model)
-    params = small_runs.initial_state(config, 0).params
+    weights = small_runs.initial_state(config, 0).weights
     rows_BL = np.random.default_rng(0).integers(
       128, size=(4, 12), dtype=np.int32
     )
-    logits, _ = all_logits(model, params, {}, rows_BL)
+    logits, _ = all_logits(Transformer(model), weights, rows_BL)
     # What the model itself says, in half of the rows.
     rows_BL[:2, -1] = np.asarray(logits)[:2, -2].argmax(axis=-1)
-    share = haystack.share_found(model, params, {}, list(rows_BL), 1)
+    share = haystack.share_found(model, weights, list(rows_BL), 1)
     self.assertEqual(share, 0.5)
 
 

@@ -43,7 +43,7 @@ class JudgeTest(parameterized.TestCase):
     self.assertAlmostEqual(verdicts.half_digit(paper), half)
 
 
-class TableTest(absltest.TestCase):
+class TableTest(parameterized.TestCase):
   def test_finished_rows_are_skipped(self):
     path = (
       pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
@@ -66,18 +66,33 @@ class TableTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'table.csv'):
       verdicts.read_rows(path)
 
-  def test_smoke_leaves_nothing(self):
+  def test_jobs_are_measured_judged_and_drawn(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     drawn = []
-    verdicts.publish(
-      [_claim('a', 2.0)],
-      folder,
-      'table',
-      lambda rows, path: drawn.append(len(rows)),
-      smoke=True,
+    verdicts.publish_jobs(
+      {'a': lambda: {'x': 2.0}, 'b': lambda: {'x': 3.0}},
+      'runs',
+      lambda measured: [_claim(job, measured[job]['x']) for job in measured],
+      lambda measured, rows, path: drawn.append((len(measured), rows, path)),
+      folder / 'table',
     )
-    self.assertEqual(drawn, [1])
-    self.assertEmpty(list(folder.iterdir()))
+    ((jobs, rows, path),) = drawn
+    self.assertEqual((jobs, path), (2, folder / 'table.png'))
+    self.assertEqual(verdicts.reproduced(rows), '1 of 2 claims reproduced')
+    self.assertEqual(
+      verdicts.counted(rows), '1 reproduced, 1 refuted, 0 inconclusive'
+    )
+    names = sorted(path.name for path in folder.iterdir())
+    self.assertEqual(names, ['table.csv', 'table_runs.csv'])
+
+  @parameterized.parameters(
+    (True, verdicts.REPRODUCED),
+    (False, verdicts.REFUTED),
+    (math.nan, verdicts.INCONCLUSIVE),
+  )
+  def test_what_holds_is_reproduced(self, value, verdict):
+    claim = verdicts.holds('so', value)
+    self.assertEqual(verdicts.measure(claim).verdict, verdict)
 
 
 if __name__ == '__main__':

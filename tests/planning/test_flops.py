@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.configuration import presets
+from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.model import ModelConfig
@@ -136,6 +137,7 @@ class CompilerTest(parameterized.TestCase):
   def compiled_flops(self, model: ModelConfig) -> float:
     run = Config(
       model=model,
+      compute=ComputeConfig(grouped_matmul='dense'),
       data=DataConfig(sequence_length=self.LENGTH, batch_size=self.BATCH),
       train=TrainConfig(precision='float32'),
     )

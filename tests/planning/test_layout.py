@@ -17,7 +17,6 @@ class PaperTest(absltest.TestCase):
     self.assertEqual((paper.pipeline, paper.experts_over), (16, 64))
     self.assertEqual(paper.data_ranks, 128)
     self.assertEqual(paper.micro_batches(15360), 120)
-    self.assertTrue(paper.hides_exchange)
     self.assertEqual(
       layout.problem(paper, presets.v3_671b(), _H800, 15360, 4096), ''
     )
@@ -69,11 +68,11 @@ class ParseTest(parameterized.TestCase):
     ('schedule:zb1', "did you mean 'zb1p'"),
     ('remat:papr', "did you mean 'paper'"),
     ('overlap:1', 'not true or false'),
-    ('pipeline:3', 'of which --devices=64 is no multiple$'),
+    ('pipeline:3', 'and --devices=64 is no multiple$'),
     ('data:32', 'takes 32 devices, not --devices=64'),
     ('data:', 'data:-1 for the rest'),
     ('data:-2', 'data:-1 for the rest'),
-    ('expert:8,expert:16', 'expert stands there twice'),
+    ('expert:8,expert:16', 'expert is given twice'),
   )
   def test_what_cannot_be_is_said(self, text, words):
     with self.assertRaisesRegex(InputError, words):

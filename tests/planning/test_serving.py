@@ -5,6 +5,8 @@ from absl.testing import absltest, parameterized
 
 from seekax.configuration import presets
 from seekax.planning import hardware, memory, parameters, serving, step_time
+from seekax.planning.layout import Layout
+from seekax.planning.run import Run
 from seekax.planning.serving import Demand
 
 _H800 = hardware.DEVICES['h800']
@@ -119,14 +121,14 @@ class PriceTest(absltest.TestCase):
     model = presets.llama3_8b()
     demand = Demand(prompt=4096)
     service = serving.plan(model, _H800, False, demand)
-    run = step_time.Run(
+    run = Run(
       model,
       _H800,
-      step_time.Layout(micro_batch=4),
+      Layout(micro_batch=4),
       4,
       4096,
     )
-    forward = step_time.chunks(run).forward * step_time.FITTED.overlap_slowdown
+    forward = step_time.chunks(run).forward * hardware.FITTED.overlap_slowdown
     self.assertAlmostEqual(
       service.prefill_tokens_per_second, 4 * 4096 / forward
     )

@@ -16,10 +16,11 @@ from seekax.configuration.errors import ConfigError, InputError
 from seekax.configuration.mesh import ParallelConfig
 from seekax.configuration.named import find_config, load_config
 from seekax.dryrun import gpus
-from seekax.planning import hardware
+from seekax.planning import hardware, layout_choice
 from seekax.planning import plan as plan_lib
 from seekax.planning import search as search_lib
 from seekax.planning.layout import Layout
+from seekax.planning.request import Request
 
 # Layouts that --search shows; rows of --schedule.
 _SHOWN = 8
@@ -49,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
   topology = _topology(values)
   tokens, tokens_from = plan_flags.tokens_of(values, config)
   layout, layout_flag = plan_flags.layout_of(values, config)
-  request = plan_lib.Request(
+  request = Request(
     config=config,
     device=hardware.find_device(values.hardware),
     devices=values.devices,
@@ -68,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
   if values.sharding:
     print(_sharding(config, request))
     return 0
-  found = plan_lib.search(request, _SHOWN) if values.search else []
+  found = layout_choice.search(request, _SHOWN) if values.search else []
   best = found[0].layout if found else None
   plans = {named: plan_lib.make(request, best)}
   for name, other in _others(values.compare, named, config).items():
@@ -146,7 +147,7 @@ def _compiled(
   return plan_mesh.compiled(config, devices, say, topology)
 
 
-def _sharding(config: Config, request: plan_lib.Request) -> str:
+def _sharding(config: Config, request: Request) -> str:
   """The table of placements, on the config's mesh or the layout's."""
   from seekax.cli import plan_mesh
 

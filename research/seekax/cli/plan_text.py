@@ -9,7 +9,8 @@ from seekax.planning import (
   serving,
   step_traffic,
 )
-from seekax.planning.plan import Plan, Request
+from seekax.planning.plan import Plan
+from seekax.planning.request import Request
 from seekax.planning.search import Found
 
 PHASES = {

@@ -2,8 +2,8 @@
 
 DeepSeek-V3 (section 4.2) goes from 3,072 to 15,360 sequences over the first
 469B tokens. The number of micro-batches changes at most as often as there are
-micro-batches, so that every question is answered from that short list, however
-long the ramp or the run is.
+micro-batches, so a short list answers every question, however long the ramp or
+the run is.
 """
 
 import bisect
@@ -21,10 +21,10 @@ class _Stretch(NamedTuple):
 
 
 class BatchRamp:
-  """Batches and tokens. Steps count from 0: step k has k steps before it.
+  """Batches and tokens of a run. Step k has k steps before it.
 
   Attributes:
-    config: the run.
+    config: the run's config.
   """
 
   def __init__(self, config: Config):
@@ -79,7 +79,7 @@ class BatchRamp:
     return start.step - (-left // (start.parts * self._part_tokens))
 
   def micro_batches(self, step: int) -> int:
-    """Parts of this step's batch, each as large as any other."""
+    """Parts of this step's batch, all of one size."""
     return self._stretch_of(step).parts
 
   def batch_rows(self, step: int) -> int:

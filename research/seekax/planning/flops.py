@@ -24,7 +24,7 @@ def attention_flops_per_token(
     model: the architecture. MLA is counted in its expanded form, which is the
       one used in training: K + R for the score, U for the sum.
     sequence_length: positions that attend to each other.
-    causal: counts the lower triangle, as half; otherwise the whole square.
+    causal: whether to count the lower triangle, as half, or the whole square.
 
   Returns:
     FLOP per token, averaged over the sequence.
@@ -45,8 +45,8 @@ def forward_flops_per_token(
   Args:
     model: the architecture.
     sequence_length: positions that attend to each other.
-    with_mtp: adds the MTP modules, each with its projection, one layer and
-      another use of the output head.
+    with_mtp: whether to add the MTP modules, each with its projection, one
+      layer and another use of the output head.
     causal: see `attention_flops_per_token`.
 
   Returns:
@@ -76,7 +76,7 @@ def training_flops_per_token(
   Args:
     model: the architecture.
     sequence_length: positions that attend to each other.
-    with_mtp: adds the MTP modules.
+    with_mtp: whether to add the MTP modules.
     causal: see `attention_flops_per_token`.
 
   Returns:
@@ -94,11 +94,11 @@ def model_flops_utilization(
 
   Args:
     flops_per_token: from `training_flops_per_token`.
-    tokens_per_second: of all devices, or of one.
-    peak_flops: of as many devices; 0.0 where it is unknown.
+    tokens_per_second: the rate of all devices, or of one.
+    peak_flops: the peak of as many devices; 0.0 if it is unknown.
 
   Returns:
-    A share between 0 and 1; 0.0 where the peak is unknown.
+    A share between 0 and 1; 0.0 if the peak is unknown.
   """
   if peak_flops == 0:
     return 0.0

@@ -1,16 +1,17 @@
 """Accelerators, and what a program reaches of them: every constant of a plan.
 
-First what data sheets say of devices, then what the model of time
-(step_time.py) and memory assumes beside them, each with its source, "assumed",
-or "fitted" (fit.py, which finds the same numbers again). What is a
-choice of this program (chunks of logits, the exchange's room) stands where it
-is used, in memory.py and traffic.py, and what a service is asked in serving.py.
+First comes what data sheets say of devices, then what the models of time
+(step_time.py) and memory assume beside them. Each constant has its source, or
+is marked "assumed" or "fitted" (experiments/planner/fit.py finds the fitted
+ones again). What this program chooses (chunks of logits, the exchange's room)
+stands where it is used, in memory.py and traffic.py, and what a service is
+asked stands in serving.py.
 
 Figures are the vendor's, for the SXM form where there are several, in decimal
 units. Peaks are those of dense bfloat16 products with float32 accumulation; the
 data sheets from Ampere to Blackwell print twice as much beside them or instead,
-for matrices that are half zeros. A device that isn't here gets no MFU, rather
-than one from a guessed peak.
+for matrices that are half zeros. A device that isn't here gets no MFU, because
+its peak would be a guess.
 
 Links count one direction: a device that sends 450 GB/s over NVLink also
 receives as much, and data sheets print the sum, 900.
@@ -119,9 +120,9 @@ DEVICES: dict[str, Device] = {
     domain_size=72,
     network_bandwidth=50e9,
   ),
-  # Two ordinary cores of a server (Intel Xeon, AVX-512), as this project's
-  # figures for laptops were made on: measured products of float32 matrices ran
-  # at about 190 GFLOP/s together. Memory and its bandwidth are round figures.
+  # Two ordinary cores of a server (Intel Xeon, AVX-512), which stand for a
+  # laptop in this project: both together multiplied float32 matrices at a
+  # measured 190 GFLOP/s. Memory and its bandwidth are round figures.
   'cpu': Device('CPU', 190e9, 16e9, 20e9, ()),
   # NVIDIA A10 and A10G (the form that AWS rents) data sheets.
   'a10': Device('A10', 125e12, 24e9, 600e9, ('NVIDIA A10',)),
@@ -129,8 +130,8 @@ DEVICES: dict[str, Device] = {
   # NVIDIA L4 and L40S data sheets; L4's prints 242 TFLOP/s, with sparsity.
   'l4': Device('L4', 121e12, 24e9, 300e9, ('NVIDIA L4',)),
   'l40s': Device('L40S', 362.05e12, 48e9, 864e9, ('NVIDIA L40S',)),
-  # NVIDIA GA102, Ada and RTX Blackwell whitepapers; half of their rates with
-  # float16 accumulation.
+  # NVIDIA GA102, Ada and RTX Blackwell whitepapers; their rates with float16
+  # accumulation are twice these.
   'rtx-3090': Device(
     'RTX 3090', 71e12, 24e9, 936e9, ('NVIDIA GeForce RTX 3090',)
   ),
@@ -186,7 +187,7 @@ def planned() -> list[str]:
 
 
 def find_device(name: str) -> Device:
-  """The device of a name such as 'h800', with all that a plan needs.
+  """The device with a name such as 'h800', with all that a plan needs.
 
   Raises:
     InputError: it is unknown, or its links aren't given here.
@@ -208,8 +209,8 @@ def find_device(name: str) -> Device:
 # the allocator can't hand out. Assumed; not measured here.
 RESERVED_BYTES = 2e9
 
-# Elementwise passes of F, I and W, relative to F. Assumed: in I both the values
-# and their gradients are read.
+# Elementwise passes of F, I and W, relative to F. Assumed: I reads both the
+# values and their gradients.
 PASSES = {'forward': 1.0, 'backward_input': 2.0, 'backward_weight': 1.0}
 # Products of attention's backward pass over those of its forward pass: five
 # where forward has two (FlashAttention-2, arXiv 2307.08691, algorithm 2).
@@ -220,10 +221,6 @@ TF32_SHARE = 0.5
 # (DeepSeek-V3, section 3.3.2).
 FLOAT32, BFLOAT16 = 4.0, 2.0
 FP8 = 1.0 + 4.0 / 128
-# Gradients are added up and scattered between data ranks in float32, as this
-# program does; where a published run says otherwise, calibration.py does. Of
-# DeepSeek-V3 it is known that they are kept so (section 3.3.3), not how they
-# travel; Llama 3.1 405B did both in float32 (arXiv 2407.21783, section 3.3.2).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,26 +228,29 @@ class Constants:
   """What the model of time assumes.
 
   Attributes:
-    network_efficiency: of the network's peak. Published: the exchange of V3
-      gets above 40 of 50 GB/s (arXiv 2505.09343).
-    link_efficiency: of the links' peak. Published: 160 of 200 GB/s
+    network_efficiency: the share of the network's peak that is reached.
+      Published: the exchange of V3 gets above 40 of 50 GB/s (arXiv 2505.09343).
+    link_efficiency: the share of the links' peak. Published: 160 of 200 GB/s
       (DeepSeek-V3, section 3.2.2).
-    memory_efficiency: of the memory's peak. Assumed; FlashMLA publishes 3,000
-      of 3,350 GB/s on an H800.
-    attention_efficiency: of the bfloat16 peak, forward and backward. Assumed;
-      FlashAttention-3's best forward pass on an H100 is published as 0.75.
-    expert_efficiency: of a precision's peak, in the products of models with
-      experts. Fitted on the phases of V3's step (arXiv 2505.09343, table 4)
-      and Megatron's bfloat16 row, together with `passes`; it is what halves
-      with the precision, more than a kernel reaches, and no measure of kernels.
-    passes: over all intermediate bytes of a layer per F. Fitted; it holds
-      everything that is not a product: norms, permutations, quantization,
+    memory_efficiency: the share of the memory's peak. Assumed; FlashMLA
+      publishes 3,000 of 3,350 GB/s on an H800.
+    attention_efficiency: the share of the bfloat16 peak, forward and backward.
+      Assumed; FlashAttention-3's best forward pass on an H100 is published as
+      0.75.
+    expert_efficiency: the share of a precision's peak that products reach in
+      models with experts. Fitted on the phases of V3's step (arXiv 2505.09343,
+      table 4) and Megatron's bfloat16 row, together with `passes`; it is what
+      halves with the precision, more than a kernel reaches, and no measure of
+      kernels.
+    passes: passes over all intermediate bytes of a layer per F. Fitted; it
+      holds everything that is not a product: norms, permutations, quantization,
       launches.
     dense_efficiency: as `expert_efficiency`, in dense models. Fitted on the
       hours of Llama 3.1 405B, so that it also holds the time a run stood still.
-    overlap_slowdown: of a pair over its arithmetic alone. Fitted on the phases.
-    bubble_stretch: bubble over its closed form. Fitted on the phases; it holds
-      uneven stages and transfers.
+    overlap_slowdown: time of a pair over its arithmetic alone. Fitted on the
+      phases.
+    bubble_stretch: time of the bubble over its closed form. Fitted on the
+      phases; it holds uneven stages and transfers.
   """
 
   network_efficiency: float = 0.8

@@ -2,7 +2,7 @@
 
 The axes are those of the mesh. Experts lie on data ranks: the batch is cut
 over data, fsdp, expert_node and expert alike, and the routed experts over the
-last two. ZeRO-1 is always on: a data rank keeps the optimizer's state of its
+last two. ZeRO-1 is always on: a data rank keeps the optimizer's state for its
 share of the parameters; fsdp cuts the parameters themselves too.
 
 Devices are numbered along the last axes first, as parallel/mesh.py does:
@@ -14,10 +14,10 @@ axis are as far apart as all axes after it take devices, and stay on fast links
 import dataclasses
 import math
 
-from seekax.configuration.compute import REMAT_POLICIES
+from seekax.configuration.compute import ComputeConfig, REMAT_POLICIES
 from seekax.configuration.errors import did_you_mean, InputError
 from seekax.configuration.model import ModelConfig
-from seekax.planning import schedules
+from seekax.planning import schedule_orders
 from seekax.planning.hardware import Device
 
 # From the outermost to the innermost.
@@ -34,20 +34,20 @@ class Layout:
   """Sizes of the mesh's axes, and how a step is cut and ordered.
 
   Attributes:
-    pipeline: ranks of the pipeline; as many stages, or two per rank (dualpipe
-      holds each stage twice), or `virtual_stages` per rank.
+    pipeline: ranks of the pipeline; there are as many stages, or two per rank
+      (dualpipe holds each stage twice), or `virtual_stages` per rank.
     tensor: devices that share heads and hidden widths.
     context: devices that share a sequence.
     expert_node: nodes over which routed experts are cut.
     expert: devices of a node over which they are cut.
     fsdp: data ranks that also share the parameters.
-    data: data ranks that don't.
+    data: data ranks that don't share them.
     micro_batch: sequences that a data rank computes at once.
-    schedule: of the pipeline.
-    virtual_stages: of a rank, in turn; 1f1b only.
+    schedule: the pipeline's schedule.
+    virtual_stages: stages that a rank runs in turn; 1f1b only.
     remat: what is computed again for gradients, as compute.remat.
-    overlap: how the exchange of tokens hides behind arithmetic without a dual
-      schedule: False: it doesn't.
+    overlap: whether the exchange of tokens hides behind arithmetic without a
+      dual schedule.
     fp8_dispatch: under FP8, tokens go to their experts in FP8.
     exchange_slack: as compute.exchange_slack.
     dispatch_dtype: as compute.dispatch_dtype.
@@ -85,24 +85,19 @@ class Layout:
 
   @property
   def experts_per_node(self) -> int:
-    """Of these, the devices of one node."""
+    """Devices of one node over which they are spread."""
     return self.expert * (self.tensor if self.whole_experts else 1)
 
   @property
   def experts_share(self) -> float:
-    """Of a layer's routed experts, what a device holds."""
+    """The share of a layer's routed experts that a device holds."""
     widths = 1 if self.whole_experts else self.tensor
     return 1 / self.experts_over / widths
 
   @property
   def data_ranks(self) -> int:
-    """Parts in which the batch is cut."""
+    """Parts into which the batch is cut."""
     return self.data * self.fsdp * self.expert_node * self.expert
-
-  @property
-  def hides_exchange(self) -> bool:
-    """Whether tokens travel while another micro-batch is computed."""
-    return self.overlap or self.schedule in ('dualpipe', 'dualpipev')
 
   def within(self, axis: str, domain: int) -> bool:
     """Whether an axis's ranks lie within `domain` devices on fast links."""
@@ -113,8 +108,13 @@ class Layout:
     """Micro-batches per step and data rank."""
     return batch_size // (self.data_ranks * self.micro_batch)
 
+  def computed_as(self, compute: ComputeConfig) -> 'Layout':
+    """The same with what a config's group `compute` says of the exchange."""
+    chosen = {name: getattr(compute, name) for name in OF_COMPUTE}
+    return dataclasses.replace(self, **chosen)
+
   def describe(self) -> str:
-    """What differs from one device with everything at its default."""
+    """The fields that aren't at their defaults, as --layout reads them."""
     plain = Layout()
     return (
       ','.join(
@@ -127,7 +127,7 @@ class Layout:
 
 
 class NoMultiple(InputError):
-  """Devices that are no multiple of `unit`, those that a layout's axes take."""
+  """A layout's axes take `unit` devices, and --devices is no multiple of it."""
 
   def __init__(self, message: str, unit: int):
     super().__init__(message)
@@ -135,9 +135,10 @@ class NoMultiple(InputError):
 
 
 def paper(devices: int) -> Layout:
-  """DeepSeek-V3's: 16-way pipeline, experts 64-way over 8 nodes, ZeRO-1.
+  """DeepSeek-V3's layout: 16-way pipeline, 64-way experts, ZeRO-1.
 
-  DeepSeek-V3, section 3.2; the data ranks beyond 64 are `devices` / 1,024.
+  DeepSeek-V3, section 3.2: experts lie over 8 nodes. The data ranks beyond 64
+  are `devices` / 1,024.
 
   Raises:
     NoMultiple: `devices` is no multiple of 1,024.
@@ -162,8 +163,8 @@ def parse(text: str, devices: int) -> Layout:
 
   Args:
     text: names and values of fields. An axis that isn't named is 1; `data`
-      takes the rest, also as data:-1.
-    devices: in all.
+      takes the rest of the devices, also if it is written as data:-1.
+    devices: the number of all devices.
 
   Raises:
     InputError: a name or value can't be, or the product isn't `devices`.
@@ -188,15 +189,13 @@ def parse(text: str, devices: int) -> Layout:
         )
       )
     if name in given:
-      raise InputError(
-        f'--layout={text}: {name} stands there twice; write it once'
-      )
+      raise InputError(f'--layout={text}: {name} is given twice; write it once')
     given[name] = _read(text, name, value, known[name].default)
   if given.get('data', -1) == -1:
     rest = Layout(**{**given, 'data': 1}).devices
     if devices % rest:
       raise NoMultiple(
-        f'--layout={text}: its axes take {rest} devices, of which '
+        f'--layout={text}: its axes take {rest} devices, and '
         f'--devices={devices} is no multiple',
         rest,
       )
@@ -216,7 +215,9 @@ def _read(text: str, name: str, value: str, default):
       return value.lower() == 'true'
     raise InputError(f'--layout={text}: {name}:{value} is not true or false')
   if isinstance(default, str):
-    choices = {'schedule': schedules.SCHEDULES, 'remat': REMAT_POLICIES}[name]
+    choices = {'schedule': schedule_orders.SCHEDULES, 'remat': REMAT_POLICIES}[
+      name
+    ]
     if value in choices:
       return value
     raise InputError(
@@ -239,9 +240,9 @@ def problem(
   batch_size: int,
   sequence_length: int,
 ) -> str:
-  """Why this model can't be trained so, in words; '' where it can.
+  """Why this model can't be trained in this layout; '' if it can.
 
-  Memory is another matter: see memory.py.
+  Memory is not looked at: see memory.py.
   """
   layers = model.num_layers + model.mtp_depth
   stages = layout.pipeline * layout.virtual_stages
@@ -286,18 +287,18 @@ def problem(
       f'{layout.micro_batch})'
     )
   if layout.virtual_stages > 1 and layout.schedule != '1f1b':
-    return f'virtual_stages go with schedule:1f1b, not {layout.schedule}'
+    return f'virtual_stages need schedule:1f1b, not {layout.schedule}'
   if layout.schedule == 'dualpipev':
     return 'dualpipev is simulated only; use dualpipe'
   if layout.pipeline == 1:
     return ''
-  return schedules.check(
+  return schedule_orders.check(
     layout.schedule, layout.pipeline, layout.micro_batches(batch_size)
   )
 
 
 def _too_far(layout: Layout, axis: str, device: Device) -> str:
-  """That an axis is wider than what fast links join, with all inside of it."""
+  """Says that an axis, with those inside it, is wider than fast links reach."""
   inner = [n for n in AXES[AXES.index(axis) :] if getattr(layout, n) > 1]
   taken = math.prod(getattr(layout, name) for name in inner)
   return (

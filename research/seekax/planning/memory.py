@@ -12,8 +12,8 @@ from seekax.planning.layout import Layout
 def cache_elements_per_token(model: ModelConfig) -> int:
   """Values cached per token over all layers (DeepSeek-V2, table 1).
 
-  MLA keeps the latent and one rotary key for all heads (C + R per layer), the
-  others every key/value head (H_kv x (K + R + U) per layer).
+  MLA keeps the latent and one rotary key for all heads (C + R per layer); other
+  kinds of attention keep every key/value head (H_kv x (K + R + U) per layer).
   """
   if model.attention == 'mla':
     per_layer = model.kv_latent_dim + model.rope_head_dim
@@ -25,8 +25,8 @@ def cache_elements_per_token(model: ModelConfig) -> int:
 def expanded_cache_elements_per_token(model: ModelConfig) -> int:
   """Values per token if the keys and values of all computed heads were kept.
 
-  That is what MLA saves: a cache of expanded heads is 71 times as large in V3.
-  The same as `cache_elements_per_token` for other kinds of attention.
+  MLA saves this: a cache of expanded heads is 71 times as large in V3. For
+  other kinds of attention it is the same as `cache_elements_per_token`.
   """
   width = model.qk_head_dim + model.value_head_dim
   return model.num_layers * model.kv_heads * width
@@ -38,7 +38,7 @@ def cache_bytes_per_token(
   """Bytes cached per token over all layers; 70,272 for V3 in bfloat16.
 
   Args:
-    model: the architecture. MTP modules cache nothing here: they are left out.
+    model: the architecture; its MTP modules are left out.
     bytes_per_element: 2 for bfloat16, 0.75 for six bits.
 
   Returns:
@@ -49,12 +49,12 @@ def cache_bytes_per_token(
 
 # --- Training. ----------------------------------------------------------------
 
-# 12 bits for what the linear map after attention keeps under FP8 (DeepSeek-V3,
-# section 3.3.3).
+# Bytes of the 12 bits in which the linear map after attention keeps its input
+# under FP8 (DeepSeek-V3, section 3.3.3).
 _E5M6 = 1.5
 _MOMENTS = 2
-# Rows of logits that cross-entropy holds at once at most, in float32: the
-# largest chunk of ops/cross_entropy.py.
+# The most rows of float32 logits that cross-entropy holds at once: the largest
+# chunk of ops/cross_entropy.py.
 _LOGIT_ROWS = 1024
 
 
@@ -94,15 +94,15 @@ class StageParameters:
 def stage_parameters(
   model: ModelConfig, layout: Layout, largest: bool
 ) -> StageParameters:
-  """Parameters of a pipeline rank's stage, cut over tensor and expert ranks.
+  """Parameters of one stage of the pipeline, cut over tensor and expert ranks.
 
-  Vocabulary tables are cut over the pipeline. MTP modules are layers like
-  others. A stage that DualPipe holds twice is counted once.
+  Vocabulary tables are cut over the pipeline. MTP modules count as layers. A
+  stage that DualPipe holds twice is counted once.
 
   Args:
     model: the architecture.
     layout: the ranks.
-    largest: the stage with most layers; otherwise the mean of all stages.
+    largest: whether to count the stage with most layers, or the mean of all.
   """
   counts = parameters.count_parameters(model)
   expert_layers = model.num_expert_layers
@@ -136,12 +136,13 @@ def activation_bytes_per_token(
 
   Args:
     model: the architecture.
-    remat: 'none' keeps the input of every product and of the attention, norms
-      and SwiGLUs included; 'paper' leaves out what DeepSeek-V3 computes again
-      (section 3.2.3: norms, MLA's up-projections, SwiGLU); 'full' keeps the
-      layer's input.
-    fp8: the inputs of FFNs and the attention's output are kept in few bits.
-    routed: a layer of experts, or one with a dense FFN.
+    remat: 'none' keeps the inputs of all products, attentions, norms and
+      SwiGLUs; 'paper' leaves out what DeepSeek-V3 computes again (section
+      3.2.3: norms, MLA's up-projections, SwiGLU); 'full' keeps the layer's
+      input.
+    fp8: whether the inputs of FFNs and the attention's output are kept in few
+      bits.
+    routed: whether the layer has experts, or a dense FFN.
 
   Returns:
     Bytes, before they are cut over tensor and context ranks.
@@ -209,7 +210,7 @@ def training_memory(
 
   Args:
     model: the architecture.
-    layout: the ranks; of `schedule` depends how many micro-batches are alive.
+    layout: the ranks; its schedule decides how many micro-batches are alive.
     batch_size: sequences per step.
     sequence_length: positions.
     precision: as train.precision.
@@ -220,7 +221,7 @@ def training_memory(
   Returns:
     Bytes. Temporaries are a chunk of logits, the buffers of one exchange, what
     the gradients of one layer hold and, where ranks share a sequence, one
-    layer's keys and values of the others' positions; they are the roughest
+    layer's keys and values at the other ranks' positions; they are the roughest
     part.
   """
   fp8 = precision == 'fp8'
@@ -266,10 +267,10 @@ def training_memory(
 
 
 def _gathered_bytes(model: ModelConfig, layout: Layout) -> float:
-  """Of another rank's position in one layer: what comes, keys and values.
+  """Bytes in one layer for another rank's position: what arrives, keys, values.
 
-  MLA's latents come and are expanded to all heads of a rank. A kernel that
-  expands them block by block would hold less; none is counted on.
+  MLA's latents arrive and are expanded to all heads of a rank. A kernel that
+  expands them block by block would hold less, but the plan doesn't assume one.
   """
   heads = model.kv_heads * (model.qk_head_dim + model.value_head_dim)
   came = 0
@@ -284,7 +285,7 @@ def room(device: hardware.Device) -> float:
 
 
 def live_micro_batches(layout: Layout, batch_size: int) -> float:
-  """Micro-batches alive on a rank at most, each of one rank's layers."""
+  """The most micro-batches alive on a rank, each with the rank's layers."""
   count = layout.micro_batches(batch_size)
   if layout.pipeline == 1:
     return 1

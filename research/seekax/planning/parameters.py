@@ -18,8 +18,8 @@ _SWIGLU_MATRICES = 3
 class ParameterCounts:
   """Numbers of parameters; a part that repeats is counted once.
 
-  `attention`, `block_norms`, `dense_ffn`, `shared_expert` and `router` are of
-  one layer, `routed_expert` is one expert; the properties add the layers up.
+  `attention`, `block_norms`, `dense_ffn`, `shared_expert` and `router` belong
+  to one layer, `routed_expert` is one expert; the properties add all layers up.
   """
 
   model: ModelConfig
@@ -31,7 +31,7 @@ class ParameterCounts:
   dense_ffn: int
   routed_expert: int
   shared_expert: int  # all shared experts of a layer, fused
-  router: int  # with its bias, where there is one
+  router: int  # with its bias, if it has one
 
   @property
   def expert_ffn(self) -> int:
@@ -82,7 +82,7 @@ class ParameterCounts:
 
   @property
   def activated_without_embedding(self) -> int:
-    """`activated` less the input embedding: what is multiplied (37B of V3)."""
+    """`activated` less the input embedding: what is multiplied (V3: 37B)."""
     return (
       self.head
       + self.final_norm
@@ -176,7 +176,7 @@ def _mla(model: ModelConfig) -> int:
 
 
 def _grouped(model: ModelConfig) -> int:
-  """GQA of one layer; MHA and MQA are its two ends."""
+  """Grouped-query attention of one layer; MHA and MQA are its extremes."""
   key_value = model.qk_head_dim + model.value_head_dim
   return (
     _query(model, model.embed_dim)

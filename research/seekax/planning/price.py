@@ -1,7 +1,7 @@
 """Device hours and dollars of a training run.
 
 A device hour is one accelerator for one hour. Prices are rents, in dollars per
-device hour; they hold neither research, failed runs, data nor staff.
+device hour; they leave out research, failed runs, data and staff.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ V3_DEVICES = 2048
 
 
 def device_hours(tokens: float, tokens_per_second_per_device: float) -> float:
-  """Device hours to train on `tokens`; independent of how many devices.
+  """Device hours to train on `tokens`, on any number of devices.
 
   Raises:
     ValueError: the rate isn't above zero.

@@ -1,13 +1,13 @@
-"""The cheapest layout that fits, of those that are tried.
+"""The cheapest layout that fits, among those that the search tries.
 
-Tried are, on all devices: pipeline, tensor, context and expert ranks that
-divide what they cut (at most 64 stages, 8 tensor ranks, and context ranks for
-sequences beyond 16,384 positions), experts cut over nodes and within one in
-every way that fast links allow, the rest as data or as fsdp ranks, all of it
-one or the other; 1F1B with 1, 2 or 4 stages per rank, ZB1P and, for models with
-experts, DualPipe; micro-batches of 1, 2 or 4 sequences; every remat. Not tried:
-data and fsdp ranks at once, `overlap` and `whole_experts`, which this program
-doesn't do, nor dispatch in bfloat16 under FP8.
+The search uses all devices. It tries pipeline, tensor, context and expert ranks
+that divide what they cut (at most 64 stages, 8 tensor ranks, and context ranks
+for sequences beyond 16,384 positions). It cuts experts over nodes and within
+one in every way that fast links allow, and makes all remaining ranks either
+data or fsdp ranks. It tries 1F1B with 1, 2 or 4 stages per rank, ZB1P and, for
+models with experts, DualPipe; micro-batches of 1, 2 or 4 sequences; every
+remat. It doesn't try data and fsdp ranks at once, nor dispatch in bfloat16
+under FP8, nor `overlap` and `whole_experts`, which this program doesn't do.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from seekax.configuration.model import ModelConfig
 from seekax.planning import layout as layout_lib
 from seekax.planning import memory, step_time
 from seekax.planning.layout import Layout
-from seekax.planning.step_time import Run
+from seekax.planning.run import Run
 
-# More stages or tensor ranks than these never paid in what was published.
+# In published runs more stages or tensor ranks than these never paid.
 _MOST_STAGES, _MOST_TENSOR = 64, 8
 _MICRO_BATCHES = (1, 2, 4)
 _VIRTUAL_STAGES = (1, 2, 4)
 _REMATS = ('none', 'paper', 'full')
-# Positions of a sequence that one device is to hold at most.
+# The most positions of a sequence that one device should hold.
 _LONG = 32768
 
 
@@ -44,12 +44,12 @@ def cheapest(run: Run, devices: int, most: int = 0) -> list[Found]:
 
   Args:
     run: what is trained; its own layout isn't looked at.
-    devices: that every layout uses, all of them.
-    most: at most so many are returned; 0: all.
+    devices: how many devices every layout uses.
+    most: the most layouts to return; 0: all.
 
   Returns:
-    Per mesh (the sizes of all axes) only its best schedule, micro-batch and
-    recomputation. Nothing where nothing fits.
+    For each mesh (the sizes of all axes) its best schedule, micro-batch and
+    recomputation. Nothing if nothing fits.
   """
   best: dict[tuple[int, ...], Found] = {}
   for tried in _runs(run, devices):
@@ -72,7 +72,7 @@ def cheapest(run: Run, devices: int, most: int = 0) -> list[Found]:
 
 
 def nearest(run: Run, devices: int) -> Layout | None:
-  """The layout that fits with fewest fields changed, the cheapest of these."""
+  """The cheapest of the layouts that fit with the fewest fields changed."""
   names = [field.name for field in dataclasses.fields(Layout)]
   found = cheapest(run, devices)
   if not found:
@@ -98,10 +98,10 @@ def any_fits(run: Run, devices: int) -> bool:
 
 
 def leanest(run: Run, devices: int) -> float:
-  """Bytes of the layout that takes least; infinite where none can be."""
+  """Bytes of the layout that takes least; infinite if there is none."""
   return min(
     (
-      required_bytes(_recomputing(one, _REMATS[-1]))
+      _recomputing(one, _REMATS[-1]).training_memory().total
       for one in _runs(run, devices)
       if not _problem(one)
     ),
@@ -115,11 +115,14 @@ def _recomputing(run: Run, remat: str) -> Run:
 
 
 def _least_recomputed(run: Run) -> tuple[Run | None, float]:
-  """The first of _REMATS that fits, and its bytes; the rest take more time."""
+  """The run with the first of _REMATS that fits, and its bytes.
+
+  What follows in _REMATS takes more time.
+  """
   room = memory.room(run.device)
   for remat in _REMATS:
     one = _recomputing(run, remat)
-    needed = required_bytes(one)
+    needed = one.training_memory().total
     if needed <= room:
       return one, needed
   return None, 0.0
@@ -137,13 +140,8 @@ def _problem(run: Run) -> str:
   )
 
 
-def required_bytes(run: Run) -> float:
-  """Bytes on the device that holds most."""
-  return step_time.training_memory(run).total
-
-
 def divisors(number: int) -> list[int]:
-  """All of them, in order."""
+  """All divisors of a number, in order."""
   low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
   return sorted({*low, *(number // n for n in low)})
 
@@ -167,7 +165,7 @@ def _layouts(run: Run, devices: int) -> Iterator[Layout]:
       continue
     inside = domain // (tensor * context)
     for expert in divisors(over):
-      # Nodes are what fast links don't join: no nodes within them.
+      # Fast links join all devices of a node, so they don't hold several nodes.
       if expert > max(inside, 1) or expert < over <= inside:
         continue
       for fsdp in {1, rest}:

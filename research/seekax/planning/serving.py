@@ -2,9 +2,9 @@
 
 Prefill and decoding run on units of their own, as DeepSeek serves V3 (its
 section 3.4, and the notes of February 2025: experts over 32 devices for
-prefill, over 144 for decoding). Both are limits at full load with two
-micro-batches that hide each other's exchange: a service that waits for requests
-stays below.
+prefill, over 144 for decoding). Both rates are limits at full load, with two
+micro-batches that hide each other's exchange; a service that waits for requests
+stays below them.
 """
 
 import dataclasses
@@ -12,15 +12,15 @@ import math
 
 from seekax.configuration.model import ModelConfig
 from seekax.planning import flops, memory, parameters, step_time, traffic
-from seekax.planning.hardware import Device
+from seekax.planning.hardware import BFLOAT16, Constants, Device, FITTED, FP8
 from seekax.planning.layout import Layout
-from seekax.planning.step_time import Constants
+from seekax.planning.run import Run
 
 _PAPER_PREFILL, _PAPER_DECODE = 32, 144
 # Positions that a device prefills at once, as in the published profile data.
 _PREFILL_TOKENS = 16384
-# Smaller models are served whole, on as few devices as leave half of their
-# memory to requests, or at least a tenth.
+# Smaller models are served whole, on the fewest devices that leave half of
+# their memory to requests, or at least a tenth.
 _WEIGHTS_SHARE, _MOST_WEIGHTS_SHARE = 0.5, 0.9
 _MOST_WHOLE = 8
 
@@ -30,10 +30,10 @@ class Demand:
   """What is asked of a service.
 
   Attributes:
-    context: cached positions per request, on average; V3's service: 4,989.
+    context: cached positions per request, on average; V3's service has 4,989.
     prompt: positions of a prompt, which prefill computes.
-    tokens_per_second_per_user: the least that a user is to see; V3's service:
-      20 to 22.
+    tokens_per_second_per_user: the least that a user should see; V3's service
+      gives 20 to 22.
   """
 
   context: int = 4989
@@ -46,14 +46,14 @@ class Service:
   """What a device gives.
 
   Attributes:
-    prefill_devices: of a unit.
-    decode_devices: of a unit.
-    prefill_tokens_per_second: per device.
-    decode_tokens_per_second: per device.
-    requests: decoded at once, per device.
-    tokens_per_second_per_user: at that many requests.
-    cache_bytes_per_request: at the demand's context.
-    weight_bytes: per device, decoding.
+    prefill_devices: devices of a prefill unit.
+    decode_devices: devices of a decoding unit.
+    prefill_tokens_per_second: prefill's rate per device.
+    decode_tokens_per_second: decoding's rate per device.
+    requests: requests that a device decodes at once.
+    tokens_per_second_per_user: what a user sees at that many requests.
+    cache_bytes_per_request: bytes of the cache at the demand's context.
+    weight_bytes: bytes of the weights on a decoding device.
   """
 
   prefill_devices: int
@@ -69,7 +69,7 @@ class Service:
 def dollars_per_million(
   tokens_per_second_per_device: float, price_per_device_hour: float
 ) -> float:
-  """Dollars for a million tokens at a rate; infinite where there is none."""
+  """Dollars for a million tokens at a rate; infinite if the rate is 0."""
   if not tokens_per_second_per_device:
     return math.inf
   return price_per_device_hour / 3600 / tokens_per_second_per_device * 1e6
@@ -86,15 +86,15 @@ def decode_exchange_seconds(
   """Dispatch and combine of one layer when every destination is remote.
 
   Args:
-    tokens: of a device at once.
+    tokens: tokens that a device sends at once.
     destinations: experts per token, the shared one among them.
-    width: of a token.
+    width: values of a token.
     bandwidth: bytes/s.
-    dispatch_bytes: of a value on its way to an expert (FP8).
-    combine_bytes: on its way back (bfloat16).
+    dispatch_bytes: bytes of a value on its way to an expert (FP8).
+    combine_bytes: bytes of a value on its way back (bfloat16).
 
   Returns:
-    Seconds (arXiv 2505.09343, section 2.3.2: 120.96 us of 32 tokens, 9
+    Seconds (arXiv 2505.09343, section 2.3.2: 120.96 us for 32 tokens, 9
     destinations, 7,000 wide at 50 GB/s).
   """
   values = tokens * destinations * width
@@ -102,7 +102,7 @@ def decode_exchange_seconds(
 
 
 def decode_limit(exchange_seconds: float, layers: int) -> float:
-  """Tokens per second of a user when nothing but the exchange takes time.
+  """Tokens per second that a user sees if nothing but the exchange takes time.
 
   Two micro-batches take turns, so a layer costs two exchanges.
   """
@@ -114,16 +114,16 @@ def plan(
   device: Device,
   fp8: bool,
   demand: Demand = Demand(),
-  constants: Constants = step_time.FITTED,
+  constants: Constants = FITTED,
 ) -> Service | None:
-  """The rates of a device; None where the weights find no room.
+  """The rates of a device; None if the weights find no room.
 
   Args:
-    model: MTP modules are left out.
-    device: of which units are made.
-    fp8: weights and products in FP8 (with experts, dispatch too).
+    model: the architecture; its MTP modules are left out.
+    device: the accelerator that units are made of.
+    fp8: whether weights, products and dispatch to experts are in FP8.
     demand: what users ask for.
-    constants: of the model of time.
+    constants: what the model of time assumes.
   """
   model = dataclasses.replace(model, mtp_depth=0)
   fp8 = fp8 and bool(device.fp8_flops)
@@ -138,7 +138,7 @@ def plan(
   if not model.uses_experts:
     per_request /= decode_devices
   room = max(int((memory.room(device) - weights) // per_request), 0)
-  # Requests are added until memory or a user's patience ends.
+  # The most requests that memory and the rate of a user allow.
   low, high = 0, room
   while low < high:
     middle = (low + high + 1) // 2
@@ -170,7 +170,7 @@ def plan(
 
 
 def largest_unit(model: ModelConfig, device: Device) -> int:
-  """Devices of the largest unit that is planned."""
+  """Devices of the largest unit that a plan considers."""
   alone = min(_MOST_WHOLE, device.domain_size)
   if model.uses_experts and device.network_bandwidth:
     return _many(device)[1]
@@ -178,14 +178,18 @@ def largest_unit(model: ModelConfig, device: Device) -> int:
 
 
 def _many(device: Device) -> tuple[int, int]:
-  """Devices over which experts are spread: DeepSeek's, or within fast links."""
+  """Devices of a prefill and a decoding unit over which experts are spread.
+
+  Where fast links join enough devices, both units stay within them; otherwise
+  they are as large as DeepSeek's.
+  """
   if device.domain_size >= _PAPER_PREFILL:
     return _PAPER_PREFILL, 2 * _PAPER_PREFILL
   return _PAPER_PREFILL, _PAPER_DECODE
 
 
 def _units(model: ModelConfig, device: Device, fp8: bool) -> tuple[int, int]:
-  """Devices of a prefill and of a decoding unit; (0, 0) where none will do."""
+  """Devices of a prefill and of a decoding unit; (0, 0) if no unit works."""
   most = min(_MOST_WHOLE, device.domain_size)
   small = [n for n in (1, 2, 4, 8) if n <= most]
   if model.uses_experts:
@@ -203,8 +207,9 @@ def _units(model: ModelConfig, device: Device, fp8: bool) -> tuple[int, int]:
 
 
 def _weight_bytes(model: ModelConfig, devices: int, fp8: bool) -> float:
-  """On a device. Experts are cut, all else is whole; dense models are cut.
+  """Bytes of the weights on a device.
 
+  Experts are cut over the devices, and so are dense models; all else is whole.
   Vocabulary tables stay in bfloat16.
   """
   counts = parameters.count_parameters(model)
@@ -218,14 +223,14 @@ def _weight_bytes(model: ModelConfig, devices: int, fp8: bool) -> float:
 
 
 def _prefill_rate(model, device, devices, fp8, demand, constants) -> float:
-  """Tokens per second of a device: arithmetic or exchange, the longer one."""
+  """Prefill tokens per second of a device: arithmetic or exchange limits it."""
   layout = Layout()
   if model.uses_experts:
     per_node = min(devices, device.domain_size)
     layout = Layout(expert_node=devices // per_node, expert=per_node)
   elif devices > 1:
     layout = Layout(tensor=devices)
-  run = step_time.Run(
+  run = Run(
     model,
     device,
     dataclasses.replace(
@@ -248,20 +253,20 @@ def decode_seconds(
   requests: int,
   fp8: bool,
   demand: Demand,
-  constants: Constants = step_time.FITTED,
+  constants: Constants = FITTED,
 ) -> float:
   """Seconds of a decoding step without MTP.
 
-  The longer of arithmetic, of reading weights and cache, and of the exchange.
+  The longest of arithmetic, of reading weights and cache, and of the exchange.
 
   Args:
     model: the architecture.
-    device: of the unit.
-    devices: of the unit.
-    requests: decoded at once per device, per unit of a dense model.
-    fp8: weights, products and dispatch in FP8.
-    demand: of which the context counts.
-    constants: of the model of time.
+    device: the accelerator that the unit is made of.
+    devices: devices of the unit.
+    requests: requests decoded at once, per device with experts, else per unit.
+    fp8: whether weights, products and dispatch are in FP8.
+    demand: what users ask for; only its context counts.
+    constants: what the model of time assumes.
   """
   bandwidth = device.memory_bandwidth * constants.memory_efficiency
   cache = requests * demand.context * memory.cache_bytes_per_token(model)
@@ -291,8 +296,8 @@ def decode_seconds(
     return seconds
   # Each token goes straight to each of its experts, one after the other.
   values = requests * model.experts_per_token * model.embed_dim
-  sent = values * (traffic.FP8 if fp8 else traffic.BFLOAT16)
-  sent += values * traffic.BFLOAT16
+  sent = values * (FP8 if fp8 else BFLOAT16)
+  sent += values * BFLOAT16
   over = (
     traffic.Bytes(link=sent)
     if devices <= device.domain_size
@@ -305,7 +310,7 @@ def decode_seconds(
 
 
 def _absorbed_flops(model: ModelConfig, context: int) -> float:
-  """Attention of one new token over a cache, all layers."""
+  """FLOP of the attention of one new token over a cache, in all layers."""
   if model.attention == 'mla':
     width = 2 * model.kv_latent_dim + model.rope_head_dim
     return 2.0 * model.num_layers * model.num_heads * width * context

@@ -8,19 +8,18 @@ weights (W). A chunk takes
   + attention FLOP / (bfloat16 peak x its efficiency)
   + passes x intermediate bytes / memory,
 
-W also reads and writes the summed gradients. The exchange of tokens with
+and W also reads and writes the summed gradients. The exchange of tokens with
 experts takes the longer of network and links. In 1F1B and ZB1P it is added to F
 and I; in DualPipe's overlapped pairs the longer of arithmetic and exchange
-counts, and only the pairs do overlap. The pipeline's bubble is the closed form
-of schedules.py times a stretch. Then come the sums over data ranks and the
+counts, and nothing but the pairs overlaps. The pipeline's bubble is the closed
+form of schedules.py times a stretch. Then come the sums over data ranks and the
 optimizer. Gathers of tensor and context ranks are added, never hidden; fsdp's
-gathers and scatters run beside the chunk that they belong to and show as far as
-they take longer; pipeline sends hide unless they take longer than the chunk.
-Where remat is 'full' the forward pass is done again with its exchange and
-gathers.
+gathers and scatters run beside their chunk, and the time by which they outlast
+it is added; pipeline sends hide unless they take longer than the chunk. Where
+remat is 'full' the forward pass is done again with its exchange and gathers.
 
-Every number that isn't of the architecture stands in hardware.py, with where
-it is from. Fitted ones: fit.py.
+Every number that isn't the architecture's stands in hardware.py with its
+source. experiments/planner/fit.py finds the fitted ones.
 """
 
 import dataclasses
@@ -37,85 +36,28 @@ from seekax.planning.hardware import (
   PASSES,
   TF32_SHARE,
 )
-from seekax.planning.layout import Layout
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What is trained, on what.
-
-  Attributes:
-    model: the architecture.
-    device: of which all ranks are.
-    layout: how they share the work.
-    batch_size: sequences per step.
-    sequence_length: positions.
-    precision: as train.precision.
-    moment_dtype: as optim.moment_dtype.
-    gradient_dtype: in which gradients are added up and travel.
-    split_sequences: data ranks that share a sequence for want of memory, beside
-      the layout's context ranks; each then holds that much less of it.
-    flushes: how often per step the pipeline runs empty.
-  """
-
-  model: ModelConfig
-  device: Device
-  layout: Layout
-  batch_size: int
-  sequence_length: int
-  precision: str = 'bfloat16'
-  moment_dtype: str = 'float32'
-  gradient_dtype: str = 'float32'
-  split_sequences: int = 1
-  flushes: int = 1
-
-  @property
-  def fp8(self) -> bool:
-    return self.precision == 'fp8'
-
-  @property
-  def gradient(self) -> float:
-    """Bytes of a gradient."""
-    return BFLOAT16 if self.gradient_dtype == 'bfloat16' else FLOAT32
-
-  @property
-  def positions(self) -> float:
-    """Positions of a sequence that a device computes."""
-    return self.sequence_length / self.layout.context / self.split_sequences
-
-  @property
-  def chunk_tokens(self) -> float:
-    """Tokens of a micro-batch on a device, its tensor ranks counted as one."""
-    return self.layout.micro_batch * self.positions
-
-  @property
-  def micro_batches(self) -> int:
-    batch = self.batch_size * self.split_sequences
-    return self.layout.micro_batches(batch)
-
-  @property
-  def step_tokens(self) -> int:
-    return self.batch_size * self.sequence_length
+from seekax.planning.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-  """Seconds of a step by phase, of a mean rank (as arXiv 2505.09343).
+  """Seconds of a step by phase on a mean rank (counted as in arXiv 2505.09343).
 
   Attributes:
     forward: F outside pairs, its exchange included.
     backward: B and I outside pairs, their exchange included.
-    weight: W where it is apart.
+    weight: W where it runs apart.
     pair: overlapped F and B.
-    bubble: of the pipeline.
+    bubble: the pipeline's bubble.
     optimizer: sums over data ranks, the update, gathered parameters.
-    exchange: of tokens with experts, as far as it isn't hidden; part of the
-      above, the bubble left out, like the next two.
-    tensor: of gathers between tensor and context ranks.
-    fsdp: of fsdp's gathers and scatters, as far as they aren't hidden.
-    hidden: of exchanges and of fsdp that arithmetic hides; part of nothing.
-    tokens: of the step.
-    devices: that made it.
+    exchange: the exchange of tokens with experts that isn't hidden; like the
+      next two it is part of the phases above, without the bubble.
+    tensor: gathers between tensor and context ranks.
+    fsdp: fsdp's gathers and scatters that aren't hidden.
+    hidden: exchanges, gathers and scatters that arithmetic hides; they are part
+      of no phase.
+    tokens: tokens of the step.
+    devices: devices that make the step.
   """
 
   forward: float
@@ -148,9 +90,9 @@ class StepTime:
 
 
 def peak(device: Device, precision: str) -> float:
-  """FLOP/s of products in a precision; what has no FP8 falls to bfloat16.
+  """FLOP/s of products in a precision; a device without FP8 uses bfloat16.
 
-  float32 products run at half of bfloat16's rate (TF32), on a CPU at its one.
+  float32 products run at half of bfloat16's rate (TF32); a CPU has one rate.
   """
   if precision == 'fp8' and device.fp8_flops:
     return device.fp8_flops
@@ -159,32 +101,30 @@ def peak(device: Device, precision: str) -> float:
   return device.peak_flops
 
 
-def training_memory(run: Run) -> memory.TrainingMemory:
-  """Bytes of a run's step on the device that holds most."""
-  return memory.training_memory(
-    run.model,
-    run.layout,
-    run.batch_size,
-    run.sequence_length,
-    run.precision,
-    run.moment_dtype,
-    run.split_sequences,
-    run.gradient,
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-  """Seconds of a micro-batch on one stage, arithmetic alone and the rest."""
+  """Seconds of a micro-batch on one stage.
+
+  Attributes:
+    forward: arithmetic of F.
+    backward_input: arithmetic of I.
+    backward_weight: arithmetic of W.
+    exchange: exchange of tokens with experts, in F.
+    gathers: gathers of tensor and context ranks, in F.
+    repeats: how often I does both: for gradients, and for what is done again.
+    fsdp_forward: fsdp's gathers of weights in the forward pass.
+    fsdp_backward: fsdp's gathers of weights and scatters of gradients in the
+      backward pass.
+  """
 
   forward: float
   backward_input: float
   backward_weight: float
-  exchange: float  # of tokens with experts, in F
-  gathers: float  # of tensor and context ranks, in F
-  repeats: int  # how often I does both: as gradients, and as what is done again
-  fsdp_forward: float  # of weights gathered
-  fsdp_backward: float  # of weights gathered again and gradients scattered
+  exchange: float
+  gathers: float
+  repeats: int
+  fsdp_forward: float
+  fsdp_backward: float
 
   @property
   def arithmetic(self) -> float:
@@ -271,7 +211,7 @@ def chunks(run: Run, constants: Constants = FITTED) -> Chunks:
 
 
 def _computed_again(model: ModelConfig, remat: str) -> float:
-  """Products of the forward pass done again, as a share of them."""
+  """The share of the forward pass's products that is computed again."""
   if remat == 'full':
     return 1.0
   if remat == 'none' or model.attention != 'mla':
@@ -297,6 +237,7 @@ def send_seconds(
 
 
 def _exchange_seconds(run: Run, constants: Constants) -> float:
+  """Seconds of the exchange of tokens with experts in F."""
   model, layout = run.model, run.layout
   if not model.uses_experts or layout.experts_over == 1:
     return 0.0
@@ -311,7 +252,7 @@ def _exchange_seconds(run: Run, constants: Constants) -> float:
 
 
 def _gather_seconds(run: Run, constants: Constants) -> float:
-  """Gathers between tensor and context ranks, of F."""
+  """Seconds of the gathers between tensor and context ranks in F."""
   model, layout, device = run.model, run.layout, run.device
   layers = (model.num_layers + model.mtp_depth) / layout.pipeline
   seconds = 0.0
@@ -331,7 +272,7 @@ def _gather_seconds(run: Run, constants: Constants) -> float:
 
 
 def optimizer_seconds(run: Run, constants: Constants = FITTED) -> float:
-  """Gradients summed over data ranks, the update, parameters gathered."""
+  """Seconds to sum gradients over data ranks, update, and gather parameters."""
   layout = run.layout
   stage = memory.stage_parameters(run.model, layout, largest=False)
   held = schedules.stages_per_rank(layout.schedule)
@@ -355,8 +296,8 @@ def predict(run: Run, constants: Constants = FITTED) -> StepTime:
   """Seconds of one step, by phase.
 
   Args:
-    run: which `layout.problem` finds nothing wrong with.
-    constants: see `Constants`.
+    run: a run that `layout.problem` finds nothing wrong with.
+    constants: what the model of time assumes.
   """
   layout = run.layout
   chunk = chunks(run, constants)
@@ -366,7 +307,7 @@ def predict(run: Run, constants: Constants = FITTED) -> StepTime:
     run.device,
     constants,
   )
-  passes = 1 + chunk.repeats  # That exchange and gather, over F and I.
+  passes = 1 + chunk.repeats  # Passes that exchange and gather, over F and I.
   fsdp_forward, fsdp_backward = chunk.fsdp_in_sight
   fsdp = fsdp_forward + fsdp_backward
   arithmetic_pair = chunk.arithmetic * constants.overlap_slowdown

@@ -1,18 +1,18 @@
-"""What all devices together send in a step, by purpose and by kind of link."""
+"""What all devices together send in a step, by purpose and kind of link."""
 
 from seekax.planning import memory, schedules, traffic
 from seekax.planning.hardware import BFLOAT16, FLOAT32
-from seekax.planning.step_time import Run
+from seekax.planning.run import Run
 
 
 def per_token(run: Run) -> dict[str, traffic.Bytes]:
   """Bytes per trained token that all devices send, forward and backward.
 
   Returns:
-    Those of dispatch and combine (tokens to experts and back), tensor, context,
-    pipeline, fsdp_weights and fsdp_gradients (for every micro-batch), and data
-    (gradients scattered and weights gathered once per step). What isn't sent
-    isn't there.
+    By purpose: dispatch and combine (tokens to experts and back), tensor,
+    context, pipeline, fsdp_weights and fsdp_gradients (for every micro-batch),
+    and data (gradients scattered and weights gathered once per step). A purpose
+    that sends nothing is left out.
   """
   found = _of_tokens(run) | _of_parameters(run)
   return {
@@ -21,10 +21,11 @@ def per_token(run: Run) -> dict[str, traffic.Bytes]:
 
 
 def exchange_of_program(run: Run) -> traffic.Bytes:
-  """Of dispatch and combine, per token, what this program's exchange sends.
+  """Bytes per token that this program's exchange sends in dispatch and combine.
 
-  Padding and what is sent again are counted; FP8 only if layout.dispatch_dtype
-  says so. Nothing for layouts that it doesn't do.
+  Padding and what is sent again are counted; FP8 counts only if
+  layout.dispatch_dtype says so. The program sends nothing in layouts that it
+  can't run.
   """
   model, layout, domain = run.model, run.layout, run.device.domain_size
   if not model.uses_experts or layout.whole_experts:
@@ -41,9 +42,10 @@ def exchange_of_program(run: Run) -> traffic.Bytes:
 
 
 def _of_tokens(run: Run) -> dict[str, traffic.Bytes]:
+  """What is sent for every token."""
   model, layout, domain = run.model, run.layout, run.device.domain_size
   layers = model.num_layers + model.mtp_depth
-  # Forward, backward, and forward again where all is recomputed.
+  # Forward, backward, and forward again if everything is recomputed.
   passes = 3.0 if layout.remat == 'full' else 2.0
   sent = {}
   if model.uses_experts and layout.experts_over > 1:
@@ -66,6 +68,7 @@ def _of_tokens(run: Run) -> dict[str, traffic.Bytes]:
 
 
 def _of_parameters(run: Run) -> dict[str, traffic.Bytes]:
+  """What is sent for parameters and gradients, per token."""
   layout, domain = run.layout, run.device.domain_size
   stage = memory.stage_parameters(run.model, layout, largest=False)
   held = schedules.stages_per_rank(layout.schedule)

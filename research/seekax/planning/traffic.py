@@ -2,11 +2,11 @@
 
 `network` counts what leaves the devices that fast links join (InfiniBand,
 RoCE), `link` what stays among them (NVLink), both per device and in one
-direction. Which of the two an axis takes, layout.py says from the order of
-axes and the size of the device's domain.
+direction. layout.py says which of the two an axis takes, from the order of axes
+and the size of the device's domain.
 
-All but the last part counts what has to travel: no padding, and nothing sent
-again. `sent_by_program` counts what this program's exchange sends.
+All functions but the last count what has to travel: no padding, and nothing
+sent again. `sent_by_program` counts what this program's exchange sends.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from seekax.configuration.model import ModelConfig
 from seekax.planning.hardware import BFLOAT16, FLOAT32, FP8
 from seekax.planning.layout import Layout
 
-# Devices that fast links join, where nothing else is said.
+# Devices that fast links join, unless the caller says otherwise.
 _NODE = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """Sent by a device, by the kind of link."""
+  """Bytes that a device sends, by kind of link."""
 
   network: float = 0.0
   link: float = 0.0
@@ -43,7 +43,7 @@ def over(axis: str, layout: Layout, sent: float, domain: int = _NODE) -> Bytes:
 
 
 def most_nodes_per_token(model: ModelConfig, nodes: int) -> int:
-  """Nodes that a token's experts may lie on: M of V3 (section 2.1.2)."""
+  """The most nodes that a token's experts lie on: M of V3 (section 2.1.2)."""
   groups, kept = model.num_expert_groups, model.num_kept_groups
   if groups % nodes == 0:  # Whole groups on a node.
     reach = min(kept, nodes)
@@ -55,10 +55,10 @@ def most_nodes_per_token(model: ModelConfig, nodes: int) -> int:
 
 
 def mean_nodes_per_token(model: ModelConfig, nodes: int) -> float:
-  """Nodes that a token's experts lie on, were all choices equally likely.
+  """Nodes that a token's experts lie on, if all choices are equally likely.
 
-  Chosen are K of the experts on as many nodes as node limiting leaves; a node
-  is missed by C(all but its own, K) of C(all, K) choices.
+  A token chooses K of the experts on as many nodes as node limiting leaves; a
+  node is missed by C(all but its own, K) of C(all, K) choices.
   """
   if nodes == 1:
     return 1.0
@@ -82,14 +82,14 @@ def exchange_per_token(
   backward pass sends as much again.
 
   Args:
-    model: with experts.
-    layout: where they lie.
+    model: a model with experts.
+    layout: where the experts lie.
     fp8: whether dispatch is in FP8; combine is in bfloat16.
     domain: devices that fast links join.
 
   Returns:
-    (dispatch, combine), per token that a device sends: all that it computes,
-    or with `whole_experts` its share among tensor ranks.
+    (dispatch, combine), per token that a device sends: it sends all tokens that
+    it computes, or with `whole_experts` its share among tensor ranks.
   """
   copies, handed = _crossings(model, layout)
   crossing = over(
@@ -99,7 +99,7 @@ def exchange_per_token(
 
 
 def _crossings(model: ModelConfig, layout: Layout) -> tuple[float, float]:
-  """Times that a token goes to another node, and to another device of one."""
+  """How often a token goes to another node, and to another device of a node."""
   nodes, per_node = layout.expert_node, layout.experts_per_node
   copies = mean_nodes_per_token(model, nodes) * (nodes - 1) / nodes
   return copies, model.experts_per_token * (per_node - 1) / per_node
@@ -110,18 +110,10 @@ def senders_per_token(layout: Layout) -> int:
   return 1 if layout.whole_experts else layout.tensor
 
 
-def most_network_bytes_per_token(
-  model: ModelConfig, layout: Layout, bytes_per_value: float
-) -> float:
-  """The bound of `exchange_per_token`'s crossing: M copies, none at home."""
-  nodes = most_nodes_per_token(model, layout.expert_node)
-  return nodes * model.embed_dim * bytes_per_value
-
-
 def pipeline_per_token(
   model: ModelConfig, layout: Layout, domain: int = _NODE
 ) -> Bytes:
-  """Forward sends of one token past one stage."""
+  """Forward sends of one token from one rank of the pipeline to the next."""
   if layout.pipeline == 1:
     return Bytes()
   sent = layout.virtual_stages * model.embed_dim * BFLOAT16
@@ -131,9 +123,9 @@ def pipeline_per_token(
 def tensor_per_token(model: ModelConfig, layout: Layout) -> Bytes:
   """Forward gathers and scatters of one token in one layer, over the links.
 
-  A gather before and a scatter after attention, and again round the FFN
-  (sequence parallel, arXiv 2205.05198; a sum of both is as much). Whole experts
-  need none: their tokens are counted in the exchange.
+  A gather comes before attention and a scatter after it, and again around the
+  FFN (sequence parallel, arXiv 2205.05198; an all-reduce sends as much as
+  both). Whole experts need none: the exchange counts their tokens.
   """
   share = (layout.tensor - 1) / layout.tensor
   pairs = 1 if model.uses_experts and layout.whole_experts else 2
@@ -152,9 +144,9 @@ def context_per_token(
   Args:
     model: the architecture.
     sequence_length: positions of a sequence.
-    positions_here: those on this device.
-    layout: if these are fewer than its context ranks leave to a device, data
-      ranks share the sequence, over the network.
+    positions_here: positions on this device.
+    layout: the ranks. If its context ranks would leave more positions to a
+      device than are here, data ranks share the sequence, over the network.
     domain: devices that fast links join.
 
   Returns:
@@ -181,12 +173,15 @@ def data_parallel_per_step(
   """What ranks that hold the same parameters send once per step.
 
   Gradients are scattered in float32, and weights gathered in bfloat16, over all
-  ranks of the batch but fsdp's, which do it for every micro-batch
-  (`fsdp_per_micro_batch`) and of whose parts the rest is made here.
+  ranks of the batch but fsdp's. Those do it for every micro-batch
+  (`fsdp_per_micro_batch`), so that only their part of the parameters is left
+  for the other ranks.
 
   Args:
-    plain_parameters: of this device's stages, that all data ranks share.
-    expert_parameters: of this device's stages, that data and fsdp ranks share.
+    plain_parameters: parameters of this device's stages that all data ranks
+      share.
+    expert_parameters: parameters of this device's stages that data and fsdp
+      ranks share.
     layout: the ranks.
     domain: devices that fast links join.
     gradient: bytes of a gradient on its way.
@@ -217,13 +212,13 @@ def fsdp_per_micro_batch(
   gradients scattered in float32 where they are made.
 
   Args:
-    parameters: of this device's stage, once gathered.
+    parameters: parameters of this device's stage, once gathered.
     layout: the ranks.
     domain: devices that fast links join.
     gradient: bytes of a gradient on its way.
 
   Returns:
-    (forward, backward), sent per device.
+    (forward, backward), as bytes that a device sends.
   """
   share = parameters * (layout.fsdp - 1) / layout.fsdp
   return (
@@ -235,12 +230,12 @@ def fsdp_per_micro_batch(
 # --- What this program's exchange sends (parallel/exchange.py). ---------------
 
 _ROW_MULTIPLE = 8
-# Times that a token's row passes: forward to the experts and back; backward to
-# them once more (nothing of it is kept), beside its output's gradient, and the
-# gradient of the token back.
+# How often a token's row passes. Forward it goes to the experts and back;
+# backward it goes to them once more (the exchange keeps nothing), beside its
+# output's gradient, and the token's gradient comes back.
 _TO_EXPERTS, _OTHER_ROWS = 2, 3
-# So do, in float32 and int32, gates (there, there again, and back as gradients)
-# and ids (there, and there again).
+# Gates go there, there again, and come back as gradients; ids go there, and
+# there again. Both take 4 bytes.
 _SCALARS = 5
 
 
@@ -253,18 +248,18 @@ def sent_by_program(
 ) -> dict[str, float]:
   """Bytes that a device sends in a layer of experts, forward and backward.
 
-  Rows of room for balanced loads, `layout.exchange_slack` times as many and a
-  multiple of 8, are sent whether tokens fill them or not; one round each way.
+  The program sends room for `layout.exchange_slack` times balanced loads, in
+  multiples of 8 rows, whether tokens fill it or not; one round each way.
 
   Args:
-    model: its router's limits.
-    layout: where experts lie, and how the exchange is done.
-    tokens: that a device computes at once.
+    model: the router's limits, and how the exchange is done.
+    layout: where experts lie.
+    tokens: tokens that a device computes at once.
     itemsize: bytes of a value of the compute dtype.
     again: whether the forward pass is done twice, as remat=full does.
 
   Returns:
-    By axis, outer first; an axis of one rank isn't there.
+    Bytes by axis, the outer axis first; an axis of one rank is left out.
   """
   width, choices = model.embed_dim, model.experts_per_token
   row = width * itemsize
@@ -292,19 +287,3 @@ def sent_by_program(
     rows = room(tokens * choices / layout.expert, held * choices)
     found['expert'] = sent(layout.expert, rows, 1)
   return found
-
-
-def sent_at_least(
-  model: ModelConfig, layout: Layout, tokens: int, fp8: bool
-) -> dict[str, float]:
-  """The same without padding and with nothing sent again.
-
-  Dispatch and combine of `exchange_per_token`, once forward and once backward.
-  """
-  passed = (
-    2 * tokens * model.embed_dim * ((FP8 if fp8 else BFLOAT16) + BFLOAT16)
-  )
-  crossings = zip(
-    ('expert_node', 'expert'), _crossings(model, layout), strict=True
-  )
-  return {axis: passed * count for axis, count in crossings if count}

@@ -1,13 +1,15 @@
-"""The constants of the model of time, from the three sources that they fit."""
+"""The constants of the planner's model of time, fitted on three sources."""
 
 from collections.abc import Callable
 import dataclasses
 
-from seekax.planning import calibration, step_time
+import insights_table_4
+from planner import figures, runs
+from seekax.planning import step_time
 from seekax.planning.hardware import Constants, FITTED
-from seekax.planning.step_time import Run
+from seekax.planning.run import Run
 
-_ROUNDS = 20  # of Newton's method; a handful would do
+_ROUNDS = 20  # steps of Newton's method; a handful would do
 
 
 def fit(start: Constants = FITTED) -> Constants:
@@ -19,13 +21,13 @@ def fit(start: Constants = FITTED) -> Constants:
   bubble and the efficiency of dense products.
   """
   constants = start
-  v3, megatron = calibration.deepseek_v3(), calibration.megatron('bfloat16')
-  published = calibration.published_chunks()
+  v3, megatron = runs.deepseek_v3(), runs.megatron('bfloat16')
+  published = insights_table_4.chunks()
   for _ in range(_ROUNDS):
     constants = _two_equations(
       constants,
       lambda c: _alone(v3, c) / (published.forward + published.backward) - 1,
-      lambda c: calibration.MEGATRON_BF16 / calibration.rate(megatron)(c) - 1,
+      lambda c: figures.MEGATRON_BF16 / figures.rate(megatron)(c) - 1,
     )
     arithmetic = step_time.chunks(v3, constants).arithmetic
     slowdown = published.overlapped / arithmetic
@@ -34,22 +36,23 @@ def fit(start: Constants = FITTED) -> Constants:
     )
     bubble = step_time.predict(v3, constants).bubble
     constants = dataclasses.replace(
-      constants, bubble_stretch=calibration.INSIGHTS_TABLE_4.bubble / bubble
+      constants, bubble_stretch=insights_table_4.MPFT.phases.bubble / bubble
     )
     constants = _fit_dense(constants)
   return constants
 
 
 def _fit_dense(constants: Constants) -> Constants:
-  """A step of Newton's towards the hours of Llama 3.1 405B."""
-  tokens = calibration.LLAMA_TOKENS['llama3_405b']
-  hours = calibration.hours(
-    calibration.llama('llama3_405b', 16, 8, 16384), tokens, 1.0
+  """One step of Newton's method towards the hours of Llama 3.1 405B."""
+  hours = figures.hours(
+    runs.llama('llama3_405b', 16, 8, 16384),
+    runs.LLAMA_TOKENS['llama3_405b'],
+    1.0,
   )
 
   def excess(inverse: float) -> float:
     changed = dataclasses.replace(constants, dense_efficiency=1 / inverse)
-    return hours(changed) / calibration.LLAMA_405B_HOURS - 1
+    return hours(changed) / figures.LLAMA_405B_HOURS - 1
 
   inverse = 1 / constants.dense_efficiency
   inverse -= excess(inverse) / _slope(excess, inverse)
@@ -57,7 +60,7 @@ def _fit_dense(constants: Constants) -> Constants:
 
 
 def _alone(run: Run, constants: Constants) -> float:
-  """F and B of a chunk alone, the exchange in sight."""
+  """Seconds of F and B of a chunk that runs alone and shows its exchange."""
   chunk = step_time.chunks(run, constants)
   return chunk.arithmetic + 2 * chunk.exchange
 
@@ -68,7 +71,7 @@ def _slope(function: Callable[[float], float], at: float) -> float:
 
 
 def _two_equations(constants: Constants, first, second) -> Constants:
-  """A step of Newton's in 1 / expert_efficiency and passes."""
+  """One step of Newton's method in 1 / expert_efficiency and passes."""
   unknown = (1 / constants.expert_efficiency, constants.passes)
 
   def at(inverse: float, passes: float) -> tuple[float, float]:
