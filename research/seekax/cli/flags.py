@@ -1,4 +1,4 @@
-"""Flags of a command: absl flags, presets, config files, helpful refusals."""
+"""A command's flags: absl flags, presets, config files, helpful errors."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -20,12 +20,12 @@ from seekax.configuration.config import (
 )
 from seekax.configuration.errors import ConfigError, did_you_mean, InputError
 
-# Exit code of a run that something stopped that is no number.
+# Exit code of a run that a value which isn't finite stopped.
 NOT_FINITE = 3
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# The configs are a part of seekax: an installation has them beside its other
-# rooms, a checkout at its top.
+# The configs are a part of seekax: an installation has them in the package, a
+# checkout in its top folder.
 _CONFIGS = next(
   folder
   for folder in (_PACKAGE / 'configs', _PACKAGE.parents[1] / 'configs')
@@ -40,12 +40,12 @@ def parse(
 
   Args:
     values: the command's own flags.
-    argv: what follows the command's name.
-    name: the command.
-    text: what the help says first.
+    argv: the arguments after the command's name.
+    name: name of the command.
+    text: first paragraph of the help.
 
   Raises:
-    InputError: a flag is unknown, has a bad value, or is no flag.
+    InputError: a flag is unknown or has a bad value, or a word isn't a flag.
   """
   if any(word in ('--help', '-h', '-help', '--helpfull') for word in argv):
     print(_help(values, name, text))
@@ -66,14 +66,14 @@ def parse(
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
-  """Raises InputError for the first of these flags that wasn't given."""
+  """Raises InputError for the first of these flags that is missing."""
   for name in names:
     if not values[name].value:
       raise InputError(f'--{name}= is missing: {values[name].help}')
 
 
 def define_compilation_cache(values: flags.FlagValues) -> None:
-  """Defines where compiled programs are kept."""
+  """Defines the flag for the folder of compiled programs."""
   define_path(
     values,
     'compilation_cache',
@@ -84,12 +84,12 @@ def define_compilation_cache(values: flags.FlagValues) -> None:
 
 
 def say(line: str) -> None:
-  """Prints a line for the person at the terminal, not for programs."""
+  """Prints a line for people on stderr; programs read stdout."""
   print(line, file=sys.stderr, flush=True)
 
 
 class _PathParser(flags.ArgumentParser):
-  """A path. Shells expand a ~ at the start of a word alone, not after `=`."""
+  """Parses a path; expands ~, because shells don't do so after `=`."""
 
   def parse(self, argument: str) -> str:
     return os.path.expanduser(argument)
@@ -107,18 +107,18 @@ def define_config(
   argv: Sequence[str],
   default: Config | None = None,
 ) -> tuple[list[str], bool]:
-  """Defines --config and its overrides, checked before absl reads them.
+  """Defines --config and its overrides; checks them before absl reads them.
 
   Args:
     values: the command's own flags.
-    argv: what follows the command's name.
-    default: the config where --config is left out; None: there is none.
+    argv: the arguments after the command's name.
+    default: the config if --config is left out; None for none.
 
   Returns:
     (argv without --config itself, whether there is a config).
 
   Raises:
-    ConfigError: the config or a key isn't there; the nearest is offered.
+    ConfigError: the config or a key doesn't exist; the error names the nearest.
   """
   argv = _joined(argv)
   named = [word for word in argv if re.match(r'--?config=', word)]
@@ -142,7 +142,7 @@ def define_config(
 
 
 def config_name(argv: Sequence[str]) -> str:
-  """What --config names; '' where it isn't given."""
+  """Returns the value of --config; '' if it isn't given."""
   named = [w for w in _joined(argv) if re.match(r'--?config=', w)]
   return named[-1].partition('=')[2] if named else ''
 
@@ -154,16 +154,17 @@ def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
 
 
 def find_config(name: str) -> pathlib.Path:
-  """The file of a config, whose variant is left out.
+  """Returns the file of a config; `name` has no variant.
 
-  A bare name is one of seekax's own, whatever lies in the current folder: a
-  config file is code, so that one of the user's has to be asked for by a path.
+  A bare name always means one of seekax's own configs, even if the current
+  folder has a file of that name: a config file is code, so a user's file has to
+  be asked for by its path.
 
   Args:
-    name: `demo`, or the path of a .py file.
+    name: a name such as `demo`, or the path of a .py file.
 
   Raises:
-    ConfigError: there is none; the nearest name is offered.
+    ConfigError: there is none; the error names the nearest.
   """
   path = pathlib.Path(name).expanduser()
   if _is_path(name):
@@ -184,7 +185,7 @@ def find_config(name: str) -> pathlib.Path:
   raise ConfigError(
     f'--config={name}: seekax has no such config'
     + (
-      f'; for the file that lies here write --config=./{found}'
+      f'; to use the file in this folder, write --config=./{found}'
       if found
       else did_you_mean(name, known) or f'; known: {", ".join(known)}'
     )
@@ -192,14 +193,14 @@ def find_config(name: str) -> pathlib.Path:
 
 
 def config_names() -> list[str]:
-  """The configs of seekax, sorted."""
+  """Names of seekax's own configs, sorted."""
   return sorted(
     path.stem for path in _CONFIGS.glob('*.py') if path.stem != '__init__'
   )
 
 
 def describe_config(value: str) -> str:
-  """Which file a --config is, in words."""
+  """Says in words which file --config names."""
   name, _, arg = value.partition(':')
   what = find_config(name) if _is_path(name) else f"seekax's own {name}"
   return f'{what}{f", variant {arg}" if arg else ""}'
@@ -210,13 +211,13 @@ def _is_path(name: str) -> bool:
 
 
 def load_config(value: str) -> ConfigDict:
-  """Runs a config file's get_config.
+  """Runs the get_config of a config file.
 
   Args:
-    value: a name or a file, with `:variant` or without.
+    value: a name or a file, with or without `:variant`.
 
   Raises:
-    ConfigError: there is none, or it fails.
+    ConfigError: the config doesn't exist, or it fails.
   """
   name, _, arg = value.partition(':')
   path = find_config(name)
@@ -224,7 +225,7 @@ def load_config(value: str) -> ConfigDict:
     config = runpy.run_path(str(path))['get_config'](arg)
   except ConfigError as error:
     raise ConfigError(f'--config={value}: {error}') from error
-  # A config file is the user's code; it may also end the process.
+  # A config file is the user's code; it may even end the process.
   except (Exception, SystemExit) as error:
     raise ConfigError(
       f'--config={value}: {path} failed with {type(error).__name__}: {error}'
@@ -265,7 +266,7 @@ def _check_keys(argv: Sequence[str], given: bool) -> None:
 
 
 def _nearest_key(key: str, keys: set[str]) -> str:
-  """The nearest key, also one of the same name in another group."""
+  """Suggests the nearest key; one of the same name in another group first."""
   last = key.rpartition('.')[2]
   elsewhere = [known for known in keys if known.rpartition('.')[2] == last]
   return did_you_mean(key, elsewhere or keys) or '; see seekax train --help'

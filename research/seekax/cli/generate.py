@@ -29,13 +29,15 @@ def run(argv: Sequence[str]) -> int:
     "put the prompt as a user's message into the model's chat template",
     **define,
   )
-  flags.DEFINE_integer('max_new_tokens', 128, 'most tokens to add', **define)
+  flags.DEFINE_integer(
+    'max_new_tokens', 128, 'maximum number of tokens to add', **define
+  )
   flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
   flags.DEFINE_float('top_p', 1.0, 'nucleus; 1 keeps all tokens', **define)
   flags.DEFINE_integer(
     'seed',
     0,
-    'of the random draws',
+    'seed of the random draws',
     lower_bound=0,
     upper_bound=MAX_SEED,
     **define,
@@ -49,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
   )
   flags_lib.require(values, 'checkpoint')
   _check(values)
-  # Only now: everything above answers in a fraction of a second.
+  # Imported late, so that everything above answers in a fraction of a second.
   from seekax.inference import engine
   from seekax.machine import compilation_cache
   from seekax.model.stack import taken_apart
@@ -63,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
   opened = open_lib.open_checkpoint(found, values.precision)
   config = opened.config
   weights = taken_apart(config.compute, opened.weights)
-  del opened  # The weights are held once.
+  del opened  # So that the weights are in memory only once.
   room = found.model.context_length - len(prompt)
   if 0 < room < values.max_new_tokens:
     flags_lib.say(
@@ -93,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _prompt(values: flags.FlagValues, tokenizer) -> np.ndarray:
-  """Token ids of the prompt; what it says never becomes a control token."""
+  """Token ids of the prompt; its text never becomes a control token."""
   if not values.chat:
     return np.append(tokenizer.bos_id, tokenizer.encode(values.prompt))
   from seekax.data import chat
@@ -110,7 +112,7 @@ def _prompt(values: flags.FlagValues, tokenizer) -> np.ndarray:
 def _check(values: flags.FlagValues) -> None:
   if values.max_new_tokens < 1:
     raise InputError(f'--max_new_tokens={values.max_new_tokens} is below 1')
-  # A NaN fails both comparisons.
+  # NaN fails both comparisons.
   if not values.temperature >= 0:
     raise InputError(f'--temperature={values.temperature} is negative')
   if not 0 < values.top_p <= 1:

@@ -1,4 +1,4 @@
-"""`seekax train`: train a model, or go on with a run that was stopped."""
+"""`seekax train`: trains a model, or resumes a run that was stopped."""
 
 from collections.abc import Sequence
 import contextlib
@@ -25,10 +25,10 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
 COMPUTES_WRONG = 4
-# Characters of a value in a message.
+# Number of characters that a message shows of a value.
 _SHOWN = 90
 
-# Keys that a run may change when it goes on: none of them touches the state.
+# Keys that may change when a run resumes, because none affects the state.
 _FREE_GROUPS = ('compute', 'eval', 'parallel')
 _FREE_KEYS = (
   'data.max_document_bytes',
@@ -40,8 +40,8 @@ _FREE_KEYS = (
   'train.profile_steps',
   'train.replay_every',
 )
-# Those that decide what a step's rates and batch are: they may change as long
-# as the steps behind stay what they were.
+# Keys that decide a step's rates and batch: they may change as long as the
+# steps already done stay the same.
 _SCHEDULE_KEYS = (
   'train.steps',
   'train.ramp_tokens',
@@ -95,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
   workdir_lib.refuse_foreign(workdir)
   first = _join(values)
   made = workdir_lib.prepare(workdir)
-  # One lock for all processes of a run.
+  # All processes of a run share one lock.
   with workdir_lib.lock(workdir) if first else contextlib.nullcontext():
     try:
       step = _step_to_go_on_from(workdir, config, values.restore)
@@ -130,7 +130,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _run_of(argv: Sequence[str]) -> Config | None:
-  """The config of the run that --workdir names, if it names one."""
+  """The config of the run in --workdir, if there is one."""
   for word, following in zip(argv, [*argv[1:], ''], strict=True):
     match = re.fullmatch(r'--?workdir(?:=(.*))?', word, re.DOTALL)
     if not match:
@@ -144,10 +144,10 @@ def _run_of(argv: Sequence[str]) -> Config | None:
 def _step_to_go_on_from(
   workdir: pathlib.Path, config: Config, restore: str
 ) -> int | None:
-  """The step of the checkpoint to go on from; None for a new run.
+  """Returns the step of the checkpoint to resume from; None for a new run.
 
   Raises:
-    StorageError: the workdir holds another run, or no such checkpoint.
+    StorageError: the workdir holds another run, or lacks the checkpoint.
   """
   if not workdir_lib.has_checkpoint(workdir):
     if restore != 'newest':
@@ -163,7 +163,7 @@ def _step_to_go_on_from(
 
 
 def _finished(workdir: pathlib.Path, step: int, first: bool) -> int:
-  """Says that nothing is left to do; report and summary are made anew.
+  """Says that the run is done; writes report and summary again.
 
   Raises:
     StorageError: a file of the last checkpoint was changed.
@@ -184,7 +184,7 @@ def _finished(workdir: pathlib.Path, step: int, first: bool) -> int:
 
 
 def _join(values: flags.FlagValues) -> bool:
-  """Joins the other processes, if any; whether this one is the first."""
+  """Joins the other processes, if any; returns whether this is the first."""
   found = launcher.described(
     values.coordinator, values.num_processes, values.process_id
   )
@@ -208,7 +208,7 @@ def _train(
   stop = _Stop()
   try:
     with stop:
-      # Only now: everything above answers in a fraction of a second.
+      # Imported late: everything above answers in a fraction of a second.
       from seekax.machine import host_memory
       from seekax.runs import journal, launch, replay
 
@@ -228,7 +228,7 @@ def _train(
         f'with: seekax train --workdir={shlex.quote(str(workdir))}',
         file=sys.stderr,
       )
-    # Another process may be the one that was told to stop.
+    # The signal may have come to another process.
     return 128 + (stop.signal or signal.SIGTERM)
   if not first:
     return 0
@@ -248,8 +248,8 @@ def _refuse_other_config(
 ) -> None:
   """Raises StorageError, with the difference, for another run's workdir.
 
-  The schedule may change where the steps behind remain what they were: a
-  finished run goes on with more of them.
+  The schedule may change if the steps already done stay the same: a finished
+  run can be continued with more steps.
   """
   run = workdir_lib.read_run(workdir)
   there = workdir_lib.read_config(workdir)
@@ -281,7 +281,7 @@ def _refuse_other_config(
 
 
 def _shown(value: Any) -> str:
-  """A value for a message of several: of a long one the end tells most."""
+  """A value for a message; if it is long, its end, which tells the most."""
   text = repr(value)
   return text if len(text) <= _SHOWN else f'...{text[-_SHOWN:]}'
 
@@ -289,7 +289,7 @@ def _shown(value: Any) -> str:
 def _refuse_other_schedule(
   workdir: pathlib.Path, there: Config, here: Config, step: int
 ) -> None:
-  """Raises StorageError if steps that are done would have been others."""
+  """Raises StorageError if the schedule would change steps already done."""
   from seekax.training.schedules import Schedule
 
   if here.train.steps < step:
@@ -315,7 +315,7 @@ def _refuse_other_schedule(
 
 
 def _with_absolute_paths(config: Config, run: dict[str, Any]) -> Config:
-  """A config of a run.json whose paths may be relative, as older ones' are."""
+  """A run.json's config with absolute paths; older ones may be relative."""
   folder = run.get('folder')
   return sources.absolute_paths(config, folder if folder else os.getcwd())
 

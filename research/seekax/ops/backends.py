@@ -383,7 +383,7 @@ def _whole(need: _Need) -> str:
 def _attached(need: _Need) -> str:
   if need.device.attached:
     return ''
-  return 'asks a GPU that is there what it can do; run it on one'
+  return 'needs a GPU that is present, to ask what it can do; run it on one'
 
 
 def _tokamax(need: _Need) -> str:
@@ -429,8 +429,8 @@ def _mosaic(need: _Need) -> str:
   if not problem and need.device.tokamax <= _INEXACT_TOKAMAX:
     found = '.'.join(map(str, need.device.tokamax))
     problem = (
-      f'of tokamax {found} has a gradient of the weights that is 3 % of its '
-      'norm off; take pallas'
+      f'in tokamax {found} has a gradient of the weights that is off by 3 % of '
+      'its norm; take pallas'
     )
   return problem
 

@@ -70,7 +70,7 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
     raise StorageError(
       f'--workdir={workdir} holds {names}'
       + (f' and {more:,} more' if more > 0 else '')
-      + f', and no {RUN} of a run: what lies there could be replaced; choose a '
+      + f', and no {RUN} of a run: its files could be replaced; choose a '
       'new or empty folder'
     )
 
