@@ -6,7 +6,7 @@ Letters: B batch, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-# Of logits among which one is no number.
+# Returned for logits that contain NaN or infinity.
 NO_TOKEN = -1
 
 

@@ -100,8 +100,8 @@ def sequence_balance(
   """Sequence-wise balance loss, before its weight alpha.
 
   For each sequence it is the sum over experts of f * p: f is the share of
-  tokens whose best affinities, without bias and groups, include the expert, times
-  E / A; p is the mean normalised affinity. At perfect balance it is 1.
+  tokens whose best affinities, without bias and groups, include the expert,
+  times E / A; p is the mean normalised affinity. At perfect balance it is 1.
 
   Args:
     scores_BLE: affinities.

@@ -196,12 +196,12 @@ def fits(run: Run) -> bool:
 
 
 def least_recomputed(run: Run) -> Run:
-  """Of `recomputing`, the first that fits, or else the last."""
+  """The first run of `recomputing` that fits, or else the last."""
   runs = recomputing(run)
   return next(filter(fits, runs.values()), runs['full'])
 
 
-# Of the paper for 405B; the model card says 15T+ of all.
+# The paper's number for 405B; the model card says 15T+ for all sizes.
 LLAMA_TOKENS = {
   'llama3_405b': 15.6e12,
   'llama3_70b': 15e12,
@@ -398,13 +398,14 @@ def training_rows() -> list[Published]:
 
 # What was changed after a first look at these rows.
 _FIRST_LOOK = 'one optimizer step for all flushes was settled with it in sight'
-# Of the row of the optimizer; see hardware.py on gradients.
+# Note on the row of the optimizer; see hardware.py on gradients.
 _GRADIENTS = 'gradients in float32, as this program sends them'
 
 # Read off the published profile of a unit at full load, by others:
 # github.com/alibaba/InferSim; its batch, per device, and its context.
 _PROFILE_DEVICES, _PROFILE_REQUESTS, _PROFILE_CONTEXT = 128, 128, 4096
-# Of the prompts of DeepSeek's service in 24 hours (notes of February 2025).
+# Share of the prompts of DeepSeek's service in 24 hours that its cache served
+# (notes of February 2025).
 _CACHE_HITS = 0.563
 _DEVICES_PER_NODE = 8
 

@@ -221,9 +221,9 @@ TF32_SHARE = 0.5
 FLOAT32, BFLOAT16 = 4.0, 2.0
 FP8 = 1.0 + 4.0 / 128
 # Gradients are added up and scattered between data ranks in float32, as this
-# program does; where a published run says otherwise, calibration.py does. Of
-# DeepSeek-V3 it is known that they are kept so (section 3.3.3), not how they
-# travel; Llama 3.1 405B did both in float32 (arXiv 2407.21783, section 3.3.2).
+# program does; calibration.py notes where a published run says otherwise.
+# DeepSeek-V3 keeps them so (section 3.3.3), but doesn't say how they are sent;
+# Llama 3.1 405B did both in float32 (arXiv 2407.21783, section 3.3.2).
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,12 +85,12 @@ class Layout:
 
   @property
   def experts_per_node(self) -> int:
-    """Of these, the devices of one node."""
+    """Number of these devices that are in one node."""
     return self.expert * (self.tensor if self.whole_experts else 1)
 
   @property
   def experts_share(self) -> float:
-    """Of a layer's routed experts, what a device holds."""
+    """Share of a layer's routed experts that a device holds."""
     widths = 1 if self.whole_experts else self.tensor
     return 1 / self.experts_over / widths
 

@@ -266,10 +266,10 @@ def training_memory(
 
 
 def _gathered_bytes(model: ModelConfig, layout: Layout) -> float:
-  """Of another rank's position in one layer: what comes, keys and values.
+  """Bytes per position of another rank in one layer: gathered, and expanded.
 
-  MLA's latents come and are expanded to all heads of a rank. A kernel that
-  expands them block by block would hold less; none is counted on.
+  MLA's latents are gathered and expanded to all heads of a rank. A kernel that
+  expands them block by block would need less; the plan doesn't assume one.
   """
   heads = model.kv_heads * (model.qk_head_dim + model.value_head_dim)
   came = 0

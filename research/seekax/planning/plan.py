@@ -36,7 +36,7 @@ _MOST_POWER = 15  # of two, of the devices that are proposed
 _MOST_TOKENS, _MOST_PRICE, _MOST_HOURS = 1e18, 1e6, 1e12
 # The domain of the devices that the paper's layout is of.
 _PAPER_DOMAIN = 8
-# Of a token that V3 was pre-trained on.
+# FLOP per pre-training token of DeepSeek-V3.
 _V3_FLOPS = flops.training_flops_per_token(ModelConfig(), 4096)
 # How far from what was asked for a number of devices is looked for, in layouts.
 _NEAR = 32
@@ -109,7 +109,7 @@ class Plan:
 
   @property
   def mfu(self) -> float:
-    """Of the bfloat16 peak, whatever the precision (arXiv 2505.09343)."""
+    """Share of the bfloat16 peak, for any precision (arXiv 2505.09343)."""
     return flops.model_flops_utilization(
       self.flops_per_token,
       self.step.tokens_per_second_per_device,

@@ -113,7 +113,7 @@ class Timeline:
 
   @property
   def peak_live_activations(self) -> int:
-    """Of the rank that holds most."""
+    """The most live activations on any rank."""
     return max(self.live_activations(r) for r in range(len(self.events)))
 
 

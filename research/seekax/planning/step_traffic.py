@@ -9,10 +9,10 @@ def per_token(run: Run) -> dict[str, traffic.Bytes]:
   """Bytes per trained token that all devices send, forward and backward.
 
   Returns:
-    Those of dispatch and combine (tokens to experts and back), tensor, context,
+    Bytes of dispatch and combine (tokens to experts and back), tensor, context,
     pipeline, fsdp_weights and fsdp_gradients (for every micro-batch), and data
-    (gradients scattered and weights gathered once per step). What isn't sent
-    isn't there.
+    (gradients scattered and weights gathered once per step). A purpose that
+    sends nothing is left out.
   """
   found = _of_tokens(run) | _of_parameters(run)
   return {
@@ -21,10 +21,10 @@ def per_token(run: Run) -> dict[str, traffic.Bytes]:
 
 
 def exchange_of_program(run: Run) -> traffic.Bytes:
-  """Of dispatch and combine, per token, what this program's exchange sends.
+  """Bytes per token of dispatch and combine in this program's exchange.
 
-  Padding and what is sent again are counted; FP8 only if layout.dispatch_dtype
-  says so. Nothing for layouts that it doesn't do.
+  They include padding and what is sent again; FP8 only if layout.dispatch_dtype
+  says so. Nothing for layouts that the program doesn't support.
   """
   model, layout, domain = run.model, run.layout, run.device.domain_size
   if not model.uses_experts or layout.whole_experts:
