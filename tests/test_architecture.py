@@ -29,6 +29,7 @@ FLOORS = {
   'posttraining': 7,
   'runs': 8,
   'cli': 9,
+  'api': 9,  # The front door's rooms are those below.
   '__main__': 10,
 }
 

@@ -1,4 +1,4 @@
-"""Files that others wrote: read within limits, shown without their tricks.
+"""Files: what others wrote is read within limits, ours are written whole.
 
 A file in a folder from elsewhere may be a pipe that never ends, a device, or
 gigabytes of holes; a name in it may move the cursor of a terminal. Nothing is
@@ -236,3 +236,16 @@ def parse_json(
     )
   except ValueError as caught:
     raise error(f'{path} holds no valid JSON ({reason(caught)})') from caught
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that, also after a crash, it is complete or not there."""
+  temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+  try:
+    with open(temporary, 'w', encoding='utf-8', newline='') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

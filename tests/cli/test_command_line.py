@@ -105,7 +105,7 @@ class RefusalTest(parameterized.TestCase):
     (('generate', '--checkpoint=/not/there'), 'does not exist'),
     (
       ('generate', '--checkpoint=x', '--temperature=-1'),
-      '--temperature=-1.0 is negative',
+      'temperature=-1.0 is negative',
     ),
     (('generate', '--checkpoint=x', '--top_p=0'), 'not in (0, 1]'),
     (('generate', '--checkpoint=x', '--max_new_tokens=0'), 'is below 1'),

@@ -5,6 +5,7 @@ import subprocess
 
 from absl.testing import absltest
 
+from seekax import files
 from seekax.storage import manifest as manifest_lib
 from seekax.storage.manifest import StorageError
 
@@ -132,8 +133,8 @@ class ManifestTest(absltest.TestCase):
 
   def test_atomic_write_leaves_one_whole_file(self):
     path = self.root / 'x.json'
-    manifest_lib.write_atomically(path, 'a')
-    manifest_lib.write_atomically(path, 'b')
+    files.write_atomically(path, 'a')
+    files.write_atomically(path, 'b')
     self.assertEqual(path.read_text(), 'b')
     self.assertLen([n for n in os.listdir(self.root) if 'x.json' in n], 1)
 

@@ -108,6 +108,19 @@ class StepTest(absltest.TestCase):
       )
       self.assertLess(difference, 1e-6, name)
 
+  def test_it_is_the_step_of_one_device(self):
+    """Which is read first, and knows neither parts nor meshes."""
+    one = cases.jit(step.one_device_step, static_argnums=0)
+    rates = Schedule(_CONFIG).rates(0)
+    state, metrics = one(_CONFIG, self.before, self.batch, rates)
+    for (path, ours), plain in zip(
+      jax.tree_util.tree_leaves_with_path((self.after, self.metrics)),
+      jax.tree.leaves((state, metrics)),
+      strict=True,
+    ):
+      name = jax.tree_util.keystr(path)
+      self.assertLess(cases.difference(ours, plain), 1e-5, name)
+
   def test_parts_hold_unequal_numbers_of_targets(self):
     """Else a mean of means would pass the law above."""
     same = self.batch.segments_BL == self.batch.target_segments_BL

@@ -9,7 +9,8 @@ import numpy as np
 
 from seekax.cli import flags as flags_lib
 from seekax.configuration.errors import InputError
-from seekax.configuration.train import MAX_SEED, PRECISIONS
+from seekax.configuration.train import PRECISIONS
+from seekax.inference.limits import check_new_tokens, check_sampling
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,15 +34,28 @@ def run(argv: Sequence[str]) -> int:
     'max_new_tokens', 128, 'maximum number of tokens to add', **define
   )
   flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
-  flags.DEFINE_float('top_p', 1.0, 'nucleus; 1 keeps all tokens', **define)
   flags.DEFINE_integer(
-    'seed',
-    0,
-    'seed of the random draws',
-    lower_bound=0,
-    upper_bound=MAX_SEED,
+    'top_k', 0, 'number of likeliest tokens to draw from; 0: all', **define
+  )
+  flags.DEFINE_float(
+    'top_p',
+    1.0,
+    'draw from the likeliest tokens of this total probability',
     **define,
   )
+  flags.DEFINE_float(
+    'min_p',
+    0.0,
+    "minimum probability, as a share of the likeliest token's",
+    **define,
+  )
+  flags.DEFINE_multi_string(
+    'stop',
+    [],
+    'a string that ends the text; may be given several times',
+    **define,
+  )
+  flags.DEFINE_integer('seed', 0, 'seed of the random draws', **define)
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
@@ -52,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
   flags_lib.require(values, 'checkpoint')
   _check(values)
   # Imported late, so that everything above answers in a fraction of a second.
-  from seekax.inference import engine
+  from seekax.inference import engine, generator
   from seekax.machine import compilation_cache
   from seekax.model.stack import taken_apart
   from seekax.model.transformer import Transformer
@@ -61,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
   compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
   found = open_lib.find(values.checkpoint, averaged=values.ema)
   tokenizer, end_ids = found.tokenizer(), found.end_ids()
-  prompt = _prompt(values, tokenizer)
+  prompt = _prompt(values, tokenizer, found.folder)
   opened = open_lib.open_checkpoint(found, values.precision)
   config = opened.config
   weights = taken_apart(config.compute, opened.weights)
@@ -73,18 +87,22 @@ def run(argv: Sequence[str]) -> int:
       f'{found.model.context_length} leaves to {len(prompt)} tokens of prompt: '
       f'at most {room} are added'
     )
-  tokens = engine.generate(
+  pieces = generator.stream(
     Transformer(config.model, compute=config.compute),
     weights,
+    tokenizer,
     prompt,
     values.max_new_tokens,
+    values.stop,
     temperature=values.temperature,
+    top_k=values.top_k,
     top_p=values.top_p,
+    min_p=values.min_p,
     seed=values.seed,
     end_ids=end_ids,
   )
   try:
-    for text in tokenizer.stream(tokens):
+    for text in pieces:
       print(text, end='', flush=True)
   except engine.NonFiniteError as error:
     print(f'seekax: {values.checkpoint}: {error}', file=sys.stderr)
@@ -94,13 +112,17 @@ def run(argv: Sequence[str]) -> int:
   return 0
 
 
-def _prompt(values: flags.FlagValues, tokenizer) -> np.ndarray:
+def _prompt(
+  values: flags.FlagValues, tokenizer, folder: pathlib.Path
+) -> np.ndarray:
   """Token ids of the prompt; its text never becomes a control token."""
   if not values.chat:
-    return np.append(tokenizer.bos_id, tokenizer.encode(values.prompt))
+    from seekax.inference import generator
+
+    return generator.prompt_ids(tokenizer, values.prompt)
   from seekax.data import chat
 
-  template = chat.find_template(pathlib.Path(values.checkpoint))
+  template = chat.find_template(folder)
   if not template:
     raise InputError(
       f'--chat: {values.checkpoint} has no chat template; leave --chat out'
@@ -110,10 +132,7 @@ def _prompt(values: flags.FlagValues, tokenizer) -> np.ndarray:
 
 
 def _check(values: flags.FlagValues) -> None:
-  if values.max_new_tokens < 1:
-    raise InputError(f'--max_new_tokens={values.max_new_tokens} is below 1')
-  # NaN fails both comparisons.
-  if not values.temperature >= 0:
-    raise InputError(f'--temperature={values.temperature} is negative')
-  if not 0 < values.top_p <= 1:
-    raise InputError(f'--top_p={values.top_p} is not in (0, 1]')
+  check_new_tokens(values.max_new_tokens)
+  check_sampling(
+    values.temperature, values.top_k, values.top_p, values.min_p, values.seed
+  )

@@ -10,10 +10,11 @@ from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.configuration.errors import InputError
-from seekax.files import one_line, reason
+from seekax.files import one_line, reason, write_atomically
 from seekax.planning.parameters import count_parameters
+from seekax.storage import hub
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import verify_manifest, write_atomically
+from seekax.storage.manifest import verify_manifest
 
 # Number of names that are printed; the JSON has all.
 _SHOWN = 5
@@ -53,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
   if not values.path:
     values.path = values.workdir
   flags_lib.require(values, 'path')
-  folder = pathlib.Path(values.path)
+  folder = hub.local(values.path)
   if values.hash:
     print(_state_hash(folder))
     return 0

@@ -14,6 +14,7 @@ from seekax.cli import plan_flags, plan_text
 from seekax.configuration.config import Config, from_config_dict
 from seekax.configuration.errors import ConfigError, InputError
 from seekax.configuration.mesh import ParallelConfig
+from seekax.configuration.named import find_config, load_config
 from seekax.dryrun import gpus
 from seekax.planning import hardware
 from seekax.planning import plan as plan_lib
@@ -167,7 +168,7 @@ def _others(names: str, named: str, config: Config) -> dict[str, Config]:
   others, seen = {}, {_identity(named): '--config'}
   for name in filter(None, names.split(',')):
     try:
-      found = flags_lib.load_config(name)
+      found = load_config(name)
     except ConfigError as error:
       raise InputError(
         str(error).replace('--config=', '--compare=', 1)
@@ -188,7 +189,7 @@ def _others(names: str, named: str, config: Config) -> dict[str, Config]:
 def _identity(name: str) -> tuple[str, str]:
   """A key that is equal for different names of one config."""
   base, _, variant = name.partition(':')
-  return str(flags_lib.find_config(base) or base), variant
+  return str(find_config(base) or base), variant
 
 
 def _write(
@@ -202,7 +203,7 @@ def _write(
   Raises:
     InputError: a file can't be written.
   """
-  from seekax.storage.manifest import write_atomically
+  from seekax.files import write_atomically
 
   named, *others = plans
   files = {}

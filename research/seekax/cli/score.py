@@ -109,21 +109,14 @@ def _read_tokens(name: str) -> np.ndarray:
 def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
   from seekax.inference import scoring
 
-  tokenizer = opened.tokenizer()
-  sequence = np.append(tokenizer.bos_id, tokenizer.encode(text))
-  (total,) = scoring.log_likelihoods(
+  [score] = scoring.score_texts(
     _model(opened.config),
     opened.weights,
-    [sequence],
+    opened.tokenizer(),
+    [text],
     values.batch_size,
   )
-  num_bytes = len(text.encode('utf-8'))
-  return {
-    'tokens': len(sequence) - 1,
-    'log_likelihood': total,
-    'bytes': num_bytes,
-    'bits_per_byte': scoring.bits_per_byte(total, num_bytes),
-  }
+  return score
 
 
 def _model(config):

@@ -25,6 +25,7 @@ from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
 from seekax.data.shards import Shard
 from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
 from seekax.data.tokenizer import Tokenizer
+from seekax.files import write_atomically
 
 # A shard also ends at this size, so that long documents don't fill the memory.
 _SHARD_BYTES = 64 << 20
@@ -203,9 +204,7 @@ def _begin(
   if (folder / TOKENS_PLAN).is_file():
     for stale in folder.glob('.part-*'):  # Left by workers that were killed.
       stale.unlink()
-  tokenizer_lib.write_atomically(
-    folder / TOKENS_PLAN, json.dumps(plan, indent=1) + '\n'
-  )
+  write_atomically(folder / TOKENS_PLAN, json.dumps(plan, indent=1) + '\n')
   tokenizer.save(folder / shards_lib.TOKENIZER)
 
 
@@ -323,7 +322,7 @@ def _write_shard(
 ) -> Shard:
   name = _part(number)
   shard = shards_lib.write_shard(folder, name, documents, _tokenizer)
-  tokenizer_lib.write_atomically(
+  write_atomically(
     folder / f'{name}.done', json.dumps(dataclasses.asdict(shard))
   )
   return shard

@@ -26,6 +26,7 @@ from seekax.data.documents import frame
 from seekax.data.formats import DataError, Document
 from seekax.data.sources import TOKENS_MANIFEST
 from seekax.data.tokenizer import Tokenizer
+from seekax.files import write_atomically
 
 FORMAT = 'seekax tokens 1'
 TOKENIZER = 'tokenizer.json'
@@ -145,7 +146,7 @@ def write_manifest(
     'bytes': sum(shard.bytes for shard in shards),
     'shards': [dataclasses.asdict(shard) for shard in shards],
   }
-  tokenizer_lib.write_atomically(
+  write_atomically(
     folder / TOKENS_MANIFEST, json.dumps(manifest, indent=1) + '\n'
   )
 

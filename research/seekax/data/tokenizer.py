@@ -24,6 +24,7 @@ from tokenizers import (
 )
 
 from seekax.data import foreign_tokenizer, long_text, sources, text_stream
+from seekax.files import write_atomically
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
@@ -662,19 +663,6 @@ def _corpus_key(
   return sources.sha256(
     json.dumps([_RECIPE_VERSION, vocab_size, names_and_texts, *more_controls])
   )
-
-
-def write_atomically(path: pathlib.Path, content: str) -> None:
-  """Writes a file so that, also after a crash, it is complete or not there."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with open(temporary, 'w', encoding='utf-8', newline='') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _parse(source: str) -> tokenizers.Tokenizer:

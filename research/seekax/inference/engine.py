@@ -3,7 +3,7 @@
 Letters: B batch, L prompt positions, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 import functools
 
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from seekax.configuration.errors import InputError
+from seekax.inference import sampling
 from seekax.inference.cache import Cache, fill, init_cache
-from seekax.inference.sampling import NO_TOKEN, sample
+from seekax.inference.sampling import sample
 from seekax.machine import compiling
 from seekax.model.transformer import Transformer
 from seekax.model.weights import Weights
@@ -91,22 +92,16 @@ def decode(
   return logits_BV, Cache(layers, cache.lengths_B + 1)
 
 
-# `generate` owns a loop, so it compiles what it calls; whoever has another loop
-# compiles for it. The model is static: it is hashed by its configuration.
+# `batches_of_tokens` owns a loop, so it compiles what it calls; whoever has
+# another loop compiles for it. The model is hashed by its configuration.
 _compiled_prefill = compiling.jit(prefill, static_argnums=(0, 4))
-
-
-@compiling.jit
-def _first_token(seed, logits_BV, temperature, top_p):
-  key, used = jax.random.split(jax.random.key(seed))
-  return sample(used, logits_BV, temperature, top_p), key
+_first_tokens = compiling.jit(sample)
 
 
 @functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(3,))
-def _next_token(model, weights, tokens_B, cache, key, temperature, top_p):
+def _next_tokens(model, weights, tokens_B, cache, keys_B, how):
   logits_BV, cache = decode(model, weights, tokens_B, cache)
-  key, used = jax.random.split(key)
-  return sample(used, logits_BV, temperature, top_p), cache, key
+  return *sample(keys_B, logits_BV, how), cache
 
 
 def generate(
@@ -116,58 +111,112 @@ def generate(
   max_new_tokens: int,
   *,
   temperature: float = 0.0,
+  top_k: int = 0,
   top_p: float = 1.0,
+  min_p: float = 0.0,
   seed: int = 0,
   end_ids: Collection[int] = (),
 ) -> Iterator[int]:
-  """Continues one prompt, token by token, until eos or the limit.
+  """Continues one prompt, token by token.
 
   Args:
     model: the model.
     weights: in the compute dtype; see `stack.taken_apart`.
     prompt: int [L], at least one token.
-    max_new_tokens: limit; also stops where the context is full.
-    temperature: 0 is greedy.
-    top_p: nucleus.
-    seed: of the draws.
-    end_ids: each ends the text; none is yielded.
+    max_new_tokens: limit; the text also stops where the context is full.
+    temperature: see `sampling.Settings`, as for the next three.
+    top_k: number of tokens.
+    top_p: probability.
+    min_p: share of the largest probability.
+    seed: seed of the draws.
+    end_ids: ids that end a text or a turn; none is yielded.
 
   Yields:
     Token ids.
 
   Raises:
+    InputError: a setting can't be.
     PromptError: the prompt is empty or doesn't fit the context.
     NonFiniteError: the logits hold something that is no number.
   """
-  length, limit = len(prompt), model.config.context_length
-  if not 0 < length < limit:
-    raise PromptError(
-      f'the prompt has {length} tokens; the context of '
-      f'{limit} takes 1 to {limit - 1}'
-    )
-  max_new_tokens = min(max_new_tokens, limit - length)
-  tokens_BL = np.zeros((1, _padded(length, PROMPT_MULTIPLE, limit)), np.int32)
-  tokens_BL[0, :length] = prompt
+  how = sampling.settings(1, temperature, top_k, top_p, min_p)
+  for tokens in batches_of_tokens(
+    model, weights, [prompt], max_new_tokens, how, [seed], end_ids
+  ):
+    if tokens[0] is not None:
+      yield tokens[0]
+
+
+def batches_of_tokens(
+  model: Transformer,
+  weights: Weights,
+  prompts: Sequence[np.ndarray],
+  max_new_tokens: int,
+  how: sampling.Settings,
+  seeds: Sequence[int],
+  end_ids: Collection[int] = (),
+) -> Iterator[list[int | None]]:
+  """Continues several prompts together, a token of each at a time.
+
+  Args:
+    model: the model.
+    weights: in the compute dtype; see `stack.taken_apart`.
+    prompts: int [L] each, at least one token.
+    max_new_tokens: limit; a text also stops where the context is full.
+    how: settings of every row.
+    seeds: seed of every row's draws.
+    end_ids: ids that end a text or a turn; none is yielded.
+
+  Yields:
+    One new token id per row, None for rows that have ended; as long as one
+    hasn't.
+
+  Raises:
+    PromptError: a prompt is empty or doesn't fit the context.
+    NonFiniteError: the logits hold something that is no number.
+  """
+  limit = model.config.context_length
+  lengths = [len(prompt) for prompt in prompts]
+  for length in lengths:
+    if not 0 < length < limit:
+      raise PromptError(
+        f'the prompt has {length} tokens; the context of {limit} takes 1 to '
+        f'{limit - 1}'
+      )
+  wanted = [min(max_new_tokens, limit - length) for length in lengths]
+  if max(wanted, default=0) < 1:
+    return
+  width = _padded(max(lengths), PROMPT_MULTIPLE, limit)
+  tokens_BL = np.zeros((len(prompts), width), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens_BL[row, : len(prompt)] = prompt
+  room = max(map(sum, zip(lengths, wanted, strict=True)))
   logits_BV, cache = _compiled_prefill(
     model,
     weights,
     tokens_BL,
-    np.array([length], np.int32),
-    _padded(length + max_new_tokens, CACHE_MULTIPLE, limit),
+    np.array(lengths, np.int32),
+    _padded(room, CACHE_MULTIPLE, limit),
   )
-  temperature, top_p = np.float32(temperature), np.float32(top_p)
-  tokens_B, key = _first_token(np.uint32(seed), logits_BV, temperature, top_p)
-  for produced in range(1, max_new_tokens + 1):
-    token = int(tokens_B[0])
-    if token == NO_TOKEN:
-      raise NonFiniteError(
-        f'the logits of token {produced} hold something that is no number; the '
-        'weights are broken, or overflow in this precision'
-      )
-    if token in end_ids:
+  tokens_B, keys_B = _first_tokens(sampling.keys(seeds), logits_BV, how)
+  alive = [count > 0 for count in wanted]
+  for produced in range(1, max(wanted) + 1):
+    found: list[int | None] = [None] * len(prompts)
+    for row, token in enumerate(np.asarray(tokens_B).tolist()):
+      alive[row] = alive[row] and token not in end_ids
+      if not alive[row]:
+        continue
+      if token == sampling.NO_TOKEN:
+        raise NonFiniteError(
+          f'the logits of token {produced} hold something that is no number; '
+          'the weights are broken, or overflow in this precision'
+        )
+      found[row] = token
+      alive[row] = produced < wanted[row]
+    if any(token is not None for token in found):
+      yield found
+    if not any(alive):
       return
-    yield token
-    if produced < max_new_tokens:
-      tokens_B, cache, key = _next_token(
-        model, weights, tokens_B, cache, key, temperature, top_p
-      )
+    tokens_B, keys_B, cache = _next_tokens(
+      model, weights, tokens_B, cache, keys_B, how
+    )

@@ -6,11 +6,14 @@ Letters: B windows at once, L positions, V vocabulary, J prediction depths.
 from collections.abc import Iterator, Sequence
 import functools
 import math
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seekax.configuration.errors import InputError
+from seekax.data.tokenizer import Tokenizer
 from seekax.machine import compiling
 from seekax.model.transformer import shift_left, Transformer
 from seekax.model.weights import Weights
@@ -221,9 +224,69 @@ def acceptance(
   return shares
 
 
+class Score(TypedDict):
+  """What a text comes to.
+
+  Keys:
+    tokens: number of tokens that were scored, BOS not among them.
+    log_likelihood: their log-probability, in nats.
+    bytes: length of the text in UTF-8.
+    bits_per_byte: the same in bits, over the bytes.
+  """
+
+  tokens: int
+  log_likelihood: float
+  bytes: int
+  bits_per_byte: float
+
+
+def score_texts(
+  model: Transformer,
+  weights: Weights,
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+  batch_size: int,
+) -> list[Score]:
+  """Scores texts, BOS before each; see `log_likelihoods`.
+
+  Raises:
+    InputError: a text is empty or not valid Unicode.
+  """
+  if '' in texts:
+    raise InputError('an empty text has no log-likelihood')
+  sequences = [
+    np.append(tokenizer.bos_id, ids) for ids in tokenizer.encode_many(texts)
+  ]
+  totals = log_likelihoods(model, weights, sequences, batch_size)
+  sizes = [len(text.encode('utf-8')) for text in texts]
+  return [
+    Score(
+      tokens=len(sequence) - 1,
+      log_likelihood=total,
+      bytes=size,
+      bits_per_byte=bits_per_byte(total, size),
+    )
+    for sequence, total, size in zip(sequences, totals, sizes, strict=True)
+  ]
+
+
 def bits_per_byte(log_likelihood: float, num_bytes: int) -> float:
   """Nats of a text to bits per byte of it."""
   return -log_likelihood / math.log(2) / num_bytes
+
+
+def logits(
+  model: Transformer, weights: Weights, tokens_BL: jax.Array
+) -> jax.Array:
+  """Every logit of the main model, float32 [B, L, V]; see `all_logits`."""
+  variables = {'params': weights.params}
+  positions_BL = jnp.broadcast_to(
+    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
+  )
+  trunk = model.apply(
+    variables, tokens_BL, positions_BL, None, weights.router_bias
+  )
+  return model.apply(variables, trunk.hidden_BLD, method='logits')
 
 
 def all_logits(

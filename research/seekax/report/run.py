@@ -8,13 +8,13 @@ import json
 import pathlib
 import statistics
 
+from seekax.files import write_atomically
 from seekax.planning.parameters import count_parameters
 from seekax.report import evidence, history, plots, provenance
 from seekax.report.history import present, Run
 from seekax.report.page import Page, render, Tile
 from seekax.report.words import byte_size, counted, dollars, duration
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import write_atomically
 from seekax.storage.rows import Row
 
 

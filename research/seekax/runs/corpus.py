@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import os
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from seekax.data.augmentation import Augmentation
 from seekax.data.contents import Contents
 from seekax.data.formats import Document, Rules, rules_of
 from seekax.data.tokenizer import Tokenizer
+from seekax.storage import hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,12 @@ def _rules(config: Config, tokenizer: Tokenizer | None) -> Rules:
   """How the sources are read: conversations by the tokenizer's template."""
   rules = rules_of(config.data)
   path = config.data.tokenizer or config.train.init_from
-  if tokenizer is None or not os.path.exists(path):
+  if tokenizer is None or not path:
     return rules
-  return chat.rules_with_template(rules, tokenizer, path)[0]
+  folder = hub.local(path)
+  if not folder.exists():
+    return rules
+  return chat.rules_with_template(rules, tokenizer, str(folder))[0]
 
 
 def _find_tokenizer(

@@ -89,36 +89,35 @@ def start(
     fp8=config.fp8 if config.train.precision == 'fp8' else None,
   )
   compilation_cache.switch_on(config.train.compilation_cache, say)
-  goes_on = workdir_lib.has_checkpoint(workdir)
-  origin = None if goes_on else origin_lib.find_origin(config, workdir)
-  tokenizer = origin_lib.find_tokenizer(config, workdir, origin)
+  beginning = origin_lib.find_beginning(config, workdir, restore_step)
+  goes_on = beginning.step is not None
+  tokenizer = origin_lib.find_tokenizer(config, workdir, beginning.origin)
   corpus = corpus_lib.load(
     config, tokenizer, jax.process_index(), jax.process_count()
   )
   run = describe(config, overrides, corpus)
   if goes_on:
-    _refuse_other_data(workdir, run['data'], restore_step)
+    _refuse_other_data(workdir, run['data'], beginning.step)
   _check_prompts(config, corpus)
-  run['started_from'] = _started_from(workdir, origin)
+  run['started_from'] = _started_from(workdir, beginning.origin)
   run['backends'] = {c.subject: f'{c.name}: {c.reason}' for c in choices}
   if processes.is_first():
     # First of all files: by it a workdir is known as one of ours.
     workdir_lib.write_run(workdir, {**(about or {}), **run})
     if not goes_on:
-      origin_lib.keep_tokenizer(workdir, origin, corpus.tokenizer)
+      origin_lib.keep_tokenizer(workdir, beginning.origin, corpus.tokenizer)
   processes.wait_for_all('the run is described')
   if verbose:
     _print_all(console, config, run['backends'])
   for line in _summary(config, overrides, about or {}, corpus, choices):
     say(line)
-  return loop.train(config, workdir, corpus, should_stop, restore_step)
+  return loop.train(config, workdir, corpus, beginning, should_stop)
 
 
 def _refuse_other_data(
-  workdir: pathlib.Path, data: dict[str, Any], step: int | None
+  workdir: pathlib.Path, data: dict[str, Any], step: int
 ) -> None:
   folder = workdir / workdir_lib.CHECKPOINTS
-  step = checkpoint.newest(folder) if step is None else step
   saved = checkpoint.read_progress(folder, step)
   if saved.get('fingerprint') != data['fingerprint']:
     checkpoint.verify(folder, step)  # A changed file is another matter.

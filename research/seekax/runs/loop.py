@@ -16,7 +16,7 @@ from seekax.report import run as report
 from seekax.runs.corpus import Corpus
 from seekax.runs.journal import Journal, Progress
 from seekax.runs.metrics import MetricsWriter, router_names, Silence
-from seekax.runs.origin import find_origin
+from seekax.runs.origin import Beginning
 from seekax.runs.prefetch import Prefetcher
 from seekax.runs.profile import StepProfiler
 from seekax.runs.replay import step_twice
@@ -42,17 +42,17 @@ def train(
   config: Config,
   workdir: pathlib.Path,
   corpus: Corpus,
+  beginning: Beginning,
   should_stop: Callable[[], bool] = lambda: False,
-  restore_step: int | None = None,
 ) -> bool:
-  """Trains from the newest proven checkpoint, or from the start.
+  """Trains from a checkpoint or from the start to the last step.
 
   Args:
     config: the run, validated; the same as the workdir's run.json.
     workdir: prepared and locked.
     corpus: the run's text.
+    beginning: where the first state comes from.
     should_stop: asked after every step; true saves and returns.
-    restore_step: the checkpoint to go on from, if it isn't the newest one.
 
   Returns:
     Whether the last step was reached.
@@ -66,7 +66,7 @@ def train(
   # 'highest' keeps float32 products float32 on GPUs, where the default rounds.
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     state, average, progress = _restore_or_start(
-      config, workdir, corpus, mesh, restore_step
+      config, workdir, corpus, mesh, beginning
     )
     step, start = int(state.step), int(state.step)
     first = processes.is_first()
@@ -83,7 +83,7 @@ def train(
         f'laid out anew over {mesh_lib.describe(mesh)}'
       )
     progress.mesh = mesh_lib.describe(mesh)
-    if restore_step is not None:
+    if beginning.sets_aside:
       later = []
       if first:
         later = checkpoint.set_aside(workdir / workdir_lib.CHECKPOINTS, step)
@@ -190,7 +190,7 @@ def _restore_or_start(
   workdir: pathlib.Path,
   corpus: Corpus,
   mesh: jax.sharding.Mesh,
-  step: int | None,
+  beginning: Beginning,
 ) -> tuple[TrainState, Average | None, Progress]:
   """The state to go on from, and the data at its position."""
   shardings = placement.state_shardings(config, mesh)
@@ -201,12 +201,12 @@ def _restore_or_start(
     abstract_state(config),
     shardings,
   )
-  folder = workdir / workdir_lib.CHECKPOINTS
-  step = checkpoint.newest(folder) if step is None else step
-  if step is not None:
+  if beginning.step is not None:
     averaged = abstract.weights if config.optim.ema_decay else None
     parts, saved = checkpoint.restore(
-      folder, step, to_parts(abstract, averaged)
+      workdir / workdir_lib.CHECKPOINTS,
+      beginning.step,
+      to_parts(abstract, averaged),
     )
     progress, average = Progress(**saved), None
     corpus.batches.set_state(progress.data)
@@ -215,12 +215,11 @@ def _restore_or_start(
         config.optim, Weights(**parts['ema']), progress.ema_updates
       )
     return from_parts(parts), average, progress
-  origin = find_origin(config, workdir)
-  if origin is None:
+  if beginning.origin is None:
     state = init_state_on(config, shardings)
   else:
     opened = open_lib.open_checkpoint(
-      origin, expand_fp8=True, shardings=shardings.weights
+      beginning.origin, expand_fp8=True, shardings=shardings.weights
     )
     state = start_from(config, opened.weights)
     state = jax.device_put(state, shardings)

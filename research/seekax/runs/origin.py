@@ -1,5 +1,6 @@
 """Where a run's weights come from, if it doesn't start from random ones."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -7,10 +8,49 @@ import shutil
 from seekax.configuration.config import Config
 from seekax.configuration.model import model_differences
 from seekax.data.tokenizer import load_folder, read_json, Tokenizer
+from seekax.files import write_atomically
+from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.huggingface import GENERATION_CONFIG
-from seekax.storage.manifest import StorageError, write_atomically
+from seekax.storage.manifest import StorageError
 from seekax.storage.open import find, Found
+
+
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+  """Where the first state of this call comes from.
+
+  Attributes:
+    step: the checkpoint to go on from; None for a new run.
+    sets_aside: whether this older checkpoint was asked for, and later ones are
+      out of its way.
+    origin: weights that a new run starts from; None for random ones.
+  """
+
+  step: int | None = None
+  sets_aside: bool = False
+  origin: Found | None = None
+
+
+def find_beginning(
+  config: Config, workdir: pathlib.Path, restore_step: int | None
+) -> Beginning:
+  """Looks where a run begins or goes on.
+
+  Args:
+    config: the run.
+    workdir: prepared and locked.
+    restore_step: the checkpoint that was asked for; None for the newest.
+
+  Raises:
+    StorageError: see `find_origin`.
+  """
+  if restore_step is not None:
+    return Beginning(restore_step, sets_aside=True)
+  step = checkpoint.newest(workdir / workdir_lib.CHECKPOINTS)
+  if step is not None:
+    return Beginning(step)
+  return Beginning(origin=find_origin(config, workdir))
 
 
 def find_origin(config: Config, workdir: pathlib.Path) -> Found | None:

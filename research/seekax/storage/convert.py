@@ -18,10 +18,10 @@ import threading
 from typing import Any
 
 from seekax.configuration.config import to_dict
-from seekax.files import check_size, read_bounded
+from seekax.files import check_size, read_bounded, write_atomically
 from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib
-from seekax.storage.manifest import file_hash, StorageError, write_atomically
+from seekax.storage.manifest import file_hash, StorageError
 from seekax.storage.names import Slot, slots
 from seekax.storage.open import find, Found
 from seekax.storage.published_config import carry_fields, published_config

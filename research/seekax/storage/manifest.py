@@ -20,6 +20,7 @@ from seekax.files import (
   printable,
   quoted,
   read_bounded,
+  write_atomically,
 )
 
 _LINE = re.compile(r'([0-9a-f]{64})  (.+)', re.DOTALL)
@@ -37,16 +38,6 @@ class StorageError(InputError):
 
 class StrayFileError(StorageError):
   """There is a file that doesn't belong here; all others are sound."""
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that, also after a crash, it is complete or not there."""
-  temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def file_hash(path: pathlib.Path) -> str:

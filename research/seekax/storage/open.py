@@ -21,7 +21,7 @@ from seekax.configuration.model import ModelConfig
 from seekax.data.tokenizer import load_folder, read_json, Tokenizer
 from seekax.model.parameters import cast_params
 from seekax.model.weights import Weights
-from seekax.storage import checkpoint, huggingface, names, weights
+from seekax.storage import checkpoint, hub, huggingface, names, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.load import load
 from seekax.storage.manifest import StorageError, verify_manifest
@@ -197,14 +197,14 @@ def find(
   """Looks at a --checkpoint without loading it.
 
   Args:
-    path: a workdir or a folder of published weights.
+    path: a workdir, a folder of published weights, or hf://owner/name.
     drop_mtp: leave MTP modules out, whatever the config says of them.
     averaged: take the exponential moving average of a run's weights.
 
   Raises:
     StorageError: nothing usable is there.
   """
-  folder = pathlib.Path(path)
+  folder = hub.local(path)
   weights.refuse_other_formats(folder)
   if not folder.is_dir():
     raise StorageError(

@@ -9,8 +9,8 @@ import os
 import pathlib
 from typing import Any
 
-from seekax.files import check_size, open_regular
-from seekax.storage.manifest import StorageError, write_atomically
+from seekax.files import check_size, open_regular, write_atomically
+from seekax.storage.manifest import StorageError
 
 Row = dict[str, Any]
 # Rows with the load of every expert of 61 layers take a tenth of this.

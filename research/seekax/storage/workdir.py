@@ -18,8 +18,9 @@ from seekax.files import (
   quoted,
   read_bounded,
   reason,
+  write_atomically,
 )
-from seekax.storage.manifest import StorageError, write_atomically
+from seekax.storage.manifest import StorageError
 
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
@@ -197,6 +198,12 @@ def _with_compute(groups: dict[str, Any]) -> dict[str, Any]:
     'model': {k: v for k, v in model.items() if k not in keys},
     'compute': {k: v for k, v in model.items() if k in keys},
   }
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+  """Reads the results of a run from its summary.json."""
+  path = workdir / SUMMARY
+  return parse_json(path, read_bounded(path, SUMMARY))
 
 
 def read_config(workdir: pathlib.Path) -> Config:

@@ -1,9 +1,10 @@
 """The training step: accumulate a micro-batch, apply an update.
 
-Both are pure. With several micro-batches each is a program of its own. With one
-they are compiled together, so that gradients never outlive a program and every
-step allocates the same memory. In a pipeline all micro-batches of a step and
-its update are one program.
+`one_device_step` is the whole step on one device; read it first. `train_step`
+computes the same on any mesh and from any number of micro-batches. With several
+each part is a program of its own. With one they are compiled together, so that
+gradients never outlive a program and every step allocates the same memory. In a
+pipeline all micro-batches of a step and its update are one program.
 
 On a mesh, weights are gathered from their masters once per step, and the update
 sums gradients over the ranks of the batch once.
@@ -28,6 +29,7 @@ from seekax.training.balance import max_violation, update_bias
 from seekax.training.guard import judge
 from seekax.training.losses import (
   compute_weights,
+  loss_sums,
   LossSums,
   sums_of_weights,
   zero_sums,
@@ -87,6 +89,33 @@ class Metrics:
   exchange_rounds: jax.Array
   load: dict[str, jax.Array]
   max_violation: dict[str, jax.Array]
+
+
+def one_device_step(
+  config: Config, state: TrainState, batch: Batch, rates: Rates
+) -> tuple[TrainState, Metrics]:
+  """One step on one device; pure, so that it can be compiled or scanned.
+
+  The loss's sums (equation 24, and the balance loss of equation 17), their
+  gradient, and the update: clipping, AdamW or Muon, and the bias rule of the
+  router (section 2.1.2), which is outside the gradient.
+
+  Args:
+    config: the run's validated config.
+    state: state before the step.
+    batch: the whole batch.
+    rates: rates of this step (`schedules.Schedule`).
+
+  Returns:
+    (the new state, metrics).
+  """
+
+  def objective(params):
+    weights = Weights(params, state.router_bias)
+    return loss_sums(weights, batch, config, rates.mtp_weight)
+
+  gradients, sums = jax.grad(objective, has_aux=True)(state.params)
+  return _update(config, state, gradients, sums, rates)
 
 
 def _accumulate(
