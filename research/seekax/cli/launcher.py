@@ -101,7 +101,7 @@ def described(
       print(
         f'{name} has room for {tasks} tasks and did not start this process: it '
         f'trains alone; {launcher.advice} starts all of them, '
-        '--num_processes=1 is one without this line',
+        '--num_processes=1 omits this line',
         file=sys.stderr,
       )
   return None

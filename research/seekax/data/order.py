@@ -17,8 +17,8 @@ from seekax.data.shards import CorruptRecordError
 class ShardOrder:
   """Takes pieces s, s + S, s + 2S, ... of each source's global order.
 
-  In that order each piece stands once per epoch and each epoch is shuffled
-  anew. The pattern of the sources is the same for every shard.
+  That order has each piece once per epoch, and each epoch is shuffled
+  differently. The pattern of the sources is the same for every shard.
   """
 
   def __init__(

@@ -107,7 +107,7 @@ def save(
     if first and target.exists():
       if not _is_checkpoint(target):
         raise StorageError(
-          f'{target} is in the way of a checkpoint and is none; move it away'
+          f'{target} is in the way of a checkpoint and is not one; move it away'
         )
       # An interrupted save of the same step is renamed; `clean` deletes it.
       aside = folder / f'{step}{_UNPROVEN}'

@@ -82,7 +82,7 @@ def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
     if not left_by_system(path.name):
       raise StrayFileError(
         f'{path} is not listed in {manifest}, all files of which are sound: '
-        'it is none of the checkpoint; delete it, or move it elsewhere'
+        'it is not part of the checkpoint; delete it, or move it elsewhere'
       )
     logging.warning('%s is passed over: a system left it there', path)
 

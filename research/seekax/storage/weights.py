@@ -213,7 +213,7 @@ def _experts(
   count, rows, columns = tensor.shape
   words = ('gate', 'up') if kind == 'gate_up' else ('down',)
   if count * len(words) > limit:
-    refuse(f'is of {count} experts, with which there are too many')
+    refuse(f'has {count} experts: the folder would have too many tensors')
   if rows % len(words):
     refuse(f'has {rows} rows, which gate and up can not share')
   shape = (rows // len(words), columns)
