@@ -53,7 +53,7 @@ class DryRun:
     state_bytes: expected size of the arguments, which `sharding` computes from
       names, shapes and mesh sizes alone.
     temporaries_bytes: temporaries of a micro-batch's passes, or of a pipeline's
-      step; None where JAX's figures for a CPU mean nothing.
+      step; None where this JAX version's figures for a CPU mean nothing.
     micro_batches: number of micro-batches per step.
     collectives: collectives of a whole step: its micro-batches and its update.
     update_collectives: collectives of the update alone; empty for a pipeline,

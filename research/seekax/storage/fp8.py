@@ -60,7 +60,7 @@ def quantize(
   """Returns codes and scales: scale = amax / 448, code = round(value / scale).
 
   Args:
-    values: float32 [out, in]; sizes needn't be multiples of 128.
+    values: float32 [out, in]; only the last block of an axis may be partial.
     power_of_two: raise every scale to a power of two (DeepSeek-V3.1, ue8m0).
 
   Returns:

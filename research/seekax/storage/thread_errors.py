@@ -25,9 +25,9 @@ def held_back(
 ) -> Iterator[None]:
   """Holds back the errors that other threads print and log.
 
-  If the body raises an error, theirs of the same type are dropped, now and
-  later, and so are those about the closed event loop. All others are shown
-  after the body.
+  If the body raises an error, theirs of the same type are dropped, and so are,
+  now and later, those about the closed event loop. All others are shown after
+  the body.
 
   Args:
     logger: the logger that the threads use.

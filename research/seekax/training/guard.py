@@ -50,9 +50,9 @@ def judge(
   """Decides whether a step is taken.
 
   It isn't if its loss or gradient norm isn't finite, or if it is a spike: if
-  either is over `deviations` standard deviations above its mean in the last W
-  finite steps. Spikes enter this mean like other steps, so that a lasting new
-  level soon stops being one.
+  either exceeds its mean in the last W finite steps by more than `deviations`
+  standard deviations. Spikes enter this mean like other steps, so that a
+  lasting new level soon stops being one.
 
   Args:
     guard: guard before the step.
