@@ -5,8 +5,10 @@ import setuptools
 _CORE = [
   'absl-py>=2.3',
   'array-record>=0.8',
+  'flatbuffers>=25',
   'flax>=0.12.8',
   'grain>=0.2.18',
+  'huggingface-hub>=1',
   'jax>=0.10.2,<0.13',
   'jinja2>=3.1.6',
   'matplotlib>=3.10',

@@ -13,10 +13,12 @@ import numpy as np
 from seekax.configuration.errors import InputError
 from seekax.inference import sampling
 from seekax.inference.cache import Cache, fill, init_cache
-from seekax.inference.sampling import sample
-from seekax.machine import compiling
+from seekax.inference.sampling import sample, Settings
+from seekax.machine import traced_programs
+from seekax.model.attention import KeyValueCache, LatentCache
 from seekax.model.transformer import Transformer
 from seekax.model.weights import Weights
+from seekax.ops import backends
 from seekax.parallel.rules import constrain
 
 
@@ -28,6 +30,8 @@ class NonFiniteError(RuntimeError):
   """A model says what is no number."""
 
 
+# What programs take and give.
+_RECORDS = (Cache, KeyValueCache, LatentCache, Settings, Weights)
 # Prompts and caches are padded to a multiple of these, so that few lengths are
 # compiled.
 PROMPT_MULTIPLE = 32
@@ -92,16 +96,31 @@ def decode(
   return logits_BV, Cache(layers, cache.lengths_B + 1)
 
 
-# `batches_of_tokens` owns a loop, so it compiles what it calls; whoever has
-# another loop compiles for it. The model is hashed by its configuration.
-_compiled_prefill = compiling.jit(prefill, static_argnums=(0, 4))
-_first_tokens = compiling.jit(sample)
+@functools.lru_cache(maxsize=8)
+def _programs(model: Transformer, room: int):
+  """What `batches_of_tokens` calls: it owns a loop, so it compiles.
 
+  Args:
+    model: the model.
+    room: positions of the cache.
 
-@functools.partial(compiling.jit, static_argnums=(0,), donate_argnums=(3,))
-def _next_tokens(model, weights, tokens_B, cache, keys_B, how):
-  logits_BV, cache = decode(model, weights, tokens_B, cache)
-  return *sample(keys_B, logits_BV, how), cache
+  Returns:
+    (prefill and the first tokens, one decoding step and the next tokens).
+  """
+
+  def first_tokens(weights, tokens_BL, lengths_B, keys_B, how):
+    logits_BV, cache = prefill(model, weights, tokens_BL, lengths_B, room)
+    return *sample(keys_B, logits_BV, how), cache
+
+  def next_tokens(weights, tokens_B, cache, keys_B, how):
+    logits_BV, cache = decode(model, weights, tokens_B, cache)
+    return *sample(keys_B, logits_BV, how), cache
+
+  about = model.config, model.policy, model.compute, room, backends.present()
+  keep = functools.partial(
+    traced_programs.kept, description=repr(about), records=_RECORDS
+  )
+  return keep(first_tokens), keep(next_tokens, donate_argnums=(2,))
 
 
 def generate(
@@ -191,14 +210,12 @@ def batches_of_tokens(
   for row, prompt in enumerate(prompts):
     tokens_BL[row, : len(prompt)] = prompt
   room = max(map(sum, zip(lengths, wanted, strict=True)))
-  logits_BV, cache = _compiled_prefill(
-    model,
-    weights,
-    tokens_BL,
-    np.array(lengths, np.int32),
-    _padded(room, CACHE_MULTIPLE, limit),
+  first_tokens, next_tokens = _programs(
+    model, _padded(room, CACHE_MULTIPLE, limit)
   )
-  tokens_B, keys_B = _first_tokens(sampling.keys(seeds), logits_BV, how)
+  tokens_B, keys_B, cache = first_tokens(
+    weights, tokens_BL, np.array(lengths, np.int32), sampling.keys(seeds), how
+  )
   alive = [count > 0 for count in wanted]
   for produced in range(1, max(wanted) + 1):
     found: list[int | None] = [None] * len(prompts)
@@ -217,6 +234,4 @@ def batches_of_tokens(
       yield found
     if not any(alive):
       return
-    tokens_B, keys_B, cache = _next_tokens(
-      model, weights, tokens_B, cache, keys_B, how
-    )
+    tokens_B, keys_B, cache = next_tokens(weights, tokens_B, cache, keys_B, how)

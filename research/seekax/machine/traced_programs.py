@@ -1,0 +1,151 @@
+"""Traced programs kept on disk, beside what was compiled of them.
+
+JAX's own cache spares the compiler. Tracing a model in Python and lowering it
+takes longer than all else at the start of a short command; here its StableHLO
+is kept too. It is found again by a hash of everything that it depends on: the
+source of seekax, the versions, the shapes of the arguments, and a description.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jaxlib
+
+from seekax.machine import compiling
+
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+
+
+def kept(
+  function: Callable[..., Any],
+  description: str,
+  records: Sequence[type],
+  donate_argnums: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+  """A pure function, compiled; traced only if no earlier process has done so.
+
+  Without a compilation cache (`compilation_cache.switch_on`), on a mesh, and
+  where a program can't be kept (it calls a kernel whose form may change), this
+  is `compiling.jit`.
+
+  Args:
+    function: takes trees of arrays alone.
+    description: all that the program depends on beside the source of seekax and
+      the shapes of the arguments.
+    records: dataclasses of arrays (flax.struct) among arguments and results.
+    donate_argnums: arguments whose memory may be taken.
+  """
+  plain = compiling.jit(function, donate_argnums=donate_argnums)
+  found: dict[str, Callable[..., Any]] = {}
+
+  def call(*arguments):
+    folder = _folder()
+    if not folder or not jax.sharding.get_abstract_mesh().empty:
+      return plain(*arguments)
+    key = _key(description, arguments)
+    if key not in found:
+      path = pathlib.Path(folder) / f'traced-{key}-cache'
+      program = _load(path, records) or _export(path, plain, arguments, records)
+      found[key] = (
+        compiling.jit(program.call, donate_argnums=donate_argnums)
+        if program
+        else plain
+      )
+    return found[key](*arguments)
+
+  return call
+
+
+def _folder() -> str:
+  """Where JAX keeps programs; '' where it keeps none."""
+  if not jax.config.jax_enable_compilation_cache:
+    return ''
+  return jax.config.jax_compilation_cache_dir or ''
+
+
+def _key(description: str, arguments: Any) -> str:
+  """Hash of what a program depends on."""
+  leaves, structure = jax.tree.flatten(arguments)
+  shapes = [str(jax.typeof(leaf)) for leaf in leaves]
+  parts = (
+    _source_hash(),
+    jax.__version__,
+    jaxlib.__version__,
+    jax.default_backend(),
+    str(jax.config.jax_default_matmul_precision),
+    str(jax.config.jax_enable_x64),
+    description,
+    str(structure),
+    *shapes,
+  )
+  return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _source_hash() -> str:
+  """Hash of every file of seekax."""
+  digest = hashlib.sha256()
+  for path in sorted(_PACKAGE.rglob('*.py')):
+    digest.update(str(path.relative_to(_PACKAGE)).encode())
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
+
+
+@functools.cache
+def _register(record: type) -> None:
+  """Lets programs be kept whose arguments are such; its fields are arrays."""
+  if not all(
+    field.metadata.get('pytree_node', True)
+    for field in dataclasses.fields(record)
+  ):
+    raise TypeError(f'{record.__name__} has fields that are no arrays')
+  jax.export.register_pytree_node_serialization(
+    record,
+    serialized_name=f'{record.__module__}.{record.__name__}',
+    serialize_auxdata=lambda unused: b'',
+    deserialize_auxdata=lambda unused: (),
+  )
+
+
+def _load(path: pathlib.Path, records: Sequence[type]) -> Any:
+  """A program that was kept; None where there is none that can be used."""
+  try:
+    content = path.read_bytes()
+  except OSError:
+    return None
+  import jax.export
+
+  for record in records:
+    _register(record)
+  try:
+    return jax.export.deserialize(bytearray(content))
+  except Exception:  # A damaged file: the library says so in many ways.
+    return None
+
+
+def _export(
+  path: pathlib.Path, function: Any, arguments: Any, records: Sequence[type]
+) -> Any:
+  """Traces a program and keeps it; None where that can't be."""
+  import jax.export
+
+  for record in records:
+    _register(record)
+  try:
+    program = jax.export.export(function)(*arguments)
+    content = bytes(program.serialize())
+  except (ValueError, NotImplementedError):
+    return None  # A kernel, or an argument with more than arrays in it.
+  temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+  try:
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+  return program
