@@ -1,8 +1,13 @@
-"""README and docs/ keep to a form: short, narrow, and their links lead somewhere."""
+"""The form of README, docs/ and the docstrings and comments of the library."""
 
+import ast
+from collections.abc import Iterator
 import dataclasses
+import inspect
+import io
 import pathlib
 import re
+import tokenize
 
 from absl.testing import absltest, parameterized
 
@@ -18,19 +23,22 @@ _LINKED = [
   _ROOT / 'experiments' / 'README.md',
   _ROOT / 'research' / 'seekax' / 'README.md',
 ]
+_LIBRARY = _ROOT / 'research' / 'seekax'
 _README_LINES = 150
 _WIDTH = 120
 _URL = re.compile(r'https?://[^\s)>]+')
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _CODE = re.compile(r'`[^`]*`')
 _KEY = re.compile(r'(?:(?<=config\.)|(?<![\w./]))([a-z]\w+)\.([a-z]\w+)')
-# Of files, and what models in Python have.
+# Endings of file names, and attributes of models in Python.
 _ENDINGS = ('md', 'py', 'safetensors', 'generate', 'score', 'tokenizer')
 _ENDINGS += ('logits', 'weights', 'json', 'npy')
 # At the start of a text, a paragraph, an item or a cell, or after a sentence.
 _OF = re.compile(
   r'(?:\A[\s*>-]*|[.!?:|]\s+|\n\s*\n[\s*>-]*|\n\s*[-*]\s+)(Of|Those of)\s'
 )
+# Words that readers of the library's code had to guess at.
+_DIALECT = re.compile(r'foretell|makes\s+forward|in\s+vain', re.I)
 
 
 def _prose(text: str) -> str:
@@ -53,6 +61,34 @@ def begin_with_of(text: str) -> list[str]:
   """The beginnings of sentences that nobody speaks."""
   prose = _CODE.sub('', _prose(text)).replace('**', '')
   return [prose[m.start(1) :][:60] for m in _OF.finditer(prose)]
+
+
+def remarks(source: str) -> Iterator[str]:
+  """Docstrings and comments of Python code; lines of one comment are joined."""
+  for node in ast.walk(ast.parse(source)):
+    match node:
+      case ast.Expr(value=ast.Constant(value=str(text))):
+        yield inspect.cleandoc(text)
+  lines, following = [], None
+  for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    if token.type == tokenize.COMMENT:
+      row, column = token.start
+      if (row, column) != following:
+        yield '\n'.join(lines)
+        lines = []
+      lines.append(token.string.lstrip('#').strip())
+      after_code = token.line[:column].strip()
+      following = None if after_code else (row + 1, column)
+  yield '\n'.join(lines)
+
+
+def unclear_remarks(source: str) -> list[str]:
+  """What `begin_with_of` and `_DIALECT` find in docstrings and comments."""
+  found = []
+  for text in remarks(source):
+    found += begin_with_of(text)
+    found += [match[0] for match in _DIALECT.finditer(text)]
+  return found
 
 
 def broken_links(text: str, folder: pathlib.Path) -> list[str]:
@@ -103,6 +139,14 @@ class DocumentsTest(parameterized.TestCase):
   def test_keys_exist(self, name):
     self.assertEmpty(unknown_keys((_ROOT / name).read_text()))
 
+  def test_library_speaks_plainly(self):
+    found = {
+      path.relative_to(_LIBRARY).as_posix(): unclear
+      for path in sorted(_LIBRARY.rglob('*.py'))
+      if (unclear := unclear_remarks(path.read_text()))
+    }
+    self.assertEmpty(found)
+
   def test_every_page_is_in_the_index(self):
     index = (_ROOT / 'docs' / 'README.md').read_text()
     pages = {path.name for path in _PAGES} - {'README.md'}
@@ -129,6 +173,21 @@ class ChecksTest(parameterized.TestCase):
   )
   def test_beginnings(self, text, found):
     self.assertEqual(bool(begin_with_of(text)), found)
+
+  @parameterized.parameters(
+    ('"""Of these."""', True),
+    ('def f():\n  """One.\n\n  Those of V3 are.\n  """', True),
+    ('x = 1  # Of these.', True),
+    ('x = 1  # one\ny = 2  # Of these', True),
+    ('# These are\n# two. Of these one.', True),
+    ('# It foretells.', True),
+    ('def f():\n  # It makes\n  # forward.\n  pass', True),
+    ('"""In vain."""', True),
+    ('# Two\n# Of these: no sentence begins.', False),
+    ('x = "Of these"  # two of these', False),
+  )
+  def test_remarks(self, source, found):
+    self.assertEqual(bool(unclear_remarks(source)), found)
 
   def test_links(self):
     text = '[a](README.md#x) [b](no.md) [c](https://x.org/a) `d` [e](#x)'

@@ -239,7 +239,7 @@ def parse_json(
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is whole or not there, also after a crash."""
+  """Writes a file so that, also after a crash, it is complete or not there."""
   temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
   try:
     with open(temporary, 'w', encoding='utf-8', newline='') as file:

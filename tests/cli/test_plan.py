@@ -147,7 +147,7 @@ class PlanTest(parameterized.TestCase):
       'KB sent by all devices',
       'fsdp weights, gathered twice per micro-batch',
       'fsdp gradients, scattered per micro-batch',
-      'fsdp weights and gradients in sight',
+      'exposed fsdp weights and gradients',
       'hidden behind arithmetic',
       'kept for CUDA, NCCL and gaps',
       '(as asked)',

@@ -240,10 +240,10 @@ class PresentTest(absltest.TestCase):
     device = dataclasses.replace(_HOPPER, attached=False)
     choice = _attention('auto', device)
     self.assertEqual(choice.name, 'chunked')
-    self.assertIn('a GPU that is there', choice.reason)
+    self.assertIn('a GPU that is present', choice.reason)
     self.assertEqual(_grouped('auto', device).name, 'pallas')
     for name in ('cudnn', 'tokamax'):
-      with self.assertRaisesRegex(ConfigError, 'a GPU that is there'):
+      with self.assertRaisesRegex(ConfigError, 'a GPU that is present'):
         _attention(name, device)
 
   def test_versions_are_read_without_loading(self):

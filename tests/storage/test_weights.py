@@ -567,11 +567,11 @@ class FusedTest(FolderCase):
       path.unlink()
     path = self.folder / 'model.safetensors'
     published.write_raw(path, json.dumps(header).encode())
-    self.refused('is of 1000000000 experts')
+    self.refused('has 1000000000 experts')
     for about in header.values():
       about['shape'][0] = 100_000
     published.write_raw(path, json.dumps(header).encode())
-    self.refused('with which there are too many')
+    self.refused('would have too many tensors')
 
 
 class TwoSetsTest(FolderCase):

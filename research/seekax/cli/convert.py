@@ -1,4 +1,4 @@
-"""`seekax convert`: published weights to a workdir and back."""
+"""`seekax convert`: from published weights to a workdir and back."""
 
 from collections.abc import Sequence
 import re
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     'dtype',
     'keep',
     ('keep', 'float32', 'bfloat16', 'float8'),
-    'of the weights; float8: E4M3 with a scale per 128x128 block',
+    'dtype of the weights; float8: E4M3 with a scale per 128x128 block',
     **define,
   )
   flags.DEFINE_enum(
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_string(
     'shard_size',
     '5GB',
-    'largest file, e.g. 500MB; one tensor never is cut',
+    'maximum size of a file, e.g. 500MB; a tensor is never cut',
     **define,
   )
   flags_lib.parse(
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
   flags_lib.require(values, 'source', 'target')
   shard_bytes = _bytes(values.shard_size)
   signal.signal(signal.SIGTERM, _terminate)
-  # Only now: everything above answers in a fraction of a second.
+  # Imported late, so that everything above answers in a fraction of a second.
   from seekax.storage import convert as convert_lib
 
   options = convert_lib.Options(
@@ -99,13 +99,13 @@ def _terminate(number: int, frame) -> None:
 
 
 class _Progress:
-  """One line per file, with speed and what is left."""
+  """Prints a line per file, with the speed and the time left."""
 
   def __init__(self):
     self.start, self.bytes, self.files = time.monotonic(), 0, 0
 
   def file(self, number: int, count: int, name: str, size: int) -> None:
-    """Says that a file is written."""
+    """Prints that a file is written."""
     self.bytes += size
     self.files += 1
     seconds = max(time.monotonic() - self.start, 1e-9)

@@ -1,4 +1,4 @@
-"""Flags of a command: absl flags, presets, config files, helpful refusals."""
+"""A command's flags: absl flags, presets, config files, helpful errors."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -19,7 +19,7 @@ from seekax.configuration.config import (
 from seekax.configuration.errors import ConfigError, did_you_mean, InputError
 from seekax.configuration.named import config_names, load_config
 
-# Exit code of a run that something stopped that is no number.
+# Exit code of a run that a value which isn't finite stopped.
 NOT_FINITE = 3
 
 
@@ -30,12 +30,12 @@ def parse(
 
   Args:
     values: the command's own flags.
-    argv: what follows the command's name.
-    name: the command.
-    text: what the help says first.
+    argv: the arguments after the command's name.
+    name: name of the command.
+    text: first paragraph of the help.
 
   Raises:
-    InputError: a flag is unknown, has a bad value, or is no flag.
+    InputError: a flag is unknown or has a bad value, or a word isn't a flag.
   """
   if any(word in ('--help', '-h', '-help', '--helpfull') for word in argv):
     print(_help(values, name, text))
@@ -56,14 +56,14 @@ def parse(
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
-  """Raises InputError for the first of these flags that wasn't given."""
+  """Raises InputError for the first of these flags that is missing."""
   for name in names:
     if not values[name].value:
       raise InputError(f'--{name}= is missing: {values[name].help}')
 
 
 def define_compilation_cache(values: flags.FlagValues) -> None:
-  """Defines where compiled programs are kept."""
+  """Defines the flag for the folder of compiled programs."""
   define_path(
     values,
     'compilation_cache',
@@ -74,12 +74,12 @@ def define_compilation_cache(values: flags.FlagValues) -> None:
 
 
 def say(line: str) -> None:
-  """Prints a line for the person at the terminal, not for programs."""
+  """Prints a line for people on stderr; programs read stdout."""
   print(line, file=sys.stderr, flush=True)
 
 
 class _PathParser(flags.ArgumentParser):
-  """A path. Shells expand a ~ at the start of a word alone, not after `=`."""
+  """Parses a path; expands ~, because shells don't do so after `=`."""
 
   def parse(self, argument: str) -> str:
     return os.path.expanduser(argument)
@@ -97,18 +97,18 @@ def define_config(
   argv: Sequence[str],
   default: Config | None = None,
 ) -> tuple[list[str], bool]:
-  """Defines --config and its overrides, checked before absl reads them.
+  """Defines --config and its overrides; checks them before absl reads them.
 
   Args:
     values: the command's own flags.
-    argv: what follows the command's name.
-    default: the config where --config is left out; None: there is none.
+    argv: the arguments after the command's name.
+    default: the config if --config is left out; None for none.
 
   Returns:
     (argv without --config itself, whether there is a config).
 
   Raises:
-    ConfigError: the config or a key isn't there; the nearest is offered.
+    ConfigError: the config or a key doesn't exist; the error names the nearest.
   """
   argv = _joined(argv)
   named = [word for word in argv if re.match(r'--?config=', word)]
@@ -132,7 +132,7 @@ def define_config(
 
 
 def config_name(argv: Sequence[str]) -> str:
-  """What --config names; '' where it isn't given."""
+  """Returns the value of --config; '' if it isn't given."""
   named = [w for w in _joined(argv) if re.match(r'--?config=', w)]
   return named[-1].partition('=')[2] if named else ''
 
@@ -171,7 +171,7 @@ def _check_keys(argv: Sequence[str], given: bool) -> None:
 
 
 def _nearest_key(key: str, keys: set[str]) -> str:
-  """The nearest key, also one of the same name in another group."""
+  """Suggests the nearest key; one of the same name in another group first."""
   last = key.rpartition('.')[2]
   elsewhere = [known for known in keys if known.rpartition('.')[2] == last]
   return did_you_mean(key, elsewhere or keys) or '; see seekax train --help'

@@ -30,21 +30,32 @@ def run(argv: Sequence[str]) -> int:
     "put the prompt as a user's message into the model's chat template",
     **define,
   )
-  flags.DEFINE_integer('max_new_tokens', 128, 'most tokens to add', **define)
+  flags.DEFINE_integer(
+    'max_new_tokens', 128, 'maximum number of tokens to add', **define
+  )
   flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
   flags.DEFINE_integer(
-    'top_k', 0, 'draw from so many likeliest tokens; 0: all', **define
+    'top_k', 0, 'number of likeliest tokens to draw from; 0: all', **define
   )
   flags.DEFINE_float(
-    'top_p', 1.0, 'draw from the likeliest tokens of this probability', **define
+    'top_p',
+    1.0,
+    'draw from the likeliest tokens of this total probability',
+    **define,
   )
   flags.DEFINE_float(
-    'min_p', 0.0, "least probability over the likeliest token's", **define
+    'min_p',
+    0.0,
+    "minimum probability, as a share of the likeliest token's",
+    **define,
   )
   flags.DEFINE_multi_string(
-    'stop', [], 'a string that ends the text; may be given again', **define
+    'stop',
+    [],
+    'a string that ends the text; may be given several times',
+    **define,
   )
-  flags.DEFINE_integer('seed', 0, 'of the random draws', **define)
+  flags.DEFINE_integer('seed', 0, 'seed of the random draws', **define)
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
@@ -54,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
   )
   flags_lib.require(values, 'checkpoint')
   _check(values)
-  # Only now: everything above answers in a fraction of a second.
+  # Imported late, so that everything above answers in a fraction of a second.
   from seekax.inference import engine, generator
   from seekax.machine import compilation_cache
   from seekax.model.stack import taken_apart
@@ -68,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
   opened = open_lib.open_checkpoint(found, values.precision)
   config = opened.config
   weights = taken_apart(config.compute, opened.weights)
-  del opened  # The weights are held once.
+  del opened  # So that the weights are in memory only once.
   room = found.model.context_length - len(prompt)
   if 0 < room < values.max_new_tokens:
     flags_lib.say(
@@ -104,7 +115,7 @@ def run(argv: Sequence[str]) -> int:
 def _prompt(
   values: flags.FlagValues, tokenizer, folder: pathlib.Path
 ) -> np.ndarray:
-  """Token ids of the prompt; what it says never becomes a control token."""
+  """Token ids of the prompt; its text never becomes a control token."""
   if not values.chat:
     from seekax.inference import generator
 

@@ -1,4 +1,4 @@
-"""`seekax inspect`: look at a model or a run, without loading it."""
+"""`seekax inspect`: shows a model or a run without loading it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from seekax.storage import hub
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import verify_manifest
 
-# As many names are printed; the JSON has all.
+# Number of names that are printed; the JSON has all.
 _SHOWN = 5
 
 
@@ -42,7 +42,9 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_bool(
     'hash', False, "print the newest state's SHA-256 alone", **define
   )
-  flags.DEFINE_string('json', '', 'write what is printed as JSON', **define)
+  flags.DEFINE_string(
+    'json', '', 'path of a JSON file for what is printed', **define
+  )
   flags_lib.parse(
     values,
     argv,
@@ -65,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _with_named_path(argv: Sequence[str]) -> list[str]:
-  """The path may stand alone: `seekax inspect --hash runs/demo`."""
+  """Lets the path stand alone, as in `seekax inspect --hash runs/demo`."""
   words = []
   for word in argv:
     is_value = bool(words) and words[-1] in ('--json', '--workdir', '--path')
@@ -75,10 +77,10 @@ def _with_named_path(argv: Sequence[str]) -> list[str]:
 
 
 def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
-  """What is to be known of a folder.
+  """Collects the facts about a folder.
 
   Raises:
-    InputError: it is no model, or, with `verify`, not as it should be.
+    InputError: it isn't a model, or, with `verify`, something in it is wrong.
   """
   from seekax.storage import huggingface, weights
   from seekax.storage import open as open_lib
@@ -108,7 +110,7 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 
 def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
-  """A training run."""
+  """Collects the facts about a training run."""
   from seekax.storage import checkpoint
 
   config = workdir_lib.read_config(folder)
@@ -130,7 +132,7 @@ def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
 
 
 def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
-  """Raises StorageError for weights of a step that are no numbers."""
+  """Raises StorageError if a step's weights hold values that aren't finite."""
   from seekax.storage import checkpoint, names
   from seekax.storage.room import check_count
 
@@ -166,7 +168,7 @@ def _architecture_name(model) -> str:
 
 
 def _tensors(model) -> dict[str, Any]:
-  """Dtypes and files; scales are counted apart from weights."""
+  """Counts dtypes and files; scales are counted apart from weights."""
   tensors = model.tensors.values()
   return {
     'tensors': len(tensors),
@@ -178,7 +180,7 @@ def _tensors(model) -> dict[str, Any]:
 
 
 def _values(tensor) -> int:
-  """Values of a weight; scales are not values of their own."""
+  """Number of a weight's values; scales don't count."""
   from seekax.storage import fp8
   from seekax.storage.safetensors_file import itemsize
 
@@ -217,7 +219,7 @@ def _differences(model) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
   if isinstance(value, str):
-    return one_line(value)  # It may come from a foreign file.
+    return one_line(value)  # It may come from an untrusted file.
   if isinstance(value, list) and len(value) > _SHOWN:
     return f'{value[:_SHOWN]} and {len(value) - _SHOWN} more'
   return value

@@ -1,4 +1,4 @@
-"""What flags and launchers say of a run of several processes; no JAX."""
+"""Reads flags and launchers for a run of several processes, without JAX."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,7 +9,7 @@ from absl import flags
 
 from seekax.configuration.errors import InputError
 
-# What a launcher that JAX doesn't know may set, in a Kubernetes JobSet say.
+# Set by launchers that JAX doesn't know, for example in a Kubernetes JobSet.
 COORDINATOR = 'SEEKAX_COORDINATOR'
 NUM_PROCESSES = 'SEEKAX_NUM_PROCESSES'
 PROCESS_ID = 'SEEKAX_PROCESS_ID'
@@ -17,13 +17,13 @@ PROCESS_ID = 'SEEKAX_PROCESS_ID'
 
 @dataclasses.dataclass(frozen=True)
 class _Launcher:
-  """One that JAX finds the other processes through by itself.
+  """A launcher through which JAX itself finds the other processes.
 
   Attributes:
-    tasks: the variable that says how many tasks there are.
-    started: a variable that is set in those alone that it started. A batch
-      script and the shell of an allocation know the number of tasks, too.
-    advice: how to let it start all of them.
+    tasks: the variable with the number of tasks.
+    started: a variable that only the launcher's own processes have. A batch
+      script and an allocation's shell have the number of tasks, too.
+    advice: the command that starts all tasks.
   """
 
   tasks: str
@@ -41,12 +41,12 @@ _LAUNCHERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-  """How to join.
+  """How this process joins a run.
 
   Attributes:
     coordinator: host:port of process 0; '' to let JAX ask the launcher.
-    count: how many there are; 0 to let JAX ask.
-    index: of this one; -1 to let JAX ask.
+    count: number of processes; 0 to let JAX ask.
+    index: number of this process; -1 to let JAX ask.
   """
 
   coordinator: str = ''
@@ -60,19 +60,19 @@ def described(
   index: int,
   environment: Mapping[str, str] = os.environ,
 ) -> Processes | None:
-  """What flags, and where they are silent the environment, say of a run.
+  """Reads how to join a run from flags, or else from the environment.
 
   Args:
-    coordinator: flag, '' if not given.
-    count: flag, 0 if not given.
-    index: flag, -1 if not given.
-    environment: variables.
+    coordinator: value of the flag, '' if not given.
+    count: value of the flag, 0 if not given.
+    index: value of the flag, -1 if not given.
+    environment: environment variables.
 
   Returns:
     How to join, or None for a run of one process.
 
   Raises:
-    InputError: part of it is missing or impossible.
+    InputError: a part is missing or impossible.
   """
   coordinator = coordinator or environment.get(COORDINATOR, '')
   count = count or _number(environment, NUM_PROCESSES, 0)
@@ -101,7 +101,7 @@ def described(
       print(
         f'{name} has room for {tasks} tasks and did not start this process: it '
         f'trains alone; {launcher.advice} starts all of them, '
-        '--num_processes=1 is one without this line',
+        '--num_processes=1 omits this line',
         file=sys.stderr,
       )
   return None
@@ -117,7 +117,7 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  """The flags of a run of several processes."""
+  """Defines the flags of a run of several processes."""
   define = {'flag_values': values}
   flags.DEFINE_string(
     'coordinator',
@@ -126,8 +126,12 @@ def define_flags(values: flags.FlagValues) -> None:
     'MPI are asked if it is left out',
     **define,
   )
-  flags.DEFINE_integer('num_processes', 0, 'of the run', **define)
-  flags.DEFINE_integer('process_id', -1, 'of this process, from 0', **define)
+  flags.DEFINE_integer(
+    'num_processes', 0, 'number of processes of the run', **define
+  )
+  flags.DEFINE_integer(
+    'process_id', -1, 'number of this process, from 0', **define
+  )
   flags.DEFINE_integer(
     'start_timeout',
     300,

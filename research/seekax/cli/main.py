@@ -23,9 +23,9 @@ COMMANDS = {
   'report': 'write report.html and summary.json of a run',
 }
 
-# Exit codes: 0 done, 2 bad input; a command may return others (3: stopped by
-# non-finite values, 4: by a step that gave two results, 130 and 143: by a
-# signal, state saved).
+# Exit codes: 0 done, 2 bad input; a command may return others (3: a value
+# wasn't finite, 4: a step gave two different results, 130 and 143: a signal,
+# after the state was saved).
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -54,19 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   _print_anything()
   try:
     code = _run(argv)
-    # Here, where what goes wrong has words; the interpreter would do it later.
+    # Flushed here, where an error gets a message; Python would do it later.
     if sys.stdout is not None:
       sys.stdout.flush()
     return code
   except BrokenPipeError:
-    # The reader went away (`| head`); it has what it wanted.
+    # The reader has closed the pipe (`| head`); it has all it wanted.
     _forget_output()
     return 0
   except InputError as error:
     _forget_output()
     _refuse(str(error))
     return error.exit_code
-  except OSError as error:  # A disk that is full, behind stdout or a file.
+  except OSError as error:  # For example a full disk behind stdout or a file.
     _forget_output()
     advice = '; make room, or write elsewhere' * (error.errno == errno.ENOSPC)
     _refuse(f'{error}{advice}')
@@ -88,19 +88,19 @@ def _run(argv: list[str]) -> int:
 
 
 def _refuse(message: str) -> None:
-  """Prints an error as one line that a terminal can't mistake for commands."""
+  """Prints an error as one line without the terminal's control sequences."""
   print(f'seekax: {one_line(message)}', file=sys.stderr)
 
 
 def _print_anything() -> None:
-  """Lets both streams replace what the terminal's encoding lacks."""
+  """Makes both streams replace characters that the encoding lacks."""
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='replace')
 
 
 def _forget_output() -> None:
-  """Drops what stdout holds and nobody can take, or Python would complain."""
+  """Drops the rest of stdout, which can't be written; else Python complains."""
   try:
     if sys.stdout is not None:
       sys.stdout.flush()

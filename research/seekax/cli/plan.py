@@ -1,4 +1,4 @@
-"""`seekax plan`: what a model costs, before anything is rented."""
+"""`seekax plan`: the cost of a model, before anything is rented."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,7 +22,7 @@ from seekax.planning import search as search_lib
 from seekax.planning.layout import Layout
 from seekax.planning.request import Request
 
-# Layouts that --search shows; rows of --schedule.
+# Number of layouts that --search shows, and of rows of --schedule.
 _SHOWN = 8
 _POINTS = 20
 
@@ -102,7 +102,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _topology(values: flags.FlagValues) -> gpus.Topology | None:
-  """--topology, from which --devices and --hardware follow.
+  """Returns --topology, which sets --devices and --hardware.
 
   Raises:
     InputError: it can't be read or compiled for, or contradicts other flags.
@@ -130,7 +130,7 @@ def _compiled(
   devices: int,
   topology: gpus.Topology | None,
 ) -> tuple[str, dict[str, Any]]:
-  """The dry run's table and figures; what goes on is told on stderr."""
+  """Returns the dry run's table and figures; prints its progress on stderr."""
   from seekax.cli import plan_mesh
 
   if topology is None:
@@ -161,10 +161,10 @@ def _sharding(config: Config, request: Request) -> str:
 
 
 def _others(names: str, named: str, config: Config) -> dict[str, Config]:
-  """The configs of --compare, and a dense one of equal activation.
+  """Returns the configs of --compare, and a dense one of equal activation.
 
   Raises:
-    InputError: one isn't there, is there twice, or is --config itself.
+    InputError: one doesn't exist, is given twice, or is --config itself.
   """
   others, seen = {}, {_identity(named): '--config'}
   for name in filter(None, names.split(',')):
@@ -188,7 +188,7 @@ def _others(names: str, named: str, config: Config) -> dict[str, Config]:
 
 
 def _identity(name: str) -> tuple[str, str]:
-  """The same of two names of one config."""
+  """A key that is equal for different names of one config."""
   base, _, variant = name.partition(':')
   return str(find_config(base) or base), variant
 
@@ -199,7 +199,7 @@ def _write(
   figures: dict[str, Any],
   searched: Sequence[search_lib.Found],
 ) -> None:
-  """--json, with the dry run's figures, and --report.
+  """Writes --json, with the dry run's figures, and --report.
 
   Raises:
     InputError: a file can't be written.
@@ -228,7 +228,7 @@ def _write(
 
 
 def _schedule(config: Config) -> str:
-  """Rates, batch and weights over the tokens trained on."""
+  """A table of rates, batch and weights over the tokens trained on."""
   from seekax.training.schedules import Schedule
 
   schedule, length = Schedule(config), config.data.sequence_length

@@ -1,4 +1,4 @@
-"""The flags of `seekax plan`: what they are, and what goes together."""
+"""The flags of `seekax plan`, and which of them go together."""
 
 import re
 from typing import Any
@@ -14,15 +14,15 @@ from seekax.dryrun import gpus
 from seekax.planning import hardware
 from seekax.planning.batch_ramp import BatchRamp
 
-# What an H800 is rented for in DeepSeek-V3's table 1.
+# Rent of an H800 in DeepSeek-V3's table 1, in dollars per hour.
 _PRICE = 2.0
 _POWERS = {'': 1.0, 'K': 1e3, 'M': 1e6, 'B': 1e9, 'T': 1e12}
-# What prints no price, and the flags that it looks at.
+# Modes that print no price, and the flags that each reads.
 _NO_PRICE = {'schedule': (), 'sharding': ('devices', 'hardware', 'layout')}
 
 
 class _Told(flags.ArgumentParser):
-  """A parser that, where another one fails, says what to write."""
+  """A parser whose errors say what to write."""
 
   def __init__(self, parser: flags.ArgumentParser, advice: str):
     self._parser, self._advice = parser, advice
@@ -39,10 +39,10 @@ class _Told(flags.ArgumentParser):
 
 
 _STRINGS = {
-  'hardware': ('h800', 'of the devices: ' + ', '.join(hardware.planned())),
+  'hardware': ('h800', 'kind of device: ' + ', '.join(hardware.planned())),
   'tokens': (
     '',
-    "of pre-training, as 500B or 14.8T; '': those of the config's steps",
+    "pre-training tokens, as 500B or 14.8T; '': those of the config's steps",
   ),
   'layout': (
     '',
@@ -62,8 +62,8 @@ _STRINGS = {
     'hosts x GPUs per host, as h100:256x8, and count temporaries too; takes '
     'the packages of jax[cuda13]; ' + ', '.join(gpus.GPUS),
   ),
-  'report': ('', 'write a page of HTML'),
-  'json': ('', 'write all figures, not rounded'),
+  'report': ('', 'path of an HTML page to write'),
+  'json': ('', 'path of a JSON file for all figures, not rounded'),
 }
 _BOOLEANS = {
   'search': (
@@ -119,7 +119,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def refuse_what_is_ignored(values: flags.FlagValues, config: Config) -> None:
-  """Raises InputError for flags that another one leaves without effect."""
+  """Raises InputError for flags that another flag makes useless."""
   given = {flag for flag in _DEFINED if values[flag].present}
   for mode, used in _NO_PRICE.items():
     unused = given.difference((mode, *used))
@@ -149,11 +149,11 @@ def has_mesh(config: Config) -> bool:
 
 
 def layout_of(values: flags.FlagValues, config: Config) -> tuple[str, str]:
-  """The layout that is asked for, and the flag that says so.
+  """Returns the layout to plan, and the flag that names it.
 
-  A mesh of the config is planned as the program runs it: its micro-batches,
-  1F1B, and in a pipeline all of a stage computed again. With --compile and
-  --sharding the mesh is used as it is, and the price is of --layout.
+  A mesh in the config is planned as the program runs it: with its
+  micro-batches, 1F1B, and in a pipeline full recomputation of a stage. With
+  --compile and --sharding the mesh is used as it is; the price is of --layout.
 
   Raises:
     ConfigError: the mesh can't be used for this run.
@@ -182,7 +182,7 @@ def price_of(values: flags.FlagValues, config: Config) -> float:
 
 
 def tokens_of(values: flags.FlagValues, config: Config) -> tuple[float, str]:
-  """The tokens of a plan, and where they are from if they weren't given."""
+  """The number of tokens of a plan, and its origin if it wasn't given."""
   if values.tokens:
     return _tokens(values.tokens), ''
   steps = config.train.steps
@@ -196,7 +196,7 @@ def _tokens(text: str) -> float:
   """Reads '14.8T'.
 
   Raises:
-    InputError: it is no number.
+    InputError: it isn't a number.
   """
   match = re.fullmatch(r'([0-9.]+(?:e[+-]?[0-9]+)?)([KMBT]?)', text, re.I)
   try:

@@ -1,4 +1,4 @@
-"""The parts of `seekax plan` that need JAX: where arrays lie, the dry run."""
+"""The parts of `seekax plan` that need JAX: the sharding and the dry run."""
 
 from collections.abc import Callable
 import dataclasses
@@ -14,13 +14,13 @@ from seekax.dryrun.gpus import Topology
 from seekax.planning import memory
 from seekax.planning.layout import Layout
 
-# Axes of a layout that a program's mesh has too.
+# Axes of a layout that a program's mesh also has.
 _AXES = ('pipeline', *BATCH_AXES, 'context', 'tensor')
 _FLAG = '--xla_force_host_platform_device_count'
 
 
 def use_virtual_devices(count: int) -> None:
-  """Makes JAX see that many devices of the CPU; before it is imported."""
+  """Makes JAX see this many CPU devices; call it before JAX is imported."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
   given = os.environ.get('XLA_FLAGS', '')
   os.environ['XLA_FLAGS'] = f'{given} {_FLAG}={count}'.strip()
@@ -29,16 +29,16 @@ def use_virtual_devices(count: int) -> None:
 def on_mesh(
   config: Config, layout: Layout, devices: int, precision: str = 'bfloat16'
 ) -> Config:
-  """The run on its mesh, or on the layout's if it names none.
+  """Returns the run on its own mesh, or on the layout's if it names none.
 
-  A micro-batch is one sequence per rank of the batch, and the batch is raised
-  to the next multiple of that.
+  A micro-batch is one sequence per rank of the batch, and the batch is rounded
+  up to a multiple of that.
 
   Args:
-    config: the run.
-    layout: the planner's.
-    devices: how many.
-    precision: of training; FP8 is only emulated on a CPU.
+    config: the run's config.
+    layout: the planner's layout.
+    devices: number of devices.
+    precision: precision of training; a CPU only emulates FP8.
 
   Raises:
     ConfigError: the mesh can't be used for this run.
@@ -75,7 +75,7 @@ def on_mesh(
 
 
 def sharding_table(config: Config, devices: int) -> str:
-  """Every parameter: shape, names of its axes, what splits them, bytes."""
+  """A table of every parameter: shape, axes, the mesh axes on them, bytes."""
   from seekax.dryrun import sharding
 
   rows = [
@@ -113,12 +113,12 @@ def compiled(
   say: Callable[[str], None],
   topology: Topology | None = None,
 ) -> tuple[str, dict[str, Any]]:
-  """The dry run as a table, and its figures for JSON.
+  """Returns the dry run as a table, and its figures for JSON.
 
   Args:
-    config: on its mesh.
-    devices: how many.
-    say: told what is going on.
+    config: the run's config, on its mesh.
+    devices: number of devices.
+    say: called with messages on the progress.
     topology: GPUs to compile for; None: virtual devices of the CPU.
   """
   from seekax.dryrun import compile as compile_lib
@@ -176,11 +176,10 @@ def _compiled_for(config: Config, topology: Topology | None) -> str:
 
 
 def _planned_temporaries(config: Config, devices: int) -> float:
-  """What the planner expects among a program's temporaries, per device.
+  """The planner's estimate of a program's temporaries, in bytes per device.
 
-  Those are activations and what a layer's gradients hold, and cast weights, if
-  they aren't gathered by a program of their own; the gradients too where a step
-  is one program.
+  They are activations, a layer's gradients, and cast weights if no separate
+  program gathers them; where a step is one program, also all gradients.
   """
   sizes = mesh_sizes(config.parallel.mesh, devices)
   layout = Layout(
@@ -199,6 +198,6 @@ def _planned_temporaries(config: Config, devices: int) -> float:
   found = planned.activations + planned.temporaries
   if layout.pipeline > 1:
     return found + planned.parameters + planned.gradients
-  # Ranks that work apart are given weights that were gathered before.
+  # For ranks that work alone, another program gathers the weights before.
   apart = layout.data_ranks > layout.fsdp
   return found + (0 if apart else planned.parameters)

@@ -1,4 +1,4 @@
-"""A plan as a page of HTML, made of the template and plots of all pages."""
+"""A plan as an HTML page, made with the template and plots of all pages."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,10 +11,10 @@ from seekax.report.page import Grid, Page, Section, Tile
 
 
 def page(plans: Mapping[str, Plan], found: Sequence[Found] = ()) -> Page:
-  """The page of the first plan.
+  """Makes the page of the first plan.
 
   Args:
-    plans: by name; those after the first are compared with it.
+    plans: plans by name; the first is compared with the others.
     found: the layouts of a search, the cheapest first.
   """
   name, plan = next(iter(plans.items()))
@@ -110,7 +110,7 @@ def _step(plan: Plan) -> Section:
 
 
 def _of_extensions(plan: Plan) -> str:
-  """Which stages of extension find no room in the plan's layout."""
+  """Names the stages of extension that don't fit in memory in this layout."""
   room = memory.room(plan.run.device)
   lacking = [
     f'{plan_text.STAGES[stage]} ({needed.total / 1e9:.1f} GB)'
@@ -119,7 +119,7 @@ def _of_extensions(plan: Plan) -> str:
   ]
   if not lacking:
     return ''
-  return f'Its memory does not do for the {" nor the ".join(lacking)}.'
+  return f'Its memory is too small for the {" and the ".join(lacking)}.'
 
 
 def _cost(plan: Plan) -> Section:
@@ -227,6 +227,6 @@ def _beside(plans: Mapping[str, Plan]) -> Section:
 
 
 def _side_by_side(plans: Mapping[str, Plan]) -> Grid:
-  """Every figure of the comparison, a plan in each column."""
+  """All figures of the comparison, one plan per column."""
   head, *rows = plan_text.comparison_rows(plans)
   return Grid('Figure by figure', head, rows)

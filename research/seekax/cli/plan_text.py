@@ -1,4 +1,4 @@
-"""A plan as text: tables for a terminal, in which figures are rounded."""
+"""A plan as text: tables for a terminal, with rounded figures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,11 +21,11 @@ PHASES = {
   'bubble': 'bubble',
   'optimizer': 'optimizer, data parallel',
 }
-# Of these phases, the bubble left out.
+# Parts of these phases, without the bubble, that wait for communication.
 WAITS = {
-  'exchange': 'exchange of tokens in sight',
-  'tensor': 'tensor and context ranks, never hidden',
-  'fsdp': 'fsdp weights and gradients in sight',
+  'exchange': 'exposed exchange of tokens',
+  'tensor': 'tensor and context ranks, always exposed',
+  'fsdp': 'exposed fsdp weights and gradients',
 }
 TRAFFIC = {
   'dispatch': 'tokens to experts',
@@ -37,7 +37,7 @@ TRAFFIC = {
   'fsdp_gradients': 'fsdp gradients, scattered per micro-batch',
   'data': 'gradients and weights, once per step',
 }
-# Between devices that fast links don't join, and between those that they do.
+# Links between nodes, and links within a node.
 LINKS = ('InfiniBand', 'NVLink')
 STAGES = {
   'pretraining': 'pre-training',
@@ -57,7 +57,7 @@ PARTS = {
 
 
 def short(number: float) -> str:
-  """950, 2.9k, 15M, 671B, 14.8T."""
+  """A number in short form: 950, 2.9k, 15M, 671B, 14.8T."""
   for power, letter in ((12, 'T'), (9, 'B'), (6, 'M'), (3, 'k')):
     if abs(number) >= 0.9995 * 10**power:
       return f'{float(f"{number / 10**power:.4g}"):.12g}{letter}'
@@ -65,7 +65,7 @@ def short(number: float) -> str:
 
 
 def money(amount: float) -> str:
-  """Thousands and millions by name."""
+  """Dollars; thousands and millions in short form."""
   if amount >= 1e6:
     return f'${amount / 1e6:,.3f}M'
   if amount >= 1e3:
@@ -74,14 +74,14 @@ def money(amount: float) -> str:
 
 
 def few(number: float) -> str:
-  """Three digits after the point, fewer of large numbers, more of small."""
+  """Three digits after the point, fewer for large numbers, more for small."""
   if abs(number) >= 1000:
     return f'{number:,.0f}'
   return f'{number:.3f}' if abs(number) >= 0.01 else f'{number:.3g}'
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-  """Aligned: the first column left, the others right."""
+  """Aligned columns: the first to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
     '  '.join(
@@ -93,7 +93,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def table(name: str, plan: Plan) -> str:
-  """Everything about one plan."""
+  """All tables of one plan."""
   parts = [
     ('Model', _model(plan)),
     ('Memory of the fullest device, GB', _memory(plan)),
@@ -109,7 +109,7 @@ def table(name: str, plan: Plan) -> str:
 
 
 def comparison_rows(plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
-  """Plans side by side, the first against all others; the names come first."""
+  """Plans in columns, the first compared with the others; names come first."""
   first = next(iter(plans.values()))
   rows = [('', *plans)]
   figures = {
@@ -161,7 +161,7 @@ def comparison(plans: Mapping[str, Plan]) -> str:
 
 
 def why_not_served(plan: Plan) -> str:
-  """Why there is no service, which there isn't."""
+  """Says why a plan has no service."""
   most = serving.largest_unit(plan.run.model, plan.run.device)
   return (
     f'its weights and a request find no room on {most} '
@@ -174,7 +174,7 @@ def _precision(plan: Plan) -> str:
 
 
 def tokens(request: Request) -> str:
-  """How many, and where they are from if they weren't given."""
+  """The number of tokens, and its origin if it wasn't given."""
   note = f' ({request.tokens_from})' if request.tokens_from else ''
   return f'{short(request.tokens)} tokens{note}'
 
@@ -182,7 +182,7 @@ def tokens(request: Request) -> str:
 def search_rows(
   request: Request, found: Sequence[Found]
 ) -> list[tuple[str, ...]]:
-  """The cheapest layout and the runners-up, below a head."""
+  """A head, the cheapest layout and the next cheapest ones."""
   data = request.config.data
   step_tokens = data.batch_size * data.sequence_length
   rows = [('', 'hours', 'dollars', 's/step', 'tokens/s/device', 'GB')]
@@ -203,7 +203,7 @@ def search_rows(
 
 
 def search_table(request: Request, found: Sequence[Found]) -> str:
-  """The cheapest layout and the runners-up, as text."""
+  """`search_rows` as text."""
   rows = search_rows(request, found)
   layouts = [f'{i} {item.layout.describe()}' for i, item in enumerate(found, 1)]
   return columns(rows) + '\n\n' + '\n'.join(layouts)

@@ -1,4 +1,4 @@
-"""`seekax report`: write report.html and summary.json of a run."""
+"""`seekax report`: writes report.html and summary.json of a run."""
 
 from collections.abc import Sequence
 import pathlib

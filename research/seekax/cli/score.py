@@ -14,7 +14,7 @@ from seekax.configuration.errors import InputError
 from seekax.configuration.train import PRECISIONS
 from seekax.files import read_bounded
 
-# Windows at once; more are no faster on any device.
+# Maximum number of windows at once; more are no faster on any device.
 _MAX_BATCH = 2**16
 
 
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     raise InputError('--logits_out and --mtp_logits_out go with --tokens')
   text = _read_text(values.text) if values.text else None
   tokens_BL = _read_tokens(values.tokens) if values.tokens else None
-  # Only now: everything above answers in a fraction of a second.
+  # Imported late, so that everything above answers in a fraction of a second.
   from seekax.machine import compilation_cache
   from seekax.storage import open as open_lib
 
@@ -86,10 +86,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _read_text(name: str) -> str:
-  """A text without its byte order mark, as training reads it."""
+  """Reads a text without its byte order mark, as training does."""
   content = read_bounded(name, 'a text')
   try:
-    # Not as text, which would turn CRLF into LF and miscount the bytes.
+    # Decoded from bytes: text mode would turn CRLF into LF and miscount bytes.
     text = content.decode('utf-8').removeprefix('\ufeff')
   except UnicodeDecodeError as error:
     raise InputError(
@@ -120,7 +120,7 @@ def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
 
 
 def _model(config):
-  """The model of a run, computed as the run says."""
+  """The model of a run, computed with the run's settings."""
   from seekax.model.transformer import Transformer
 
   return Transformer(config.model, compute=config.compute)

@@ -1,4 +1,4 @@
-"""`seekax tokenize`: text to a folder of token shards."""
+"""`seekax tokenize`: writes text as a folder of token shards."""
 
 from collections.abc import Sequence
 import os
@@ -33,12 +33,15 @@ def run(argv: Sequence[str]) -> int:
   flags.DEFINE_integer(
     'workers',
     0,
-    'processes; 0: one for each core',
+    'number of processes; 0: one for each core',
     upper_bound=_MAX_WORKERS,
     **define,
   )
   flags.DEFINE_integer(
-    'shard_documents', 16384, 'documents in a shard, at most', **define
+    'shard_documents',
+    16384,
+    'maximum number of documents in a shard',
+    **define,
   )
   flags.DEFINE_string(
     'text_field', 'text', 'field of JSON lines, column of parquet', **define
@@ -74,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
       f'--text_field={values.text_field!r} a name'
     )
   signal.signal(signal.SIGTERM, _terminate)
-  # Only now: everything above answers in a fraction of a second.
+  # Imported late, so that everything above answers in a fraction of a second.
   from seekax.data import shard_writer, sources
   from seekax.data.formats import Rules
 
@@ -107,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _cores() -> int:
-  """The cores that this process may use, where the system tells."""
+  """Number of cores that this process may use, where the system tells it."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -120,14 +123,14 @@ def _terminate(number: int, frame) -> None:
 
 
 class _ProgressLine:
-  """One line of a terminal, written over and over; nothing in a pipe."""
+  """A terminal line that is overwritten again and again; nothing in a pipe."""
 
   def __init__(self):
     self._start = time.monotonic()
     self._shown = False
 
   def update(self, progress) -> None:
-    """Says what is written; speed is that of this command alone."""
+    """Shows what is written so far, with the speed of this call."""
     if not sys.stderr.isatty():
       return
     seconds = max(time.monotonic() - self._start, 1e-9)
@@ -142,6 +145,6 @@ class _ProgressLine:
     self._shown = True
 
   def end(self) -> None:
-    """Leaves the line."""
+    """Ends the line."""
     if self._shown:
       print(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`seekax train`: train a model, or go on with a run that was stopped."""
+"""`seekax train`: trains a model, or resumes a run that was stopped."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
   if outcome is resume.Outcome.STOPPED:
     if first:
       _say_how_to_go_on(workdir)
-    # Another process may be the one that was told to stop.
+    # The signal may have come to another process.
     return 128 + (stop.signal or signal.SIGTERM)
   if first:
     if outcome is resume.Outcome.NOTHING_LEFT:
@@ -113,7 +113,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _run_of(argv: Sequence[str]) -> Config | None:
-  """The config of the run that --workdir names, if it names one."""
+  """The config of the run in --workdir, if there is one."""
   for word, following in zip(argv, [*argv[1:], ''], strict=True):
     match = re.fullmatch(r'--?workdir(?:=(.*))?', word, re.DOTALL)
     if not match:
@@ -125,7 +125,7 @@ def _run_of(argv: Sequence[str]) -> Config | None:
 
 
 def _join(values: flags.FlagValues) -> bool:
-  """Joins the other processes, if any; whether this one is the first."""
+  """Joins the other processes, if any; returns whether this is the first."""
   found = launcher.described(
     values.coordinator, values.num_processes, values.process_id
   )
@@ -138,7 +138,7 @@ def _join(values: flags.FlagValues) -> bool:
 
 
 def _code_of(error: RuntimeError) -> int:
-  """The exit code of a run that ended so; 0 where it is no such end."""
+  """The exit code for an error that ends a run; 0 for other errors."""
   from seekax.runs import journal, replay
 
   if isinstance(error, journal.NonFiniteError):

@@ -1,6 +1,6 @@
-"""The configs of seekax by name, and config files by their path.
+"""Finds seekax's own configs by name, and config files by their path.
 
-A config file is Python and is run.
+A config file is Python code and is run.
 """
 
 import os
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from seekax.configuration.errors import ConfigError, did_you_mean
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# The configs are a part of seekax: an installation has them beside its other
-# rooms, a checkout at its top.
+# The configs are a part of seekax: an installation has them in the package, a
+# checkout in its top folder.
 _CONFIGS = next(
   folder
   for folder in (_PACKAGE / 'configs', _PACKAGE.parents[1] / 'configs')
@@ -22,16 +22,17 @@ _CONFIGS = next(
 
 
 def find_config(name: str) -> pathlib.Path:
-  """The file of a config, whose variant is left out.
+  """Returns the file of a config; `name` has no variant.
 
-  A bare name is one of seekax's own, whatever lies in the current folder: a
-  config file is code, so that one of the user's has to be asked for by a path.
+  A bare name always means one of seekax's own configs, even if the current
+  folder has a file of that name: a config file is code, so a user's file has to
+  be asked for by its path.
 
   Args:
-    name: `demo`, or the path of a .py file.
+    name: a name such as `demo`, or the path of a .py file.
 
   Raises:
-    ConfigError: there is none; the nearest name is offered.
+    ConfigError: there is none; the error names the nearest.
   """
   path = pathlib.Path(name).expanduser()
   if _is_path(name):
@@ -52,7 +53,7 @@ def find_config(name: str) -> pathlib.Path:
   raise ConfigError(
     f'--config={name}: seekax has no such config'
     + (
-      f'; for the file that lies here write --config=./{found}'
+      f'; to use the file in this folder, write --config=./{found}'
       if found
       else did_you_mean(name, known) or f'; known: {", ".join(known)}'
     )
@@ -60,14 +61,14 @@ def find_config(name: str) -> pathlib.Path:
 
 
 def config_names() -> list[str]:
-  """The configs of seekax, sorted."""
+  """Names of seekax's own configs, sorted."""
   return sorted(
     path.stem for path in _CONFIGS.glob('*.py') if path.stem != '__init__'
   )
 
 
 def describe_config(value: str) -> str:
-  """Which file a --config is, in words."""
+  """Says in words which file --config names."""
   name, _, arg = value.partition(':')
   what = find_config(name) if _is_path(name) else f"seekax's own {name}"
   return f'{what}{f", variant {arg}" if arg else ""}'
@@ -78,13 +79,13 @@ def _is_path(name: str) -> bool:
 
 
 def load_config(value: str) -> ConfigDict:
-  """Runs a config file's get_config.
+  """Runs the get_config of a config file.
 
   Args:
-    value: a name or a file, with `:variant` or without.
+    value: a name or a file, with or without `:variant`.
 
   Raises:
-    ConfigError: there is none, or it fails.
+    ConfigError: the config doesn't exist, or it fails.
   """
   name, _, arg = value.partition(':')
   path = find_config(name)
@@ -92,7 +93,7 @@ def load_config(value: str) -> ConfigDict:
     config = runpy.run_path(str(path))['get_config'](arg)
   except ConfigError as error:
     raise ConfigError(f'--config={value}: {error}') from error
-  # A config file is the user's code; it may also end the process.
+  # A config file is the user's code; it may even end the process.
   except (Exception, SystemExit) as error:
     raise ConfigError(
       f'--config={value}: {path} failed with {type(error).__name__}: {error}'

@@ -10,11 +10,11 @@ from seekax.configuration.fields import (
   require_choice,
 )
 
-# Of a batch; the stretches of a ramp are at most as many.
+# Maximum number of micro-batches in a batch, and so of sizes in a batch ramp.
 MAX_MICRO_BATCHES = 2**16
 # The largest seed that every random generator here takes.
 MAX_SEED = 2**31 - 1
-# Of weights that are used, and of training.
+# Precisions of inference, and of training.
 PRECISIONS = ('float32', 'bfloat16')
 TRAIN_PRECISIONS = (*PRECISIONS, 'fp8')
 
@@ -78,7 +78,7 @@ class TrainConfig:
 
   @property
   def compute_dtype(self) -> str:
-    """Of all that isn't FP8, also of evaluation and samples."""
+    """The dtype of all that isn't FP8, also in evaluation and samples."""
     return 'bfloat16' if self.precision == 'fp8' else self.precision
 
   def __post_init__(self):

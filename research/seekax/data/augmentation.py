@@ -1,7 +1,7 @@
-"""What training does to a document before packing, the same at every reading.
+"""Random changes to documents before packing, the same at every reading.
 
-Chance is a pure function of the seed, the document and the epoch. So it neither
-has a state nor depends on shards, processes or where a run was resumed.
+Every draw is a pure function of the seed, the document and the epoch. So it has
+no state and doesn't depend on shards, processes or where a run was resumed.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from seekax.data.tokenizer import Tokenizer
 
 
 class Augmentation:
-  """Fill-in-the-middle, then the splitting of merged punctuation."""
+  """Applies fill-in-the-middle, then splits merged punctuation."""
 
   def __init__(self, tokenizer: Tokenizer, config: DataConfig):
-    """Prepares what the config switches on.
+    """Prepares the augmentations that the config switches on.
 
     Raises:
       DataError: fill-in-the-middle is on and the tokenizer lacks its tokens.
@@ -43,10 +43,10 @@ class Augmentation:
 
     Args:
       tokens: int32 [L], a framed document or a piece of one.
-      is_whole: whether it is all of a document; only these are rearranged.
+      is_whole: whether it is a whole document; only whole ones are rearranged.
       source: number of its source.
-      document: its number in there.
-      part: of the document, from 0.
+      document: its number within the source.
+      part: number of the piece within the document, from 0.
       epoch: how often it was read before.
     """
     config = self._config
@@ -70,7 +70,7 @@ class Augmentation:
 def _draws(purpose: str, key: list[int], count: int) -> np.ndarray:
   """float64 [count] in [0, 1), the same on every machine."""
   digest = hashlib.sha256(json.dumps([purpose, *key]).encode()).digest()
-  # The bits of a bit generator never change, unlike what a Generator does.
+  # A bit generator's output never changes between versions, a Generator's may.
   generator = np.random.Philox(key=np.frombuffer(digest[:16], '<u8'))
   bits = generator.random_raw(count)
   return (bits >> np.uint64(11)) * 2.0**-53

@@ -1,9 +1,9 @@
 """Chat templates of released models: messages to text to ids.
 
-A template is a program of someone else's. It is rendered by Jinja's sandbox,
-which guards the machine's files but neither its time nor its memory; hence in
-a process of its own, with limits to both. What users write never turns into a
-control token; what the template writes does.
+A template is an untrusted program. Jinja's sandbox protects the machine's files
+from it but limits neither its time nor its memory, so it runs in a child
+process with limits to both. What users write never turns into a control token;
+what the template writes does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ from seekax.data.formats import Rendered, Rules
 
 ROLES = ('system', 'user', 'assistant', 'tool')
 
-_SECONDS = 5  # Of wall clock; starting the interpreter is part of it.
-# More for each of many conversations that one process renders.
+_SECONDS = 5  # Wall-clock limit; it includes the start of the interpreter.
+# Added for each of the conversations that one process renders.
 _SECONDS_EACH = 0.02
 _MAX_MEMORY_BYTES = 1 << 30
 _MAX_CHARACTERS = 8_000_000
@@ -33,22 +33,22 @@ _MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_MESSAGE_CHARACTERS = 300
 # Unicode promises never to make these characters.
 _NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
-# Templates cut the reasoning out of earlier answers at these.
+# Templates remove the reasoning from earlier answers at these marks.
 _REASONING = ('<think>', '</think>')
 
 Message = Mapping[str, str]
 
 
 class ChatError(InputError):
-  """A template or messages that can't be used; one line says why."""
+  """Templates or messages that can't be used; one line says why."""
 
 
 def find_template(folder: pathlib.Path) -> str:
   """Returns the chat template of a released model's folder, '' if none.
 
-  It is `chat_template.jinja`, or else `chat_template` of
-  `tokenizer_config.json` (in a list of named ones that called 'default'), or
-  else of `chat_template.json`.
+  It is `chat_template.jinja`, or else `chat_template` in
+  `tokenizer_config.json` (the one named 'default' if that is a list), or else
+  that in `chat_template.json`.
 
   Raises:
     InputError: a file is broken or too large.
@@ -90,17 +90,18 @@ def encode_chat(
 ) -> np.ndarray:
   """Renders messages and encodes the result.
 
-  Control tokens come from the template alone. If a message spells one, its
-  characters are encoded; but <think> and </think> of earlier answers are what
-  they were when the model wrote them, or templates could not cut there.
+  Only the template can produce control tokens. If a message spells one, its
+  characters are encoded; but <think> and </think> in earlier answers stay the
+  tokens that the model wrote, or templates could not cut there.
 
   Args:
-    tokenizer: that of the model.
+    tokenizer: the model's tokenizer.
     template: a Jinja chat template.
-    messages: of `role` (one of `ROLES`) and `content`, the latest last.
+    messages: objects with `role` (one of `ROLES`) and `content`, latest last.
     add_generation_prompt: whether an answer is to follow.
 
   Returns:
+    int32 ids [L] of the whole prompt, with BOS where the template puts it.
     int32 ids [L]: all of the prompt, with BOS where the template puts it.
 
   Raises:
@@ -135,18 +136,18 @@ def _marked(
 def renderer(
   tokenizer: tokenizer_lib.Tokenizer, template: str
 ) -> Callable[[Sequence[Sequence[Message]]], list[Rendered | str]]:
-  """Returns what renders conversations to train on, many in one process.
+  """Returns a function that renders many conversations in one child process.
 
-  Control tokens come from the template alone, as in `encode_chat`. No answer
-  is asked for.
+  It is meant for training text. Only the template can produce control tokens,
+  as in `encode_chat`. No generation prompt is added.
 
   Args:
-    tokenizer: that of the model.
+    tokenizer: the model's tokenizer.
     template: a Jinja chat template.
 
   Returns:
-    A function of conversations. It returns for each the rendered text, or in
-    words why there is none.
+    A function of conversations. For each it returns the rendered text, or a
+    string that says why there is none.
   """
 
   def render_all(
@@ -180,12 +181,12 @@ def renderer(
 def rules_with_template(
   rules: Rules, tokenizer: tokenizer_lib.Tokenizer, path: str
 ) -> tuple[Rules, str]:
-  """Rules that render conversations by a tokenizer's own template.
+  """Returns rules that render conversations by the tokenizer's own template.
 
   Args:
-    rules: any.
-    tokenizer: what renders for it must not let control tokens through.
-    path: of the tokenizer.json, or of its folder, '' for none.
+    rules: the rules to change.
+    tokenizer: the tokenizer whose control tokens messages must not produce.
+    path: its tokenizer.json, or the folder of it; '' for none.
 
   Returns:
     The rules, unchanged without a template, and its SHA-256, '' without one.
@@ -223,18 +224,18 @@ def render(
   eos: str = '',
   add_generation_prompt: bool = True,
 ) -> str:
-  """Renders a chat template as Hugging Face transformers does, but guarded.
+  """Renders a chat template as Hugging Face transformers does, in a sandbox.
 
   Args:
     template: a Jinja chat template.
     messages: see `encode_chat`.
     bos: the template's `bos_token`.
     eos: the template's `eos_token`.
-    add_generation_prompt: what the template finds under this name.
+    add_generation_prompt: the template's variable of this name.
 
   Raises:
-    ChatError: the messages are malformed, or the template is, or it refuses
-      them, does what it must not, or takes too much time or memory.
+    ChatError: the messages or the template are malformed, or the template
+      refuses the messages, does what it must not, or exceeds a limit.
   """
   _check(messages)
   variables = _variables(messages, bos, eos, add_generation_prompt)
@@ -260,7 +261,7 @@ def _variables(
 def _render_in_child(
   template: str, variables: Sequence[dict[str, object]]
 ) -> list[dict[str, str]]:
-  """Returns {'text': ...} or {'error': ...} for each of the variables."""
+  """Returns {'text': ...} or {'error': ...} for each set of variables."""
   if not variables:
     return []
   seconds = _SECONDS + _SECONDS_EACH * (len(variables) - 1)
@@ -273,7 +274,7 @@ def _render_in_child(
     'characters': _MAX_CHARACTERS,
   }
   answers, problem = _ask_child(json.dumps(request).encode(), seconds)
-  # The first one without an answer is the one that has to do with it.
+  # The first one without an answer is the one that caused the problem.
   missing = len(variables) - len(answers)
   return answers + [{'error': problem}] * missing
 
@@ -293,7 +294,7 @@ def _check(messages: Sequence[Message]) -> None:
         f'message {n} has the role {role!r}; it must be one of '
         f'{", ".join(ROLES)}'
       )
-    # A template would write them out without the guard of `encode_chat`.
+    # A template would write other keys without the guard of `encode_chat`.
     if other := sorted(map(str, message.keys() - {'role', 'content'})):
       raise ChatError(
         f'message {n} has {_one_line(other[0])!r}; only role and content are '
@@ -302,7 +303,7 @@ def _check(messages: Sequence[Message]) -> None:
 
 
 def _one_line(text: str) -> str:
-  """A stranger's text as part of a message on a terminal."""
+  """Makes untrusted text fit for a message on a terminal."""
   text = ' '.join(text.split())[:_MAX_MESSAGE_CHARACTERS]
   return ''.join(c if c.isprintable() else '\ufffd' for c in text)
 
@@ -310,7 +311,7 @@ def _one_line(text: str) -> str:
 def _ask_child(
   request: bytes, seconds: float
 ) -> tuple[list[dict[str, str]], str]:
-  """Renders in a process of its own, which has ended when this returns.
+  """Renders in a child process, which has ended when this returns.
 
   Returns:
     The answers that it gave, and why there are no more.
@@ -330,12 +331,12 @@ def _ask_child(
 
 
 def _read_answers(output: bytes) -> list[dict[str, str]]:
-  """One answer a line; the last line may be cut."""
+  """Parses one answer per line; the last line may be incomplete."""
   return [json.loads(line) for line in output.split(b'\n')[:-1]]
 
 
-# The rest runs in the child alone, as a program of its own that knows of this
-# file nothing but these functions.
+# The rest runs only in the child process, as a program that has nothing from
+# this file but these functions.
 
 
 def _serve():
@@ -353,7 +354,7 @@ def _serve():
 
 
 def _environment():
-  """What Hugging Face's templates expect."""
+  """The environment that Hugging Face's templates expect."""
   import datetime
   import json
 
@@ -361,7 +362,7 @@ def _environment():
   import jinja2.sandbox
 
   class Generation(jinja2.ext.Extension):
-    """{% generation %} marks the model's words for training; ignored."""
+    """{% generation %} marks the model's words for training; ignored here."""
 
     tags = {'generation'}
 
@@ -371,7 +372,7 @@ def _environment():
 
   class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def unsafe_undefined(self, obj, attribute):
-      # The original waits until the result is used, and prints as ''.
+      # The original raises only when the result is used, and prints as ''.
       raise jinja2.sandbox.SecurityError(
         f'{attribute} of a {type(obj).__name__}'
       )
@@ -421,7 +422,7 @@ def _answer(template, variables, request):
   limit, pieces = request['characters'], []
   try:
     for piece in template.generate(**variables):
-      # Of all answers together: the parent holds them at once.
+      # The limit counts all answers: the parent holds them at once.
       request['characters'] -= len(piece)
       if request['characters'] < 0:
         return {'error': f'writes more than {limit} characters'}
@@ -434,6 +435,6 @@ def _answer(template, variables, request):
   except jinja2.sandbox.SecurityError as error:
     return {'error': f'asks for what is forbidden: {error}'}
   except Exception as error:
-    if type(error) is jinja2.TemplateError:  # Of raise_exception.
+    if type(error) is jinja2.TemplateError:  # Raised by raise_exception.
       return {'error': f'refuses the messages: {error}'}
     return {'error': f'fails with {type(error).__name__}: {error}'}

@@ -1,7 +1,7 @@
-"""Functions run in a process of their own, for what strangers wrote.
+"""Runs functions on untrusted input in a child process.
 
-The process has nothing of the user's: no folders, no environment, no file that
-it may write. What a function needs it imports itself.
+The process gets nothing of the user's: no folders, no environment, no file that
+it may write. A function imports what it needs itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 
-# What the interpreter itself may need; nothing that is secret.
+# What the interpreter itself may need; none of it is secret.
 _ENVIRONMENT = ('LD_LIBRARY_PATH', 'TZ')
 
 
@@ -26,11 +26,11 @@ def run(
   """Runs functions in a process that has ended when this returns.
 
   Args:
-    functions: whose source it gets, and that of `limit`; nothing beside them.
+    functions: functions whose source the process gets, beside that of `limit`.
     call: the expression that it evaluates.
     content: its standard input.
-    seconds: of wall clock, the interpreter's start included.
-    variables: of its environment.
+    seconds: wall-clock limit, with the start of the interpreter.
+    variables: added to its environment.
 
   Raises:
     subprocess.TimeoutExpired: it took longer, and was killed.
@@ -39,7 +39,7 @@ def run(
   code = '\n'.join(map(inspect.getsource, (limit, *functions)))
   kept = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
   return subprocess.run(
-    # Neither the user's folders nor the current one nor any `.pth` file.
+    # Without the user's folders, the current folder and `.pth` files.
     [sys.executable, '-I', '-S', '-c', f'{code}\n{call}\n'],
     input=content,
     stdout=subprocess.PIPE,
@@ -51,25 +51,25 @@ def run(
 
 
 def folders_of(*packages: str) -> list[str]:
-  """Where packages are, wherever this interpreter finds them."""
+  """The folders in which this interpreter finds packages."""
   specs = map(importlib.util.find_spec, packages)
   return sorted({str(pathlib.Path(spec.origin).parents[1]) for spec in specs})
 
 
 def limit(memory, seconds):
-  """Limits the process that calls it: bytes, seconds, no files."""
+  """Limits the calling process to so much memory and time, and to no files."""
   import contextlib
   import math
   import resource
 
   limits = (
     (resource.RLIMIT_AS, memory),
-    # In case the parent dies before it can end this process.
+    # If the parent dies, nothing else ends this process.
     (resource.RLIMIT_CPU, math.ceil(seconds)),
     (resource.RLIMIT_FSIZE, 0),
     (resource.RLIMIT_CORE, 0),
   )
   for kind, amount in limits:
-    # There may be a lower limit, and macOS has none of memory.
+    # A lower limit may be set already, and macOS has none for memory.
     with contextlib.suppress(ValueError, OSError):
       resource.setrlimit(kind, (amount, amount))

@@ -1,4 +1,4 @@
-"""What the sources of a run hold: texts, folders of tokens, and their split."""
+"""What a run's sources contain: texts, folders of tokens, and their split."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Heldout:
-  """A held-out document: its text, its framed int32 tokens, and its bytes."""
+  """A held-out document: its text, framed int32 tokens and number of bytes."""
 
   document: Document
   tokens: np.ndarray
@@ -31,11 +31,11 @@ class Contents:
   """One source of a run.
 
   Attributes:
-    source: what was read.
-    train_texts: read as text, to train on.
-    heldout_texts: read as text, held out.
-    folders: of tokens.
-    held: bool [n] of each folder's documents, whether they are held out.
+    source: the source that was read.
+    train_texts: texts to train on.
+    heldout_texts: held-out texts.
+    folders: folders of tokens.
+    held: for each folder, bool [n]: which of its documents are held out.
   """
 
   source: sources.Source
@@ -45,12 +45,12 @@ class Contents:
   held: list[np.ndarray]
 
   def train_documents(self) -> int:
-    """How many documents there are to train on."""
+    """Number of documents to train on."""
     in_folders = sum(int((~held).sum()) for held in self.held)
     return len(self.train_texts) + in_folders
 
   def train_bytes(self) -> int:
-    """UTF-8 bytes of their text."""
+    """Number of UTF-8 bytes in the text to train on."""
     return sum(len(d.text.encode()) for d in self.train_texts) + sum(
       int(folder.num_bytes[~held].sum())
       for folder, held in zip(self.folders, self.held, strict=True)
@@ -74,7 +74,7 @@ class Contents:
     """The held-out documents.
 
     Args:
-      tokenizer: of the run, and of every folder.
+      tokenizer: the tokenizer of the run and of every folder.
       skip_corrupt: leave out records that can't be read, with a warning.
 
     Raises:
@@ -99,21 +99,21 @@ class Contents:
     return result
 
   def identity(self) -> list[Any]:
-    """What decides the order beside the texts, as JSON."""
+    """JSON that, beside the texts, decides the order of the data."""
     folders = [folder.sha256 for folder in self.folders]
     return [self.source.weight, len(self.train_texts), folders]
 
 
 def read(config: DataConfig, rules: Rules | None = None) -> list[Contents]:
-  """Reads the sources and holds out a part; an only text is cut in two.
+  """Reads the sources and holds out a part; a single text is cut in two.
 
   Args:
     config: the `data` group.
-    rules: how files are read; None: as the config says.
+    rules: how files are read; None takes the config's rules.
 
   Raises:
-    DataError: a source can't be read, or leaves nothing to train on, or
-      nothing at all is held out.
+    DataError: a source can't be read or leaves nothing to train on, or nothing
+      is held out.
   """
   parsed = sources.parse(config.source)
   rules = rules_of(config) if rules is None else rules
@@ -122,7 +122,7 @@ def read(config: DataConfig, rules: Rules | None = None) -> list[Contents]:
   if len(parsed) == 1 and len(texts[0]) == 1 and not folders[0]:
     train, heldout = split.split_lines(texts[0][0], config.heldout_fraction)
     return [Contents(parsed[0], [train], [heldout], [], [])]
-  # What is held out of the library stays so when another Python changes it.
+  # The same files of the library stay held out under another Python version.
   by_name = config.source == sources.STDLIB
   keys_of = split.name_keys if by_name else split.content_keys
   keys = []

@@ -1,4 +1,4 @@
-"""Tokenized documents, read by number, and the pieces that shards take."""
+"""Tokenized documents, read by number, and the pieces they are cut into."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,7 +15,7 @@ class Documents(Protocol):
   """Framed documents.
 
   Attributes:
-    lengths: int64 [n], tokens of each, bos and eos included.
+    lengths: int64 [n], number of tokens of each, with bos and eos.
   """
 
   lengths: np.ndarray
@@ -24,11 +24,11 @@ class Documents(Protocol):
     """Returns the int32 tokens [bos, tokens..., eos] of a document."""
 
   def name(self, number: int) -> str:
-    """Returns what to call a document in a message."""
+    """Returns the name that messages use for a document."""
 
 
 class InMemory:
-  """Documents that are arrays already."""
+  """Documents that are held in memory as arrays."""
 
   def __init__(self, tokens: Sequence[np.ndarray], names: Sequence[str] = ()):
     """Takes int32 arrays and their names, by default their numbers."""
@@ -45,7 +45,7 @@ class InMemory:
 
 
 class Chosen:
-  """Some documents of others, in a new order."""
+  """A selection of another object's documents, in a new order."""
 
   def __init__(self, parent: Documents, numbers: np.ndarray):
     """Takes int64 [n] numbers of the parent's documents."""
@@ -62,7 +62,7 @@ class Chosen:
 
 
 class Joined:
-  """The documents of several, one after the other."""
+  """The documents of several objects, one after the other."""
 
   def __init__(self, parents: Sequence[Documents]):
     self.lengths = np.concatenate([parent.lengths for parent in parents])
@@ -86,14 +86,14 @@ class Joined:
 
 
 class Pieces:
-  """Documents cut evenly so that none has over 1/num_shards of all tokens.
+  """Cuts documents evenly so that none has over 1/num_shards of all tokens.
 
-  A shard that read a longer document would repeat the others meanwhile. The
-  rule also makes at least one piece per shard, however few the documents, if
-  they have at least num_shards tokens. Order and tokens stay as they are.
+  Otherwise, while one shard reads a longer document, the others would repeat
+  theirs. The rule also gives every shard at least one piece, however few the
+  documents, if they have at least num_shards tokens. Order and tokens stay.
 
   Attributes:
-    num_tokens: of all pieces together.
+    num_tokens: total number of tokens.
   """
 
   def __init__(self, documents: Documents, num_shards: int):
@@ -108,17 +108,17 @@ class Pieces:
     return int(self._ends[-1]) if len(self._ends) else 0
 
   def locate(self, number: int) -> tuple[int, int]:
-    """Returns (document, which part of it) of a piece."""
+    """Returns (document, number of the part within it) of a piece."""
     document = int(np.searchsorted(self._ends, number, 'right'))
     first = self._ends[document] - self._parts[document]
     return document, number - int(first)
 
   def is_whole(self, number: int) -> bool:
-    """Whether a piece is all of its document."""
+    """Whether a piece is a whole document."""
     return bool(self._parts[self.locate(number)[0]] == 1)
 
   def any_whole(self) -> bool:
-    """Whether any document is left whole."""
+    """Whether any document is left uncut."""
     return bool((self._parts == 1).any())
 
   def read(self, number: int) -> np.ndarray:
@@ -130,7 +130,7 @@ class Pieces:
     return tokens[start : start + size + (part < longer)]
 
   def name(self, number: int) -> str:
-    """What to call a piece in a message: its document and its part."""
+    """Names a piece in messages: its document and its part."""
     document, part = self.locate(number)
     name, parts = self._documents.name(document), int(self._parts[document])
     return name if parts == 1 else f'{name}, part {part + 1} of {parts}'

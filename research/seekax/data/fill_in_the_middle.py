@@ -1,4 +1,4 @@
-"""Fill-in-the-middle: a document's middle, asked for after its end."""
+"""Fill-in-the-middle: moves a document's middle behind its end."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ def fill_in_the_middle(
 ) -> np.ndarray:
   """Puts prefix and suffix before the middle (DeepSeek-V3, section 4.1).
 
-  The document is cut between two characters, not two tokens: what a user gives
-  as prefix ends anywhere. The three parts are therefore encoded anew.
+  The document is cut between characters, not tokens, because a user's prefix
+  may end anywhere. So the three parts are encoded again.
 
   Args:
     tokens: int32 [bos, tokens..., eos], a whole document.
     tokenizer: has `fim_ids`.
-    draws: two numbers in [0, 1) that say where it is cut.
+    draws: two numbers in [0, 1) that decide where it is cut.
 
   Returns:
     int32 [bos, begin, prefix..., hole, suffix..., end, middle..., eos].

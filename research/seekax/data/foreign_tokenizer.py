@@ -1,9 +1,9 @@
-"""A stranger's tokenizer.json, tried in a process of its own before it is used.
+"""Tries an unknown tokenizer.json in a child process before it is used.
 
 The library that reads it is compiled, and some files make it fail in ways that
-Python can't catch: it panics, or takes all time and memory. What survives a try
-here, with limits to both, is loaded by this process, too. A file that was tried
-once isn't again; its hash is kept in the user's cache.
+Python can't catch: it panics, or takes all time and memory. A file that passes
+here, with limits to both, is then loaded in this process. Each file is tried
+once; the hashes of files that passed are kept in the user's cache.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from seekax.data import child
 from seekax.data.child import limit
 from seekax.data.formats import DataError
 
-# Of wall clock, and one more for every so many bytes of the file.
+# Wall-clock limit in s, and how many bytes of the file add another second.
 _SECONDS, _BYTES_PER_SECOND = 6, 4 << 20
-# Of address space, and so many more for every byte of the file.
+# Limit of the address space, and how much every byte of the file adds.
 _MEMORY_BYTES, _MEMORY_PER_BYTE = 768 << 20, 24
-# NFKC makes at most 18 characters of one.
+# NFKC makes at most 18 characters of one, so sound normalizers stay below this.
 _MOST_GROWTH = 64
 
 
 def check(source: str, cache: pathlib.Path | None) -> None:
-  """Raises DataError for a file that the library could not be trusted with.
+  """Raises DataError for a file that the library can't be trusted with.
 
   Args:
     source: the text of a tokenizer.json.
-    cache: folder of what was found sound; None: there is none.
+    cache: folder that marks the files found sound; None for no cache.
 
   Raises:
-    DataError: it makes the library panic, or take too much time or memory, or
-      its normalizer makes much text of little.
+    DataError: it makes the library panic or take too much time or memory, or
+      its normalizer can make a text much longer.
   """
   version = importlib.metadata.version('tokenizers')
   digest = hashlib.sha256(f'{version}\n{source}'.encode()).hexdigest()
@@ -49,7 +49,7 @@ def check(source: str, cache: pathlib.Path | None) -> None:
       f'the tokenizer {problem}; take the original file of its model'
     )
   if mark is not None:
-    with contextlib.suppress(OSError):  # It costs time, and nothing else.
+    with contextlib.suppress(OSError):  # Without the mark it is tried again.
       mark.parent.mkdir(parents=True, exist_ok=True)
       mark.touch()
 
@@ -59,7 +59,7 @@ def refuse_growth(source: str) -> None:
   try:
     normalizer = json.loads(source).get('normalizer')
   except (ValueError, RecursionError, AttributeError):
-    return  # What is no JSON object is refused where it is read.
+    return  # The reader refuses what is no JSON object.
   growth = _growth(normalizer)
   if growth > _MOST_GROWTH:
     raise DataError(
@@ -69,7 +69,7 @@ def refuse_growth(source: str) -> None:
 
 
 def _growth(normalizer: Any) -> float:
-  """How many characters replacements and prefixes can make of one."""
+  """The most characters that replacements and prefixes can make of one."""
   if not isinstance(normalizer, dict):
     return 1.0
   result = 1.0
@@ -86,7 +86,7 @@ def _growth(normalizer: Any) -> float:
 
 
 def _try(source: bytes) -> str:
-  """What a process of its own finds wrong; '' if nothing."""
+  """Returns what a child process finds wrong; '' if nothing."""
   seconds = _SECONDS + len(source) // _BYTES_PER_SECOND
   memory = _MEMORY_BYTES + _MEMORY_PER_BYTE * len(source)
   folders = child.folders_of('tokenizers')
@@ -111,10 +111,10 @@ def _try(source: bytes) -> str:
 
 
 def _serve(folders, memory, seconds):
-  """Runs in the child alone, as a program that has nothing but this function.
+  """Runs in the child process, which holds nothing but this function.
 
-  It ends with 0 if the file can be used, or is refused in words, which the
-  parent will hear for itself; with 3 after a panic.
+  It exits with 0 if the file can be used or if the library refuses it with an
+  error, which the parent then meets itself; with 3 after a panic.
   """
   import sys
 
@@ -122,7 +122,7 @@ def _serve(folders, memory, seconds):
   sys.path += folders
   import tokenizers
 
-  # Text of every kind: what can't be known, bytes, runs, marks, no text.
+  # Unknown characters, bytes, long runs, combining marks, the empty text.
   probes = [
     '',
     ' ',

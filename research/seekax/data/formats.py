@@ -1,4 +1,4 @@
-"""Files of text: plain, JSON lines (also gzipped) and parquet, as a stream."""
+"""Streams text files: plain, JSON lines (also gzipped) and parquet."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -11,43 +11,43 @@ import zlib
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
 
-# Endings count in any letter case.
+# File name endings match in any letter case.
 _LINES = ('.jsonl', '.ndjson')
 _GZIPPED_LINES = ('.jsonl.gz', '.ndjson.gz')
 _BOM = '\ufeff'
-_HEAD_BYTES = 1 << 16  # Tell whether a file that is too long is text at all.
+_HEAD_BYTES = 1 << 16  # Read to tell whether a file that is too long is text.
 _MAX_BLANK_LINES = 1_000_000  # In a row; a small gzip file may hold many more.
-# Read at a time. Fewer take longer, more may be as large as their dictionary.
+# Rows read at a time. Fewer are slower; more may each take a whole dictionary.
 _PARQUET_ROWS, _FEWEST_PARQUET_ROWS = 64, 4
 _PARQUET_BUFFER_BYTES = 1 << 20
-# Of conversations that are rendered together.
+# Limits on the conversations that are rendered together.
 _RENDERED_ROWS = 512
 _RENDERED_BYTES = 1 << 20
 _MAX_REASON_CHARACTERS = 200
 
 
 class DataError(InputError):
-  """Data that cannot work; the message says what, where, the fix."""
+  """Data that can't be used; the message says what, where, and the fix."""
 
 
 class NotTextError(DataError):
-  """A file that is passed over if there are others: it holds no text."""
+  """A file holds no text; it is skipped if there are others."""
 
 
 class NotUtf8Error(NotTextError):
-  """A file has another coding."""
+  """A file has another encoding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A text.
+  """A text with a name.
 
   Attributes:
     name: unique, and the same on every machine.
-    text: what it says.
+    text: the text.
     marked: for a conversation that a chat template rendered, the text with
-      `mark` in it, as `Tokenizer.encode_with_controls` takes it.
-    mark: see there.
+      `mark` in it, for `Tokenizer.encode_with_controls`.
+    mark: the character that `marked` contains; '' for other documents.
     from_messages: whether it is a conversation.
   """
 
@@ -60,7 +60,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-  """A conversation as text; see `Document`."""
+  """A conversation as text; its fields are those of `Document`."""
 
   text: str
   marked: str = ''
@@ -71,10 +71,10 @@ Messages = Sequence[Any]
 
 
 def render_plainly(conversations: Sequence[Messages]) -> list[Rendered | str]:
-  """What stands in for a chat template: `role: content`, a blank line between.
+  """Renders conversations without a template: `role: content`, blank lines.
 
   Returns:
-    One each; a text says why there is none.
+    One result for each; a string says why there is none.
   """
   return [_render_plainly(messages) for messages in conversations]
 
@@ -93,14 +93,14 @@ class Rules:
   """How files are read.
 
   Attributes:
-    text_field: the field of JSON lines, the column of parquet.
+    text_field: the field of JSON lines or the column of parquet with the text.
     include: patterns of the files to read, '' for all; see `DataConfig`.
-    exclude: patterns of those to leave out.
+    exclude: patterns of the files to leave out.
     max_document_bytes: a longer document is refused.
-    limit_option: what to name as the option that raises the limit.
-    tokenizer: a path whose files are no text, if they lie in the source.
-    render: makes text of conversations, as `render_plainly`.
-    rendering: how, in words.
+    limit_option: the option that a message names as raising this limit.
+    tokenizer: a tokenizer's path; its files are skipped if the source has them.
+    render: turns conversations into text, as `render_plainly`.
+    rendering: describes `render` in words.
   """
 
   text_field: str = 'text'
@@ -132,17 +132,17 @@ def read_file(
 ) -> Iterator[Document]:
   """Yields the documents of a file, without the empty ones.
 
-  A byte order mark at the start of a file or a line is dropped.
+  A byte order mark at the start of the file or of a line is dropped.
 
   Args:
     path: JSON lines (`.jsonl`, `.ndjson`, also with `.gz`) have an object with
       the text, or with `messages`, on each line, `.parquet` a column of
       strings; any other file is one text.
-    name: of the document, or of all of them, followed by `:line` or `:row`.
-    rules: see `Rules`.
+    name: name of the document; several get `:line` or `:row` after it.
+    rules: how files are read.
 
   Raises:
-    NotTextError: the file is no text, nor named like data.
+    NotTextError: the file is not text, and its name isn't one of data.
     DataError: the file is unreadable, not what its name says, or too long.
   """
   if not path.is_file():  # A pipe would block; a dangling link has no text.
@@ -175,11 +175,11 @@ def read_file(
 
 
 def check_length(path: pathlib.Path, rules: Rules = DEFAULT_RULES) -> None:
-  """Raises, before anybody reads all of a file, what `read_file` would.
+  """Raises what `read_file` would for a file's length, without reading it all.
 
   Raises:
-    DataError: it is a text, and too long.
-    NotTextError: it is too long and no text.
+    DataError: it is text, and too long.
+    NotTextError: it is too long and not text.
   """
   others = (*_LINES, *_GZIPPED_LINES, '.parquet', '.array_record')
   if path.stat().st_size > rules.max_document_bytes and not (
@@ -189,7 +189,7 @@ def check_length(path: pathlib.Path, rules: Rules = DEFAULT_RULES) -> None:
 
 
 def unreadable(path: Any, error: OSError) -> DataError:
-  """What to raise for a file or folder that the system doesn't give."""
+  """The error for a file or folder that the system can't read."""
   return DataError(
     f'cannot read {path} ({error.strerror}); check its permissions'
   )
@@ -204,13 +204,13 @@ def _too_long(where: str, rules: Rules) -> DataError:
 
 
 def _read_text(path: pathlib.Path, rules: Rules) -> str:
-  """All of a file, of which no more than the limit is ever read."""
+  """Reads a whole file; never reads more than the limit."""
   with path.open('rb') as file:
     content = file.read(_HEAD_BYTES)
     try:
       content.decode('utf-8')
     except UnicodeDecodeError as error:
-      # The last character may be cut.
+      # The last character may be incomplete.
       if error.start < _HEAD_BYTES - 4:
         raise _not_utf8(path, error.start) from error
     if path.stat().st_size <= rules.max_document_bytes:
@@ -233,9 +233,9 @@ def _not_utf8(path: pathlib.Path, offset: int) -> NotUtf8Error:
 def _read_lines(
   file: BinaryIO, path: pathlib.Path, name: str, rules: Rules
 ) -> Iterator[tuple[Document | Messages, str, str, int]]:
-  """Yields what `_rendered` takes."""
+  """Yields the rows that `_rendered` takes."""
   offset, number, blank = 0, 0, 0
-  # Of bytes: JSON strings may hold U+2028 and its kin unescaped.
+  # Splits bytes, not text: JSON strings may hold U+2028 and similar unescaped.
   while content := file.readline(rules.max_document_bytes + 1):
     number += 1
     where = f'{path}:{number}'
@@ -244,7 +244,7 @@ def _read_lines(
     try:
       line = content.decode('utf-8').removeprefix(_BOM)
     except UnicodeDecodeError as error:
-      # Not to be passed over: some of its lines may be read already.
+      # Not NotTextError: earlier lines of the file may be in use already.
       raise DataError(str(_not_utf8(path, offset + error.start))) from error
     offset += len(content)
     if not line.strip():
@@ -261,9 +261,9 @@ def _read_lines(
 
 
 def _parse_line(line: str, where: str, field: str) -> str | Messages:
-  """The text of a line, or its messages."""
+  """Returns a line's text or its messages."""
   try:
-    # Numbers are not used, and Python refuses to convert very long ones.
+    # Numbers aren't used, and Python refuses to convert very long ones.
     record = json.loads(line, parse_int=_no_number)
   except (ValueError, RecursionError) as error:
     raise DataError(
@@ -306,12 +306,12 @@ def _check_unicode(text: str, where: str, what: str) -> None:
 def _rendered(
   rows: Iterator[tuple[Document | Messages, str, str, int]], rules: Rules
 ) -> Iterator[Document]:
-  """Turns conversations into documents, many at a time, in their order.
+  """Turns conversations into documents, many at a time, in order.
 
   Args:
-    rows: a document; or messages, the name of the document to be, where they
-      stand, and how many bytes they take.
-    rules: with the way to render.
+    rows: (document or messages, name of the document to make, its place in the
+      file, number of bytes).
+    rules: how to render.
   """
   waiting, conversations, num_bytes = [], 0, 0
   for row in rows:
@@ -369,7 +369,7 @@ def _read_parquet(
       for batch in file.iter_batches(rows, columns=[field]):
         for value in batch.column(0):
           row += 1
-          # Before a Python string is made of it.
+          # Checked before it becomes a Python string.
           buffer = value.as_buffer()
           if buffer is not None and buffer.size > rules.max_document_bytes:
             raise _too_long(f'row {row} of {path}', rules)
@@ -382,12 +382,12 @@ def _read_parquet(
 
 
 def _rows_at_a_time(metadata: Any, path: pathlib.Path, rules: Rules) -> int:
-  """How many rows to read, so that they don't fill the memory.
+  """How many rows to read at once, so that they don't fill the memory.
 
-  No row is larger than its group; in a dictionary many may be as large.
+  No row is larger than its group; with a dictionary many may be as large.
 
   Raises:
-    DataError: rows are too long on the average.
+    DataError: the mean row is too long.
   """
   paths = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
   column, largest = paths.index(rules.text_field), 1

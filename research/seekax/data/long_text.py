@@ -1,18 +1,18 @@
-"""Long texts, encoded in pieces: the tokens of the whole, in bounded memory.
+"""Encodes long texts in pieces: the tokens of the whole, in bounded memory.
 
-A tokenizer's work on a text takes some hundred bytes per character, so a long
-one is cut before. Tokenizers differ in where that changes nothing: after a word
-for most; some put a blank before every text, which then stands for the one in
-the text. So a place is taken only if the tokenizer itself, asked about the
-characters around it, gives the same with and without the cut. That is no proof
-for one that looks further than `_CONTEXT` characters; the published ones see
-no further than the end of a word, which is where a text is cut if it has words.
+A tokenizer takes some hundred bytes of memory per character, so a long text is
+cut first. Tokenizers differ in where a cut changes nothing: for most, after a
+word; some put a blank before every text, which then replaces the one in the
+text. So a cut is made only where the tokenizer itself gives the same tokens
+for the characters around it with and without the cut. This proves nothing for
+a tokenizer that looks further than `_CONTEXT` characters; the published ones
+see no further than the end of a word, which is where texts with words are cut.
 
 A run of more than `SIZE` characters of one kind (letters, digits, white space,
-others) has no such place. It is cut at this length, always and everywhere: the
-cut is part of how seekax encodes text, and there alone it differs from the
-tokenizer's library, whose time and stack such runs would exhaust. A tokenizer
-that puts a blank before every text does so there as well.
+others) has no such place. It is always cut at this length: the cut is part of
+how seekax encodes text, and only there does it differ from the tokenizer's
+library, whose time and stack such runs would exhaust. A tokenizer that puts a
+blank before every text does so there as well.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ import re
 
 from seekax.data.formats import DataError
 
-SIZE = 1 << 16  # Characters of a piece.
-_LARGEST = 1 << 22  # If a tokenizer agrees to no place before.
+SIZE = 1 << 16  # Number of characters in a piece.
+_LARGEST = 1 << 22  # Limit where the tokenizer accepts no earlier cut.
 _CONTEXT = 512
 _TRIES = 16
 
-# Ends of words first. A place of the last two kinds may lie between words that
-# are not separated by blanks, as in Chinese.
+# Ends of words come first. The last two patterns also match between words that
+# no blank separates, as in Chinese.
 _WORD_ENDS = (r'(?<=[^\W\d_])(?=\s)', r'(?<=\S)(?=\s)')
 _OTHER_PLACES = (
   r'(?<=\w)(?=[^\w\s])',
@@ -34,23 +34,23 @@ _OTHER_PLACES = (
 )
 _PLACES = tuple(map(re.compile, _WORD_ENDS + _OTHER_PLACES))
 
-# Of (left, gap, right): whether left and right give together what the whole
-# text, with the gap between them, gives.
+# Called with (left, gap, right): whether the tokens of left and of right are
+# together those of the whole text, with the gap between them.
 Agrees = Callable[[str, str, str], bool]
 
 
 def cut(text: str, agrees: Agrees) -> Iterator[str]:
-  """Yields the pieces of a text, in order; a short text is one.
+  """Yields the pieces of a text, in order; a short text is one piece.
 
   Between two pieces a single blank may be missing, where the tokenizer puts
   one before every text.
 
   Args:
     text: any text.
-    agrees: what the tokenizer says of a place; see `Agrees`.
+    agrees: whether the tokenizer accepts a cut; see `Agrees`.
 
   Raises:
-    DataError: the text has words, but the tokenizer agrees to no place.
+    DataError: the text has words, but the tokenizer accepts no cut.
   """
   start = 0
   while len(text) - start > SIZE:
@@ -87,7 +87,7 @@ def _find_place(text: str, start: int, agrees: Agrees) -> tuple[int, int]:
 
 
 def _is_safe(text: str, end: int, following: int, agrees: Agrees) -> bool:
-  """Whether a piece may end here, and the next one start there."""
+  """Whether a piece may end at `end` and the next one start at `following`."""
   gap = text[end:following]
   left = text[max(end - _CONTEXT, 0) : end]
   right = text[following : following + _CONTEXT]

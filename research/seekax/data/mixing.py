@@ -7,8 +7,8 @@ import numpy as np
 
 from seekax.data.formats import DataError
 
-# Turns after which the pattern of sources repeats: shares are exact to half of
-# 1/_PERIOD. (grain's own mix rounds every weight down to a hundredth of the
+# The pattern of sources repeats after this many turns, so shares are exact to
+# 0.5/_PERIOD. (grain's own mix rounds every weight down to a hundredth of the
 # smallest one.)
 _PERIOD = 10_000
 
@@ -20,17 +20,17 @@ def document_rates(
 
   Args:
     weights: each source's share of the tokens.
-    mean_tokens: of a document of each source.
+    mean_tokens: mean number of tokens in a document of each source.
   """
   rates = [w / mean for w, mean in zip(weights, mean_tokens, strict=True)]
   return [rate / math.fsum(rates) for rate in rates]
 
 
 class Turns:
-  """Whose turn it is, for every position of an endless order.
+  """Which source gives the document at each position of an endless order.
 
-  A fixed pattern without chance, in which every source comes as evenly as
-  possible, so that any stretch has its shares.
+  The pattern is fixed, without randomness, and spreads every source as evenly
+  as possible, so that any stretch of it has the right shares.
   """
 
   def __init__(self, rates: Sequence[float]):
@@ -48,12 +48,12 @@ class Turns:
         f'source {quotas.index(0) + 1} of data.source would give less than 1 '
         f'in {_PERIOD} documents; raise its weight'
       )
-    # Each source's turns at the middles of equal intervals.
+    # Each source's turns stand at the middles of equal intervals.
     middles = [(np.arange(q) + 0.5) / q for q in quotas]
     owners = np.repeat(np.arange(len(quotas)), quotas)
     order = np.argsort(np.concatenate(middles), kind='stable')
     self._quotas, self._owners = quotas, owners[order]
-    # How many turns the owner had before, within the period.
+    # How many turns the source had before, within the period.
     counts = np.concatenate([np.arange(q) for q in quotas])
     self._counts = counts[order]
 

@@ -15,10 +15,10 @@ from seekax.data.shards import CorruptRecordError
 
 
 class ShardOrder:
-  """Of every source, pieces s, s + S, s + 2S, ... of a global order.
+  """Takes pieces s, s + S, s + 2S, ... of each source's global order.
 
-  In that order each piece stands once per epoch and each epoch is shuffled
-  anew. Whose turn it is doesn't depend on the shard.
+  That order has each piece once per epoch, and each epoch is shuffled
+  differently. The pattern of the sources is the same for every shard.
   """
 
   def __init__(
@@ -29,7 +29,7 @@ class ShardOrder:
     augment: Callable[..., np.ndarray],
     shard: int,
   ):
-    """Takes what `pipeline.shard_rows` takes."""
+    """Takes the arguments of `pipeline.shard_rows`."""
     self._pieces, self._config = pieces, config
     self._augment, self._shard = augment, shard
     means = [p.num_tokens / len(p) for p in pieces]
@@ -64,10 +64,10 @@ class ShardOrder:
 
 
 def _shuffle_seed(seed: int, source: int) -> int:
-  """A 32-bit seed far from that of the next run, and of the next source.
+  """A 32-bit seed that other runs and sources don't come near.
 
-  grain shuffles epoch e by seed + e: run 0 would see in its second epoch what
-  run 1 sees in its first.
+  grain shuffles epoch e with seed + e, so with plain seeds the second epoch of
+  run 0 would have the order of the first epoch of run 1.
   """
   text = f'{seed}/{source}' if source else str(seed)
   return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], 'big')

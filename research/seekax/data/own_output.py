@@ -1,11 +1,11 @@
-"""Folders that seekax itself writes, wherever they stand: they hold no text."""
+"""Recognises folders that seekax itself wrote, which hold no training text."""
 
 import json
 import os
 import pathlib
 from typing import Any
 
-# Of a run, of a folder of tokens, and of one that is being written.
+# Files that mark a run, a folder of tokens, and an unfinished folder of tokens.
 _RUN, _TOKENS, _TOKENS_PLAN = 'run.json', 'manifest.json', 'plan.json'
 _WEIGHTS = '.safetensors'
 _TOKENIZER_FILES = (
@@ -19,10 +19,10 @@ _MAX_BYTES = 64 << 20
 
 
 def kind(folder: pathlib.Path) -> str:
-  """What a folder is in words; '' if it may hold text.
+  """Returns in words what seekax folder this is; '' if it may hold text.
 
-  The folder of a published model counts too: its other files are no text to
-  learn from.
+  The folder of a published model counts too: its other files are no training
+  text.
   """
   run = _read(folder / _RUN)
   if isinstance(run.get('config'), dict) and 'model' in run['config']:
@@ -33,17 +33,17 @@ def kind(folder: pathlib.Path) -> str:
   try:
     names = os.listdir(folder)
   except OSError:
-    return ''  # Whoever reads it says so.
+    return ''  # The code that reads the folder reports the error.
   if 'config.json' in names and any(n.endswith(_WEIGHTS) for n in names):
     return 'the folder of a model'
   return ''
 
 
 def tokenizer_files(path: str) -> frozenset[str]:
-  """The real paths of what belongs to a tokenizer.
+  """Returns the real paths of a tokenizer's files.
 
   Args:
-    path: of its file or its folder, '' for none.
+    path: the tokenizer's file or folder, '' for none.
   """
   if not path:
     return frozenset()
@@ -55,7 +55,7 @@ def tokenizer_files(path: str) -> frozenset[str]:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file; {} if there is none, whatever the file is."""
+  """The object in a JSON file; {} if it can't be read or isn't an object."""
   try:
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
       return {}

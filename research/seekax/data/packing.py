@@ -1,4 +1,4 @@
-"""Packing: documents end to end, cut into rows, nothing lost or padded."""
+"""Packs documents end to end into rows; nothing is lost or padded."""
 
 import dataclasses
 import logging
@@ -10,18 +10,18 @@ import numpy as np
 from seekax.data.formats import DataError
 
 _logger = logging.getLogger(__name__)
-# With nothing else between them, these many are no accident any more.
+# This many corrupt pieces in a row are no accident.
 _MAX_CORRUPT_IN_A_ROW = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """A document, or a part of one.
+  """A document or a part of one.
 
   Attributes:
-    tokens: int32, any number.
+    tokens: int32, of any length.
     source: number of its source.
-    number: of the piece, in its source.
+    number: number of the piece within its source.
     corrupt: why it can't be read, '' if it can.
   """
 
@@ -50,11 +50,11 @@ class PackedIterDataset(grain.IterDataset):
   """Concatenates the parent's `Piece`s and cuts them into `Row`s.
 
   The last, incomplete row of a finite parent is dropped. Corrupt pieces are
-  passed over, named in the log and counted.
+  skipped, named in the log and counted.
 
   `grain.experimental.ConcatThenSplitIterDataset` packs the same rows, but its
-  state loses tokens on a way through JSON (grain 0.2.18: a pair becomes a list
-  and no longer equals its sentinel).
+  state loses tokens when it passes through JSON (grain 0.2.18: a pair becomes
+  a list and no longer equals its sentinel).
   """
 
   def __init__(self, parent: grain.IterDataset, row_length: int):
@@ -66,7 +66,7 @@ class PackedIterDataset(grain.IterDataset):
 
 
 class _PackedIterator(grain.DatasetIterator):
-  """State: where the parent was before the current piece, and the offset."""
+  """State: the parent's before the current piece, and the offset in it."""
 
   def __init__(self, parent: grain.DatasetIterator, row_length: int):
     super().__init__(parent)
@@ -117,7 +117,7 @@ class _PackedIterator(grain.DatasetIterator):
     self._parent.set_state(state['before_document'])
     self._skipped = state['skipped']
     self._read_piece()
-    # Before the first document there is none whose offset could be 0. One that
-    # can't be read any more is passed over with what was left of it.
+    # Before the first document there is none, so no offset applies. A piece
+    # that can't be read any more is skipped with the rest of it.
     if self._skipped == state['skipped']:
       self._offset = state['offset']

@@ -1,4 +1,4 @@
-"""The pipeline: from tokenized documents to batches, with an exact position.
+"""From tokenized documents to batches, with an exact position.
 
 The order of the data belongs to the run, not to the machines that read it. It
 is defined over `data.num_shards` logical shards: row r of a global batch comes
@@ -23,9 +23,9 @@ from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.documents import Documents, InMemory, Pieces
 from seekax.data.order import ShardOrder
 
-# Raise it with every change to the order or the content of the batches.
+# Raise this with every change to the order or the content of the batches.
 _FORMAT_VERSION = 1
-# Of what `get_state` returns.
+# Version of what `get_state` returns.
 _STATE_VERSION = 2
 
 
@@ -36,10 +36,10 @@ class Batch:
   Attributes:
     tokens_BL: input tokens.
     targets_BL: the token after each input token.
-    positions_BL: 0 to L-1, or from 0 again at each new document if these are
+    positions_BL: 0 to L-1, or counted from 0 in each document if documents are
       isolated.
-    segments_BL: number of the input token's document inside the row, from 1.
-    target_segments_BL: the same of the target token. It differs from
+    segments_BL: number of the input token's document within the row, from 1.
+    target_segments_BL: number of the target token's document. It differs from
       segments_BL where a document ends.
   """
 
@@ -55,9 +55,9 @@ class Ingredient:
   """One source of a mixture.
 
   Attributes:
-    weight: its share of the tokens; all weights together are 1.
-    documents: framed with bos and eos. One that is longer than a shard's share
-      is cut.
+    weight: its share of the tokens; all weights add up to 1.
+    documents: its documents, with bos and eos. One that is longer than a
+      shard's share is cut.
   """
 
   weight: float
@@ -66,7 +66,7 @@ class Ingredient:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-  """Which documents the rows of a batch are made of; cheap until asked."""
+  """The documents in each row of a batch; their names are found on request."""
 
   rows: Sequence[Sequence[tuple[int, int]]]
   sources: Sequence[Pieces]
@@ -82,8 +82,8 @@ class Records:
 class BatchIterator:
   """Endless batches, with a position that can be saved as JSON.
 
-  Reading doesn't run ahead: the position is always that of the last batch
-  handed out.
+  Nothing is read ahead: the position is always that of the last batch that was
+  returned.
   """
 
   def __init__(
@@ -96,7 +96,7 @@ class BatchIterator:
 
     Args:
       shards: the iterators of this process's shards, by number.
-      pieces: of each source.
+      pieces: the pieces of each source.
       config: the `data` group.
     """
     self._shards = dict(sorted(shards.items()))
@@ -111,7 +111,7 @@ class BatchIterator:
     return self.take(self._config.batch_size // self._config.num_shards)
 
   def take(self, rows_per_shard: int) -> Batch:
-    """Returns the next batch, of any number of rows from each shard."""
+    """Returns the next batch, with `rows_per_shard` rows of each shard."""
     rows = [
       next(shard)
       for _ in range(rows_per_shard)
@@ -129,17 +129,17 @@ class BatchIterator:
     )
 
   def records(self) -> Records:
-    """What the last batch was made of."""
+    """Returns the documents in the last batch."""
     return self._records
 
   def skipped(self) -> int:
-    """Corrupt records that these shards passed over, since the run began."""
+    """Number of corrupt records these shards skipped since the run began."""
     return sum(shard.get_state()['skipped'] for shard in self._shards.values())
 
   def get_state(self) -> dict[str, Any]:
-    """Returns the position after the batches so far; JSON can hold it.
+    """Returns the position after the batches so far, as JSON values.
 
-    It covers the shards of this process; `merge_states` makes one of several.
+    It covers this process's shards; `merge_states` joins those of several.
     """
     return {
       'version': _STATE_VERSION,
@@ -152,10 +152,10 @@ class BatchIterator:
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes to a position that `get_state` returned for the same data.
 
-    Whether the data is the same is what `fingerprint` is for.
+    `fingerprint` tells whether the data is the same.
 
     Args:
-      state: of this process, or of all, whatever their number was.
+      state: a position of this process, or of all, whatever their number was.
 
     Raises:
       DataError: the position is of another format or number of shards, or
@@ -180,7 +180,7 @@ class BatchIterator:
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
-  """A position of format 1 in the present one: it had all shards, in a list."""
+  """Converts a position of format 1, which lists all shards."""
   if state.get('version') != 1:
     return state
   shards = {
@@ -194,10 +194,10 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Makes the position of a run of those of its processes.
+  """Joins the positions of a run's processes.
 
   Raises:
-    DataError: they are of different runs, or two have the same shard.
+    DataError: they are from different runs, or two have the same shard.
   """
   shards = {}
   for state in states:
@@ -216,7 +216,7 @@ def _number(entry: tuple[str, Any]) -> int:
 
 
 def micro_batches(batch: Batch, parts: int) -> list[Batch]:
-  """Every parts-th row, so that a part has its share of every data shard."""
+  """Takes every parts-th row, so each part has the same rows of every shard."""
   return [
     jax.tree.map(operator.itemgetter(slice(part, None, parts)), batch)
     for part in range(parts)
@@ -226,10 +226,10 @@ def micro_batches(batch: Batch, parts: int) -> list[Batch]:
 def batches(
   documents_tokens: Sequence[np.ndarray], config: DataConfig
 ) -> BatchIterator:
-  """Builds the endless stream of training batches from one source, unchanged.
+  """Builds the endless training batches of one source, without augmentation.
 
   Args:
-    documents_tokens: int32 documents with their BOS and EOS, as
+    documents_tokens: int32 documents with BOS and EOS, as
       `contents.tokenize` returns them.
     config: the `data` group.
 
@@ -247,14 +247,14 @@ def mixed_batches(
   process: int = 0,
   num_processes: int = 1,
 ) -> BatchIterator:
-  """Builds the endless stream of a process's part of the training batches.
+  """Builds the endless stream of one process's part of the training batches.
 
   Args:
     ingredients: the sources.
     config: the `data` group; the same in all processes.
-    augment: what is done to a document before packing, as `Augmentation`.
-    process: the number of this one.
-    num_processes: of the run; a divisor of data.num_shards.
+    augment: changes a document before packing, as `Augmentation`.
+    process: number of this process.
+    num_processes: number of processes; a divisor of data.num_shards.
 
   Returns:
     Batches whose row i·n + k is row i·S + s of the global batch, where s is the
@@ -303,14 +303,14 @@ def shard_rows(
   """The endless rows of one logical shard, [sequence_length + 1] tokens each.
 
   Args:
-    pieces: of each source.
+    pieces: the pieces of each source.
     weights: each source's share of the tokens.
     config: the `data` group.
-    augment: what is done to a document before packing.
-    shard: the number of the shard.
+    augment: changes a document before packing.
+    shard: number of the shard.
   """
   order = ShardOrder(pieces, weights, config, augment, shard)
-  # Reading threads would put the state ahead of the rows handed out.
+  # Reading threads would move the state ahead of the rows returned.
   documents = grain.MapDataset.source(order).to_iter_dataset(
     grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   )
@@ -323,17 +323,17 @@ def fingerprint(
   config: DataConfig,
   mixture: Sequence[Any] = (),
 ) -> str:
-  """SHA-256 over all that decides the order and the content of the batches.
+  """SHA-256 over everything that decides the order and content of batches.
 
-  A saved position has a meaning only for data of the same fingerprint. What is
-  switched off isn't part of it, so that older runs keep theirs; nor is
-  data.skip_corrupt, so that a run that met a corrupt record can go on.
+  A saved position holds only for data of the same fingerprint. Features that
+  are off don't count, so that older runs keep their fingerprint; nor does
+  data.skip_corrupt, so that a run that met a corrupt record can resume.
 
   Args:
     documents: the texts.
-    tokenizer: what their tokens mean.
+    tokenizer: the tokenizer that encodes them.
     config: the `data` group.
-    mixture: what else decides, as JSON: weights, folders of tokens.
+    mixture: what else decides, as JSON: weights and folders of tokens.
   """
   decisive = {
     'version': _FORMAT_VERSION,

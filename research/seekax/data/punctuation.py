@@ -1,7 +1,7 @@
-"""Tokens of punctuation and line ends, now and then taken apart again.
+"""Splits some of the tokens that merge punctuation with a line end.
 
-Merged tokens bias a model where a prompt ends in punctuation without a line
-end; DeepSeek-V3 (section 4.1) splits a random part of them in training.
+Such merged tokens bias a model where a prompt ends in punctuation without a
+line end; DeepSeek-V3 (section 4.1) splits a random part of them in training.
 """
 
 import re
@@ -17,10 +17,10 @@ class PunctuationSplitter:
   """Replaces merged tokens by their two parts."""
 
   def __init__(self, tokenizer: Tokenizer):
-    """Looks through the vocabulary for tokens that are merged."""
+    """Searches the vocabulary for merged tokens."""
     self._parts = {}
     for token_id in range(tokenizer.vocab_size):
-      # U+FFFD would be the half of a character, which its text doesn't tell.
+      # U+FFFD may stand for part of a character, which its text doesn't show.
       match = _MERGED.fullmatch(tokenizer.decode([token_id]))
       if match:
         parts = np.concatenate(tokenizer.encode_many(match.groups()))
@@ -30,18 +30,18 @@ class PunctuationSplitter:
     self._is_merged[list(self._parts)] = True
 
   def count(self, tokens: np.ndarray) -> int:
-    """How many merged tokens there are."""
+    """Returns the number of merged tokens."""
     return int(self._is_merged[tokens].sum())
 
   def split(self, tokens: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Takes some of the merged tokens apart.
+    """Splits some of the merged tokens.
 
     Args:
       tokens: int32 [L].
-      chosen: bool [`count(tokens)`], which of the merged ones.
+      chosen: bool [`count(tokens)`], which of the merged tokens to split.
 
     Returns:
-      int32, longer by the number of parts; the text stays the same.
+      int32 tokens of the same text.
     """
     places = np.flatnonzero(self._is_merged[tokens])[chosen]
     pieces, done = [], 0

@@ -1,4 +1,4 @@
-"""Text to a folder of tokens, in parallel processes, resumed per shard.
+"""Writes text as a folder of tokens, in parallel, and resumes per shard.
 
 The reader hands documents out in one fixed order, so that what the shards hold
 depends neither on the number of processes nor on interruptions.
@@ -27,14 +27,14 @@ from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
 from seekax.data.tokenizer import Tokenizer
 from seekax.files import write_atomically
 
-# A shard also ends here, so that long documents don't fill the memory.
+# A shard also ends at this size, so that long documents don't fill the memory.
 _SHARD_BYTES = 64 << 20
 
-# Keys of the plan that must be the same for a call to go on.
+# Keys of the plan that must be the same for a call to resume.
 _DECISIVE = ('source_sha256', 'tokenizer_sha256', 'shard_documents')
 _DECISIVE += ('text_field', 'chat_template_sha256')
 
-_tokenizer: Tokenizer  # Of a worker process, set when it starts.
+_tokenizer: Tokenizer  # A global of each worker process, set when it starts.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Progress:
   """What is written so far.
 
   Attributes:
-    shards: how many.
-    documents: in them.
-    bytes: of text in them.
-    fresh_bytes: of these, what this call wrote.
+    shards: number of shards.
+    documents: number of documents in them.
+    bytes: number of bytes of text in them.
+    fresh_bytes: the part of these bytes that this call wrote.
   """
 
   shards: int
@@ -66,11 +66,11 @@ def tokenize(
   """Writes a folder that `shards.TokenFolder` reads.
 
   Args:
-    source: as `data.source`, without weights.
+    source: as `data.source`, but without weights.
     tokenizer_path: a tokenizer.json, or a folder that has one.
     target: a folder: new, empty, or begun by the same call.
-    workers: processes.
-    shard_documents: at most so many in a shard.
+    workers: number of processes.
+    shard_documents: maximum number of documents in a shard.
     report: called after every shard.
     rules: how files are read; conversations are rendered by the tokenizer's
       own chat template, if it has one.
@@ -79,8 +79,8 @@ def tokenize(
     False if the folder was complete already.
 
   Raises:
-    DataError: the source or the tokenizer can't be used, the target is
-      another's, or a process was killed; the same call goes on.
+    DataError: the source or the tokenizer can't be used, the target holds
+      something else, or a process was killed; the same call then resumes.
   """
   parsed = _parse(source)
   tokenizer = _load_tokenizer(tokenizer_path)
@@ -94,7 +94,7 @@ def tokenize(
     'bos': tokenizer.bos,
     'eos': tokenizer.eos,
     'shard_documents': shard_documents,
-    # What older folders lack is said only where it differs from them.
+    # Older folders lack these keys, so they stand only where they matter.
     **({'text_field': rules.text_field} if rules.text_field != 'text' else {}),
     **({'chat_template_sha256': template} if template else {}),
   }
@@ -154,7 +154,7 @@ def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
   for path, prefix in zip(source.paths, source.prefixes, strict=True):
     for file, name in sources.find_files(path, rules):
       if not file.is_file():
-        continue  # Nor is it read.
+        continue  # The reader skips it too.
       try:
         formats.check_length(file, rules)
         entry = [prefix + name, shards_lib.file_sha256(file)]
@@ -167,7 +167,7 @@ def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
 
 
 def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
-  """Whether the target is finished; refuses one of another plan."""
+  """Whether the target is finished; raises if it follows another plan."""
   for name in (TOKENS_MANIFEST, TOKENS_PLAN):
     if not (folder / name).is_file():
       continue
@@ -175,8 +175,8 @@ def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
     is_ours = found.keys() >= {'source_sha256', 'tokenizer_sha256'}
     begun = name == TOKENS_MANIFEST or any(folder.glob('part-*.done'))
     if is_ours and not begun:
-      return False  # Nothing was written yet, perhaps for want of text.
-    # A folder written before there were templates tells of none.
+      return False  # Nothing was written yet; perhaps there was no text.
+    # Folders written before there were chat templates have no such key.
     found.setdefault('chat_template_sha256', plan.get('chat_template_sha256'))
     for key in _DECISIVE:
       if found.get(key) != plan.get(key):
@@ -202,7 +202,7 @@ def _begin(
   folder: pathlib.Path, plan: dict[str, Any], tokenizer: Tokenizer
 ) -> None:
   if (folder / TOKENS_PLAN).is_file():
-    for stale in folder.glob('.part-*'):  # Of workers that were killed.
+    for stale in folder.glob('.part-*'):  # Left by workers that were killed.
       stale.unlink()
   write_atomically(folder / TOKENS_PLAN, json.dumps(plan, indent=1) + '\n')
   tokenizer.save(folder / shards_lib.TOKENIZER)
@@ -234,7 +234,7 @@ def _write_shards(
   workers: int,
   report: Callable[[Progress], None],
 ) -> list[Shard]:
-  """Writes the shards that aren't there yet; returns all, in order."""
+  """Writes the shards that are missing; returns all, in order."""
   done: dict[int, Shard] = {}
   running: dict[concurrent.futures.Future, int] = {}
   fresh_bytes = 0
@@ -266,7 +266,7 @@ def _write_shards(
       if shard := _finished(folder, number):
         done[number] = shard
         continue
-      # One shard waits for every worker; more would only fill the memory.
+      # One more batch than workers is ready; more would only fill the memory.
       while len(running) > workers:
         collect(_wait(running))
       running[pool.submit(_write_shard, folder, number, batch)] = number
@@ -293,7 +293,7 @@ def _part(number: int) -> str:
 
 
 def _finished(folder: pathlib.Path, number: int) -> Shard | None:
-  """A shard that an earlier call wrote, unless its files aren't all there."""
+  """Returns a shard that an earlier call wrote, if its files are all there."""
   entry = tokenizer_lib.read_json(folder / f'{_part(number)}.done')
   if not entry:
     return None
@@ -304,9 +304,9 @@ def _finished(folder: pathlib.Path, number: int) -> Shard | None:
 
 
 def _start_worker(tokenizer_json: str, bos: str, eos: str) -> None:
-  """Prepares a worker process: its tokenizer, and that it outlives nobody."""
+  """Gives a worker process its tokenizer; it ends when its parent does."""
   global _tokenizer
-  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # A process is one core's.
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # One core per process.
   _tokenizer = Tokenizer(tokenizer_json, bos, eos)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,8 +1,8 @@
 """Folders of tokens: array_record shards, an index beside each, a manifest.
 
-A shard has one record per document: its ids, bos and eos included, as little-
-endian integers of the manifest's dtype. The index has what the pipeline wants
-to know of a document before it reads it. The manifest, written last, has the
+A shard has one record per document: its ids, with bos and eos, as little-endian
+integers of the manifest's dtype. The index has what the pipeline needs to know
+about a document before reading it. The manifest is written last and has the
 size and the SHA-256 of every file.
 """
 
@@ -30,7 +30,7 @@ from seekax.files import write_atomically
 
 FORMAT = 'seekax tokens 1'
 TOKENIZER = 'tokenizer.json'
-# A record is read alone, so that a corrupt one costs no other.
+# Each record is read alone, so that a corrupt one spoils no other.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER_BYTES = 32 << 10
@@ -40,21 +40,21 @@ _INDEX = np.dtype([('tokens', '<u4'), ('bytes', '<u4'), ('key', '<u8')])
 
 
 class CorruptRecordError(DataError):
-  """A record can't be read; shard, record and position are named."""
+  """A record can't be read; the message names shard, record and position."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """What the manifest says of a shard.
+  """A shard's entry in the manifest.
 
   Attributes:
-    name: of its files, without their endings.
+    name: name of its files, without their endings.
     size: bytes of the array_record file.
-    sha256: of that file.
-    index_sha256: of the index.
-    documents: how many.
-    tokens: theirs, bos and eos included.
-    bytes: of the text in UTF-8.
+    sha256: SHA-256 of that file.
+    index_sha256: SHA-256 of the index.
+    documents: number of documents.
+    tokens: number of their tokens, with bos and eos.
+    bytes: number of UTF-8 bytes of their text.
   """
 
   name: str
@@ -66,12 +66,12 @@ class Shard:
   bytes: int
 
   def paths(self, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """The array_record file and the index."""
+    """Returns the paths of the array_record file and the index."""
     return folder / f'{self.name}.array_record', folder / f'{self.name}.npy'
 
 
 def dtype_for(vocab_size: int) -> str:
-  """The smallest of the two dtypes that holds every id."""
+  """The smaller of the two dtypes if it holds every id, else the larger."""
   return _DTYPES[vocab_size > 1 << 16]
 
 
@@ -81,7 +81,7 @@ def write_shard(
   documents: Sequence[Document],
   tokenizer: Tokenizer,
 ) -> Shard:
-  """Tokenizes documents into a shard; its files are whole or not there.
+  """Tokenizes documents into a shard; its files appear complete or not at all.
 
   Raises:
     OSError: the folder can't be written.
@@ -135,7 +135,7 @@ def write_manifest(
   tokenizer: Tokenizer,
   shards: Sequence[Shard],
 ) -> None:
-  """Writes what makes a folder of shards a whole one."""
+  """Writes the manifest, which makes a folder of shards complete."""
   manifest = {
     'format': FORMAT,
     **plan,
@@ -155,7 +155,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   """Reads a manifest.
 
   Raises:
-    DataError: it is unreadable, or none that seekax tokenize wrote.
+    DataError: it is unreadable, or seekax tokenize didn't write it.
   """
   path = folder / TOKENS_MANIFEST
   manifest = tokenizer_lib.read_json(path, max_bytes=1 << 30)
@@ -173,7 +173,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_shards(manifest: dict[str, Any], path: pathlib.Path) -> list[Shard]:
-  """The shards of a manifest, none of which lies outside its folder."""
+  """Returns the manifest's shards; refuses names that leave the folder."""
   try:
     shards = [Shard(**entry) for entry in manifest['shards']]
   except TypeError as error:
@@ -188,11 +188,11 @@ class TokenFolder:
   """The documents of a folder that seekax tokenize wrote.
 
   Attributes:
-    tokenizer: the one that it was written with.
-    lengths: int64 [n], tokens of each document.
-    num_bytes: int64 [n], of each document's text.
+    tokenizer: the tokenizer that it was written with.
+    lengths: int64 [n], number of tokens of each document.
+    num_bytes: int64 [n], number of bytes of each document's text.
     keys: uint64 [n], see `split.content_keys`.
-    sha256: of the manifest, and by it of everything.
+    sha256: SHA-256 of the manifest, which covers every other file.
     path: the folder.
   """
 
@@ -201,11 +201,11 @@ class TokenFolder:
 
     Args:
       path: the folder.
-      label: what the names of its documents begin with.
-      skip_corrupt: accept a shard of which single records can't be read.
+      label: prefix of its documents' names.
+      skip_corrupt: accept a shard some of whose records can't be read.
 
     Raises:
-      DataError: a file is missing or differs; it is named.
+      DataError: a file is missing or differs; the message names it.
       CorruptRecordError: a record can't be read.
     """
     self.path, self._label = pathlib.Path(path), label
@@ -279,7 +279,7 @@ class TokenFolder:
     return shard, number - start
 
   def name(self, number: int) -> str:
-    """See `documents.Documents`: the shard and the record."""
+    """Names a document by its shard and record; see `documents.Documents`."""
     shard, record = self._find(number)
     return f'{self._label}{self._shards[shard].name}:{record}'
 
@@ -293,7 +293,7 @@ class TokenFolder:
     shard, record = self._find(number)
     path, _ = self._shards[shard].paths(self.path)
     try:
-      # A reader has one position; two threads must not move it at once.
+      # A reader has one position, which two threads must not move at once.
       with self._lock:
         (content,) = self._reader(shard).read([record])
     except (RuntimeError, ValueError, IndexError) as error:
@@ -318,7 +318,7 @@ class TokenFolder:
     )
 
   def _reader(self, shard: int) -> Any:
-    """An open reader; the one that was used longest ago may be closed."""
+    """Returns an open reader; may close the least recently used one."""
     if shard not in self._readers:
       path, _ = self._shards[shard].paths(self.path)
       self._readers[shard] = array_record_module.ArrayRecordReader(
@@ -333,7 +333,7 @@ class TokenFolder:
 
 
 def sha256_of(tokenizer: Tokenizer) -> str:
-  """SHA-256 of a tokenizer's file."""
+  """SHA-256 of the tokenizer's JSON text."""
   return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Sources: what `data.source` names, and the files of text in it."""
+"""Reads `data.source`: the sources that it names and their text files."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -19,22 +19,22 @@ _logger = logging.getLogger(__name__)
 
 STDLIB = 'stdlib'
 STDLIB_LICENCE = 'PSF-2.0 (Python Software Foundation License)'
-# Of a folder that seekax tokenize wrote, and of one that it is writing.
+# Files that mark a folder of tokens, and an unfinished one.
 TOKENS_MANIFEST, TOKENS_PLAN = 'manifest.json', 'plan.json'
 
-# What Python leaves beside any source that was run.
+# Python leaves these beside any source that was run.
 _SKIPPED = frozenset(('__pycache__',))
-# Tests, other people's packages, and tables that are hardly text.
+# Tests, third-party packages, and tables that are hardly text.
 _STDLIB_SKIPPED = _SKIPPED.union(
   ('site-packages', 'dist-packages', 'test', 'idlelib', 'lib2to3')
   + ('pydoc_data', 'encodings')
 )
-_NAMED = 3  # Of the files of a kind that are passed over.
+_NAMED = 3  # Number of skipped files of a kind that the log names.
 _WEIGHTED = re.compile(r'\s*([0-9.]+(?:e-?[0-9]+)?)\s*\*\s*(.+)', re.DOTALL)
 
 
 class PassedOver:
-  """What a reading leaves out, by reason, to be said in a line of the log."""
+  """Collects what a reading leaves out, by reason, for the log."""
 
   def __init__(self):
     self.first_problem = ''
@@ -42,16 +42,16 @@ class PassedOver:
     self._conversations = 0
 
   def add(self, reason: str, name: str, problem: str = '') -> None:
-    """Notes a file or a folder; `problem` is its message as an only one."""
+    """Notes a file or folder; `problem` is the message for a source of one."""
     self._names.setdefault(reason, []).append(name)
     self.first_problem = self.first_problem or problem
 
   def add_conversation(self) -> None:
-    """Notes a row that was rendered."""
+    """Counts a row that was rendered."""
     self._conversations += 1
 
   def say(self, source: object, rules: Rules) -> None:
-    """Writes the lines."""
+    """Logs one line per reason."""
     for reason, names in self._names.items():
       named = ', '.join(ascii(name) for name in names[:_NAMED])
       more = ', ...' if len(names) > _NAMED else ''
@@ -69,13 +69,13 @@ class PassedOver:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One of the sources that a mixture takes its tokens from.
+  """One of the sources that a mixture takes tokens from.
 
   Attributes:
-    weight: its share of the tokens; all weights together are 1.
+    weight: its share of the tokens; all weights add up to 1.
     paths: 'stdlib', files and folders.
-    prefixes: of the names of each path's documents.
-    has_weight: whether a weight was written before it.
+    prefixes: for each path, what the names of its documents begin with.
+    has_weight: whether the text gave it a weight.
   """
 
   weight: float
@@ -91,7 +91,8 @@ def parse(text: str) -> list[Source]:
   """Reads `data.source`: a path, 'a,b' (one source) or '0.7*a,0.3*b'.
 
   Raises:
-    DataError: a path is missing, two have the same name, or a weight is none.
+    DataError: a path is missing, two have the same name, or a weight isn't a
+      positive number.
   """
   if text == STDLIB or os.path.exists(text):  # A path may have a comma.
     return [Source(1.0, (text,), ('',))]
@@ -133,7 +134,7 @@ def _weight(word: str, text: str) -> float:
 
 
 def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
-  """Each path's last name, as long as no two are the same."""
+  """Returns each path's last name; raises if two are the same."""
   if len(paths) == 1:
     return ('',)
   names = [os.path.basename(os.path.abspath(path)) for path in paths]
@@ -143,7 +144,7 @@ def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
         f'data.source has two of the name {name!r}, so that their documents '
         'could not be told apart; rename one'
       )
-  # A single file's documents are called by its name already.
+  # A single file's document is named after the file already.
   return tuple(
     name + '/' if path == STDLIB or os.path.isdir(path) else ''
     for name, path in zip(names, paths, strict=True)
@@ -151,11 +152,11 @@ def _prefixes(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def absolute_paths(config: Config, folder: str) -> Config:
-  """A run's config whose paths mean the same from any folder.
+  """A copy of a run's config whose paths hold in any current folder.
 
   Args:
-    config: of a run; a leading ~ is the user's home.
-    folder: what its relative paths are relative to.
+    config: a run's config; a leading ~ means the user's home.
+    folder: the folder that its relative paths start from.
   """
   train = {
     key: _absolute(getattr(config.train, key), folder)
@@ -176,7 +177,7 @@ def absolute(text: str, folder: str) -> str:
   """`data.source` with absolute paths; see `parse`.
 
   It stays as it is where the folder's own name has a comma, at which `parse`
-  would cut it.
+  would split it.
   """
   whole = _absolute(text, folder)
   if text == STDLIB or os.path.exists(whole):
@@ -193,17 +194,17 @@ def absolute(text: str, folder: str) -> str:
 
 
 def _absolute(path: str, folder: str) -> str:
-  """An absolute path; words that are no paths stay."""
+  """An absolute path; special words and URLs stay as they are."""
   if path in ('', STDLIB, 'auto') or '://' in path:
     return path
   return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
 
 
 def is_tokens(path: str) -> bool:
-  """Whether this is a folder of tokens, and not of text.
+  """Whether a path is a folder of tokens and not of text.
 
   Raises:
-    DataError: it is one that seekax tokenize hasn't finished.
+    DataError: seekax tokenize hasn't finished the folder.
   """
   folder = pathlib.Path(path)
   if not any(folder.glob('*.array_record')):
@@ -220,7 +221,7 @@ def read_documents(source: str) -> list[Document]:
   """Reads a source of text without weights; see `parse` and `read_paths`.
 
   Raises:
-    DataError: see there; or the source is a mixture, or tokens.
+    DataError: as `read_text`; or the source is a mixture, or tokens.
   """
   parsed = parse(source)
   if len(parsed) > 1 or any(map(is_tokens, parsed[0].paths)):
@@ -231,11 +232,11 @@ def read_documents(source: str) -> list[Document]:
 def read_text(source: Source, rules: Rules = DEFAULT_RULES) -> list[Document]:
   """Reads the texts of a source, sorted by name; empty ones are left out.
 
-  Folders of tokens are passed over.
+  Folders of tokens are skipped.
 
   Returns:
-    Documents. A name is the path relative to the source (for a single file its
-    name), followed by `:line` or `:row` where a file holds many.
+    Documents. A name is the path relative to the source (for a single file the
+    file's name), followed by `:line` or `:row` where a file holds several.
 
   Raises:
     DataError: a file is unreadable or not what its name says, or there is
@@ -249,7 +250,7 @@ def read_text(source: Source, rules: Rules = DEFAULT_RULES) -> list[Document]:
 
 
 def no_text(source: str, passed: PassedOver) -> DataError:
-  """What to raise for a source of which nothing is left."""
+  """The error for a source in which no text was found."""
   if passed.first_problem:
     return DataError(f'{source} holds no text: {passed.first_problem}')
   return DataError(
@@ -261,14 +262,14 @@ def no_text(source: str, passed: PassedOver) -> DataError:
 def stream(
   source: Source, rules: Rules = DEFAULT_RULES, passed: PassedOver | None = None
 ) -> Iterator[Document]:
-  """Yields the texts of a source, file by file in the order of their names.
+  """Yields the texts of a source, file by file, in the order of their names.
 
-  What isn't text is passed over, and said in the log at the end.
+  Files that aren't text are skipped and logged at the end.
 
   Args:
     source: what to read.
-    rules: how.
-    passed: takes what was passed over.
+    rules: how to read it.
+    passed: collects what is skipped.
   """
   passed = PassedOver() if passed is None else passed
   found = False
@@ -284,19 +285,19 @@ def stream(
           found = True
           yield document
       except formats.NotTextError as error:
-        if path != STDLIB:  # A few of its files declare another coding.
+        if path != STDLIB:  # A few of its files declare another encoding.
           passed.add('files that are not text', prefix + name, str(error))
-  if found:  # Otherwise an error says it.
+  if found:  # Otherwise the caller raises an error.
     passed.say(source, rules)
 
 
 def find_files(
   path: str, rules: Rules = DEFAULT_RULES, passed: PassedOver | None = None
 ) -> list[tuple[pathlib.Path, str]]:
-  """The files of a path, with their names relative to it, sorted by these.
+  """The files of a path with their names relative to it, sorted by name.
 
   Raises:
-    DataError: a folder can't be read, or is one that seekax writes.
+    DataError: a folder can't be read, or holds what seekax wrote.
   """
   passed = PassedOver() if passed is None else passed
   root = pathlib.Path(path)
@@ -325,7 +326,7 @@ def find_files(
 
 
 def _is_wanted(name: str, rules: Rules) -> bool:
-  """Whether the patterns take a file; `*` also stands for slashes."""
+  """Whether the patterns include a file; `*` also matches slashes."""
 
   def matches(patterns: str) -> bool:
     return any(
@@ -341,7 +342,7 @@ def _is_wanted(name: str, rules: Rules) -> bool:
 
 def sha256(text: str) -> str:
   """Returns the hexadecimal SHA-256 of a text or a name."""
-  # A file name that isn't UTF-8 reaches us with surrogates in it.
+  # Python puts surrogates into a file name that isn't UTF-8.
   return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()
 
 
@@ -350,9 +351,9 @@ def _walk(
 ) -> Iterator[pathlib.Path]:
   """Yields the files below a folder: none hidden, none in a skipped folder.
 
-  Links to folders elsewhere are followed. A link into what is read anyway, or
-  to a folder around it, is not: it would give documents twice, or for ever.
-  What seekax writes is no text.
+  Links to other folders are followed. A link into a folder that is read anyway,
+  or to one around it, is not: it would give documents twice, or without end.
+  Folders that seekax wrote are skipped.
   """
   read = [os.path.realpath(top)]
   waiting = [top]

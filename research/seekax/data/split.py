@@ -1,4 +1,4 @@
-"""The split: which documents are held out, so that no text is on both sides."""
+"""Chooses the held-out documents, so that no text is on both sides."""
 
 from collections.abc import Iterator, Sequence
 import hashlib
@@ -12,7 +12,7 @@ _BLOCK_CHARACTERS = 1 << 20
 
 
 def content_keys(documents: Sequence[Document]) -> np.ndarray:
-  """Keys by content: copies, also in other sources, share theirs.
+  """Keys from the content: copies get equal keys, also across sources.
 
   Returns:
     uint64 [n], the first bytes of each text's SHA-256.
@@ -21,10 +21,10 @@ def content_keys(documents: Sequence[Document]) -> np.ndarray:
 
 
 def name_keys(documents: Sequence[Document]) -> np.ndarray:
-  """Keys by name, but copies of a text take the first one's.
+  """Keys from the names; copies of a text get the key of the first one.
 
-  For sources whose texts change while their names stay, such as the library of
-  another Python: what was held out stays so.
+  This is for sources whose texts change while their names stay, such as the
+  library of another Python version: the same documents stay held out.
 
   Returns:
     uint64 [n].
@@ -37,22 +37,22 @@ def name_keys(documents: Sequence[Document]) -> np.ndarray:
 
 def key(text: str) -> int:
   """The first 64 bits of a text's SHA-256."""
-  # A file name that isn't UTF-8 reaches us with surrogates in it.
+  # Python puts surrogates into a file name that isn't UTF-8.
   content = text.encode('utf-8', 'surrogateescape')
   return int.from_bytes(hashlib.sha256(content).digest()[:8], 'big')
 
 
 def choose_heldout(keys: np.ndarray, heldout_fraction: float) -> np.ndarray:
-  """Holds out the documents whose key is in the lowest part of all keys.
+  """Holds out the documents whose keys are below a threshold.
 
-  Adding documents never moves another one across.
+  Adding documents never moves another one to the other side.
 
   Args:
     keys: uint64 [n].
     heldout_fraction: expected share of documents.
 
   Returns:
-    bool [n], both values occurring.
+    bool [n], with both values present.
 
   Raises:
     DataError: one of the two sides would be empty.
@@ -79,13 +79,13 @@ def choose_heldout(keys: np.ndarray, heldout_fraction: float) -> np.ndarray:
 def split_lines(
   document: Document, heldout_fraction: float
 ) -> tuple[Document, Document]:
-  """Cuts an only document: its last lines (at least one) are held out.
+  """Cuts a single document: its last lines (at least one) are held out.
 
   Returns:
     The parts `<name>#train` and `<name>#heldout`.
 
   Raises:
-    DataError: there would be no line left to train on.
+    DataError: no line would be left to train on.
   """
   if document.mark:
     raise DataError(
@@ -109,7 +109,7 @@ def split_lines(
 
 
 def _end_of_lines(text: str, count: int) -> int:
-  """Where the first lines of a text end."""
+  """Returns the offset at which the first `count` lines end."""
   for start, end in _blocks(text):
     lines = text[start:end].splitlines(keepends=True)
     if len(lines) >= count:
@@ -119,7 +119,7 @@ def _end_of_lines(text: str, count: int) -> int:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
-  """Stretches of whole lines: a list of all would be larger than the text."""
+  """Yields blocks of whole lines; a list of all would outgrow the text."""
   start = 0
   while start < len(text):
     newline = text.find('\n', start + _BLOCK_CHARACTERS)

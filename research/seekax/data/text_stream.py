@@ -1,16 +1,16 @@
-"""Text of token ids that come one by one: only what no later id can change.
+"""Decodes token ids one by one; yields only text that later ids can't change.
 
-What a decoder makes of an id depends on its neighbours. Bytes of one character
-may lie in several ids; with byte fallback (`<0xE4>`) a whole run of bytes is
-read as text or as one U+FFFD for each; and most decoders treat the first id in
-a way of its own, so that a tail can't be decoded without what is before it.
+The text of an id depends on its neighbours. The bytes of one character may be
+spread over several ids; with byte fallback (`<0xE4>`) a whole run of bytes is
+read as text, or as one U+FFFD for each byte; and most decoders treat the first
+id specially, so that a tail can't be decoded without some ids before it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-# Where two characters could still become one, after a byte is replaced.
+# At the end of a text it may become a character once more bytes come.
 _REPLACEMENT = '\ufffd'
-# Ids that are decoded anew for every new one, at most about twice as many.
+# Number of ids that are decoded again for each new one; at most about twice it.
 _WINDOW = 48
 
 Decode = Callable[[Sequence[int]], str]
@@ -22,17 +22,17 @@ def stream(
   byte_ids: Collection[int],
   skipped_ids: Collection[int],
 ) -> Iterator[str]:
-  """Yields text that, joined, is what `decode` makes of all the ids.
+  """Yields text that, joined, is `decode` of all the ids.
 
   Args:
-    ids: one by one.
-    decode: the text of ids; what it says of more ids begins with what it said
-      of fewer, but for bytes that are incomplete.
-    byte_ids: of byte fallback.
-    skipped_ids: of which `decode` makes nothing.
+    ids: ids, one by one.
+    decode: returns the text of ids; the text of more ids must begin with that
+      of fewer, except for bytes that are incomplete.
+    byte_ids: ids that stand for single bytes.
+    skipped_ids: ids that have no text.
   """
-  # `window` is decoded anew for each id. Its first part, already yielded, gives
-  # the decoder something before the rest; `before` is that part's length.
+  # `window` is decoded again for each id. Its first part, already yielded, is
+  # context that the decoder needs for the rest; `before` is that part's length.
   window: list[int] = []
   before = yielded = sure = 0
   text, in_bytes = '', False
@@ -51,7 +51,7 @@ def stream(
       yield text[yielded:sure]
       yielded = sure
     if yielded == len(text) and len(window) - before >= _WINDOW:
-      # Everything is said: the older half of the window may go.
+      # All text is yielded, so the older half of the window can go.
       rest = window[before:]
       shorter = decode(rest)
       if shorter and before:

@@ -1,8 +1,8 @@
 """Tokenizer: any Hugging Face tokenizer.json, or a byte-level BPE of our own.
 
 Text never becomes a control token: what looks like one in a document or a
-prompt is encoded as the ordinary characters that it is. Only the text that a
-chat template writes is read with its control tokens (`encode_with_controls`).
+prompt is encoded as ordinary characters. Only text that a chat template writes
+is read with its control tokens (`encode_with_controls`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -28,12 +28,12 @@ from seekax.files import write_atomically
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
-# Of fill-in-the-middle: before the prefix, where the middle is missing, and
+# Fill-in-the-middle tokens: before the prefix, where the middle is missing, and
 # before the middle.
 FIM = ('<|fim_begin|>', '<|fim_hole|>', '<|fim_end|>')
 MIN_VOCAB_SIZE = 258  # The two control tokens and the 256 bytes.
 
-# The first name that a tokenizer knows is taken. DeepSeek's names are spelt
+# The first name that a tokenizer knows is used. DeepSeek's names are spelt
 # with U+2581 and, in the released files, with full-width bars (U+FF5C).
 _BOS_NAMES = (BOS, '<|begin▁of▁sentence|>', '<｜begin▁of▁sentence｜>')
 _BOS_NAMES += ('<s>', '<|begin_of_text|>', '[BOS]', '<|endoftext|>')
@@ -48,8 +48,8 @@ _FIM_NAMES = (
 
 # Words take one character before them (a space, a dot, an underscore), digits
 # go in threes, punctuation takes the line ends after it, and indentation is
-# one piece that starts after the line end: a prompt that ends in a newline is
-# cut as the same text in the middle of a file.
+# one piece that starts after the line end: so a prompt that ends in a newline
+# is split like the same text in the middle of a file.
 _PIECES = (
   r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*'
   r'|\s*[\r\n]+|[ \t]{2,}|\s+'
@@ -59,24 +59,23 @@ _WORD = re.compile(r'\w')
 _ADDED_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _MAX_CONFIG_BYTES = 16 << 20
 _MAX_TOKENIZER_BYTES = 256 << 20
-# Part of the cache key: raise it with every change of `train`.
+# Part of the cache key: raise it with every change to `train`.
 _RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
 _BLOCK_CHARACTERS = 1 << 19
 
 
 class Tokenizer:
-  """Text to ids and back.
+  """Converts text to ids and back.
 
   Attributes:
-    vocab_size: one more than the largest id; an embedding has at least as many
-      rows.
-    bos: the name of the token before every document.
-    bos_id: its id.
-    eos: the name of the token after every document.
-    eos_id: its id.
-    fim_ids: ids of the three tokens of fill-in-the-middle, in the order of
-      `FIM`; () if the tokenizer lacks them.
+    vocab_size: the largest id plus 1; an embedding needs at least as many rows.
+    bos: name of the token before every document.
+    bos_id: id of that token.
+    eos: name of the token after every document.
+    eos_id: id of that token.
+    fim_ids: ids of the three fill-in-the-middle tokens, in the order of `FIM`;
+      () if the tokenizer lacks them.
   """
 
   def __init__(self, source: str, bos: str = '', eos: str = ''):
@@ -88,8 +87,8 @@ class Tokenizer:
       eos: the name of the EOS token; '' takes the first known name.
 
     Raises:
-      DataError: the text is no tokenizer, or two of its tokens are in
-        conflict, or it lacks the BOS or EOS token.
+      DataError: the text is not a tokenizer, two of its tokens conflict, or it
+        lacks the BOS or EOS token.
     """
     self._source = source
     self._decoder = _parse(source)
@@ -114,8 +113,8 @@ class Tokenizer:
     self._encoder.encode_special_tokens = True
     self._encoder.no_truncation()
     self._encoder.no_padding()
-    # Nothing can be put inside a single character to break it, so that it is
-    # always read as text.
+    # A control token of one character can't be broken by inserting another, so
+    # it is always read as text.
     self._controls = {
       t['content']: t for t in controls if len(t['content']) > 1
     }
@@ -137,7 +136,7 @@ class Tokenizer:
   def _is_control(self, token: dict[str, Any]) -> bool:
     """Whether an added token is one that text must not turn into.
 
-    Released files have some that are not marked as special, such as <think>,
+    Released files don't mark all of these as special, <think> for example,
     because decoding has to show them. Other added tokens, such as runs of
     spaces, are plain text.
     """
@@ -151,7 +150,7 @@ class Tokenizer:
     More rows than ids are normal: embeddings are padded to round sizes.
 
     Raises:
-      DataError: it has too few.
+      DataError: it has fewer rows than the tokenizer has ids.
     """
     if self.vocab_size > vocab_size:
       raise sources.DataError(
@@ -182,7 +181,7 @@ class Tokenizer:
         yield number, piece
 
   def _agrees(self, left: str, gap: str, right: str) -> bool:
-    """Whether cutting a text leaves its tokens as they are."""
+    """Whether cutting a text here leaves its tokens unchanged."""
     whole, *parts = self._encode_batch([left + gap + right, left, right])
     return np.array_equal(whole, np.concatenate(parts))
 
@@ -199,7 +198,7 @@ class Tokenizer:
         f'cannot encode text that is not valid Unicode ({error})'
       ) from error
     except BaseException as error:
-      # What the library can't do ends in a panic, which is no Exception.
+      # The library panics at what it can't do; a panic is no Exception.
       known = isinstance(error, Exception)
       if not known and type(error).__name__ != 'PanicException':
         raise
@@ -210,19 +209,19 @@ class Tokenizer:
       ) from error
 
   def encode_with_controls(self, text: str, mark: str = '') -> np.ndarray:
-    """Encodes a text whose control-token strings are meant: they become ids.
+    """Encodes text whose control-token strings become control tokens.
 
-    For a byte-level tokenizer without normalization this is what Hugging Face
-    tokenizers gives for the text. A pre-tokenizer that adds a space before
-    the first word only would add one after every control token here.
+    For a byte-level tokenizer without normalization the ids equal those of
+    Hugging Face tokenizers. A pre-tokenizer that adds a space only before the
+    first word would add one here after every control token.
 
     Args:
-      text: what a chat template wrote.
-      mark: what `break_controls` put into the parts of the text that are not
-        to be trusted; it is taken out again before they are encoded.
+      text: text that a chat template wrote.
+      mark: what `break_controls` put into the untrusted parts of the text; it
+        is removed before they are encoded.
 
     Returns:
-      int32 ids [L], with no BOS or EOS but those that the text spells.
+      int32 ids [L], without BOS and EOS unless the text spells them.
 
     Raises:
       DataError: see `encode`.
@@ -240,8 +239,8 @@ class Tokenizer:
     """Encodes documents: texts, and conversations with their control tokens.
 
     Returns:
-      int32 ids [L] of each, without BOS and EOS around it, also where a chat
-      template writes them.
+      int32 ids [L] of each document, without a BOS and EOS around it, even
+      where a chat template writes them.
 
     Raises:
       DataError: see `encode`.
@@ -264,12 +263,12 @@ class Tokenizer:
   ) -> str:
     """Puts `mark` into a text wherever it could become a control token.
 
-    That is after the first character of every control-token string, and at
-    the ends of the text where one might arise with what comes beside it.
+    The mark goes after the first character of every control-token string, and
+    at the ends of the text where its neighbours could complete one.
 
     Args:
-      text: a text that is not to be trusted.
-      mark: a character that the text does not have.
+      text: untrusted text.
+      mark: a character that the text doesn't contain.
       keep: names of control tokens that stay whole.
     """
     cuts, start = set(), 0
@@ -277,7 +276,7 @@ class Tokenizer:
       start = match.start() + 1  # Control tokens may overlap.
       if match[0] not in keep:
         cuts.add(start)
-    # A template may well trim the text.
+    # A template may strip the text.
     body = text.strip()
     start = len(text) - len(text.lstrip())
     if body.endswith(self._heads):
@@ -292,8 +291,8 @@ class Tokenizer:
   def _split_at_controls(self, text: str) -> tuple[list[str], list[int]]:
     """Returns n + 1 plain pieces and the n control ids between them.
 
-    The flags of an added token mean what they mean in Hugging Face's
-    AddedVocabulary: it swallows white space, or must not touch a word.
+    An added token's flags are applied as in Hugging Face's AddedVocabulary: it
+    takes the white space beside it, or must not touch a word.
     """
     plain, ids, done = [], [], 0
     for match in self._control.finditer(text):
@@ -316,7 +315,7 @@ class Tokenizer:
   def stream(self, ids: Iterable[int]) -> Iterator[str]:
     """Decodes ids as they come; text waits until no later id can change it.
 
-    The pieces together are what `decode` makes of all the ids.
+    The pieces together are `decode` of all the ids.
     """
     return text_stream.stream(
       map(int, ids), self.decode, self._byte_ids, self._skipped_ids
@@ -324,14 +323,14 @@ class Tokenizer:
 
   @functools.cached_property
   def _byte_ids(self) -> frozenset[int]:
-    """Ids of byte fallback, which stand for a byte each."""
+    """Ids of byte fallback; each stands for one byte."""
     names = (f'<0x{byte:02X}>' for byte in range(256))
     ids = map(self._decoder.token_to_id, names)
     return frozenset(x for x in ids if x is not None)
 
   @functools.cached_property
   def _skipped_ids(self) -> frozenset[int]:
-    """Ids that `decode` makes nothing of."""
+    """Ids for which `decode` returns no text."""
     added = self._decoder.get_added_tokens_decoder()
     return frozenset(x for x, token in added.items() if token.special)
 
@@ -340,10 +339,10 @@ class Tokenizer:
     return self._source
 
   def to_json_with_bos(self) -> str:
-    """The same with a post-processor that puts BOS before every text.
+    """The same text with a post-processor that puts BOS before every text.
 
-    Unchanged if it has a post-processor already. Nothing here runs it; other
-    people's tools do.
+    It is unchanged if it has a post-processor already. seekax doesn't run the
+    post-processor; other tools do.
     """
     made = _parse(self._source)
     if made.post_processor is not None:
@@ -356,7 +355,7 @@ class Tokenizer:
     return made.to_str()
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a tokenizer.json that `load` and other people's tools read.
+    """Writes a tokenizer.json that `load` and other tools read.
 
     Raises:
       OSError: the folder is missing or can't be written.
@@ -369,12 +368,13 @@ def train(
 ) -> Tokenizer:
   """Trains a byte-level BPE; BOS is 0, EOS is 1, decode inverts encode.
 
-  Deterministic. On little text the vocabulary stays smaller than asked.
+  The result is deterministic. From little text the vocabulary stays smaller
+  than asked for.
 
   Args:
-    texts: what to learn from.
-    vocab_size: how many tokens at most.
-    more_controls: control tokens from id 2 on, such as `FIM`.
+    texts: texts to learn from.
+    vocab_size: maximum number of tokens.
+    more_controls: control tokens that get ids from 2 on, such as `FIM`.
 
   Raises:
     DataError: `vocab_size` leaves no room for the 256 bytes.
@@ -395,7 +395,7 @@ def train(
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
-  # Of its own: the tokenizer is locked while it learns.
+  # A separate pre-tokenizer: the tokenizer's own is locked while it trains.
   same_words = functools.partial(_same_words, _words())
   pieces = (
     piece for text in texts for piece in long_text.cut(text, same_words)
@@ -416,7 +416,7 @@ def _words() -> pre_tokenizers.PreTokenizer:
 def _same_words(
   words: pre_tokenizers.PreTokenizer, left: str, gap: str, right: str
 ) -> bool:
-  """Whether the words that a tokenizer learns from are the same after a cut."""
+  """Whether a cut leaves the words that a tokenizer learns from unchanged."""
   whole, *parts = (
     [word for word, _ in words.pre_tokenize_str(text)]
     for text in (left + gap + right, left, right)
@@ -433,16 +433,16 @@ def load(
   """Reads a Hugging Face tokenizer.json.
 
   Args:
-    path: of the file.
+    path: path of the file.
     bos: see `Tokenizer`.
     eos: see `Tokenizer`.
-    more_tokens: added tokens that another file lists.
+    more_tokens: added tokens that stand in another file.
 
   Raises:
     DataError: the file is missing, broken, or lacks the BOS or EOS token.
   """
   try:
-    # As bytes: reading as text would turn CRLF into LF, and `save` change it.
+    # Read as bytes: text mode would turn CRLF into LF, and `save` change it.
     source = _read_bytes(pathlib.Path(path), _MAX_TOKENIZER_BYTES)
     text = source.decode('utf-8')
     foreign_tokenizer.check(text, _verdicts())
@@ -462,11 +462,11 @@ def load(
 
 
 def load_folder(folder: pathlib.Path) -> Tokenizer:
-  """Reads the tokenizer of a released model's folder.
+  """Reads the tokenizer in a released model's folder.
 
-  That is `tokenizer.json` and, if there, the names of BOS and EOS in
-  `tokenizer_config.json`. Nothing else of that file counts; the code that its
-  `auto_map` names is never run.
+  It reads `tokenizer.json` and, if present, the names of BOS and EOS and the
+  added tokens in `tokenizer_config.json`. Nothing else in that file counts; the
+  code that its `auto_map` names is never run.
 
   Raises:
     DataError: see `load`; or `tokenizer_config.json` is broken.
@@ -491,7 +491,7 @@ def _config_tokens(
   """The entries of `added_tokens_decoder`, as tokenizer.json spells them.
 
   Raises:
-    DataError: they are no objects of ids and names.
+    DataError: they don't map ids to objects with a name.
   """
   entries, found = config.get('added_tokens_decoder') or {}, []
   if not isinstance(entries, dict):
@@ -509,10 +509,10 @@ def _config_tokens(
 
 
 def _with_tokens(source: str, tokens: Sequence[dict[str, Any]]) -> str:
-  """A tokenizer.json with the tokens that it lacks; itself if it lacks none.
+  """Adds the tokens that a tokenizer.json lacks; unchanged if it lacks none.
 
-  Transformers adds those that stand in tokenizer_config.json alone, and a model
-  that was trained so knows them as one id each.
+  Transformers adds those that stand only in tokenizer_config.json, and a model
+  that was trained with them knows each as one id.
 
   Raises:
     DataError: the two files give a token different ids.
@@ -556,7 +556,7 @@ def read_json(
   """Reads a small JSON object; {} if there is no such file.
 
   Raises:
-    DataError: the file is unreadable, too large or no JSON object.
+    DataError: the file is unreadable, too large or not a JSON object.
   """
   content = read_small(path, max_bytes)
   if content is None:
@@ -571,10 +571,10 @@ def read_json(
 
 
 def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
-  """Reads a UTF-8 file; None if there is none.
+  """Reads a UTF-8 file; None if it doesn't exist.
 
   Raises:
-    DataError: it is no regular file, unreadable, larger or not UTF-8.
+    DataError: it isn't a regular file, is unreadable, too large or not UTF-8.
   """
   if not os.path.lexists(path):
     return None
@@ -590,7 +590,7 @@ def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
 
 def _read_bytes(path: pathlib.Path, max_bytes: int) -> bytes:
   if path.exists() and not (path.is_file() or path.is_dir()):
-    raise sources.DataError(f'{path} is not a file')  # A pipe would never end.
+    raise sources.DataError(f'{path} is not a file')  # A pipe would block.
   with path.open('rb') as file:
     content = file.read(max_bytes + 1)
   if len(content) > max_bytes:
@@ -603,11 +603,11 @@ def for_corpus(
   vocab_size: int,
   more_controls: Sequence[str] = (),
 ) -> Tokenizer:
-  """Trains on the documents, or takes the result of an earlier training.
+  """Trains on the documents, or returns the result of an earlier training.
 
   Results are kept in `$SEEKAX_CACHE`, `$XDG_CACHE_HOME/seekax` or
-  `~/.cache/seekax`. A cache that can't be written or is corrupt costs time
-  and nothing else.
+  `~/.cache/seekax`. If this cache can't be written or is corrupt, the tokenizer
+  is trained again.
 
   Raises:
     DataError: see `train`.
@@ -639,7 +639,7 @@ def _load_cached(path: pathlib.Path) -> Tokenizer:
 
 
 def _verdicts() -> pathlib.Path | None:
-  """Where it is kept which tokenizers were tried; None without a home."""
+  """Folder of marks for tokenizers found sound; None without a home folder."""
   try:
     return _cache_folder() / 'tried'
   except RuntimeError:
@@ -688,7 +688,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_added_ids(
   added: Sequence[dict[str, Any]], tokenizer: tokenizers.Tokenizer
 ) -> None:
-  """Refuses a file whose ids the library silently replaces by others."""
+  """Raises for a file some of whose ids the library silently replaces."""
   seen = set()
   for token in added:
     name, ours = token['content'], tokenizer.token_to_id(token['content'])
@@ -707,7 +707,7 @@ def _check_added_ids(
 
 
 def _check_ids(vocabulary: dict[str, int]) -> None:
-  """Refuses ids that two tokens share, or that int32 does not hold."""
+  """Raises for ids that two tokens share, or that don't fit int32."""
   names = {}
   for name, token_id in vocabulary.items():
     if token_id > np.iinfo(np.int32).max:
@@ -724,7 +724,7 @@ def _check_ids(vocabulary: dict[str, int]) -> None:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-  """A pattern of the names, the longest first; without any, of nothing."""
+  """A pattern of the names, longest first; it matches nothing without any."""
   names = sorted(names, key=len, reverse=True)
   return re.compile('|'.join(map(re.escape, names)) or '(?!)')
 

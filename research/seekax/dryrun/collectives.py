@@ -1,7 +1,7 @@
-"""Collectives of a partitioned program, read from its HLO text.
+"""Reads the collectives of a partitioned program from its HLO text.
 
-The text is that after partitioning and before the backend's own passes, so that
-data types are the program's: XLA on a CPU would make float32 of bfloat16.
+The text is taken after partitioning and before the backend's own passes, so
+that dtypes are the program's: XLA on a CPU would turn bfloat16 into float32.
 """
 
 from collections.abc import Iterator
@@ -35,16 +35,17 @@ _OPERATION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """What a step does of one kind over one set of mesh axes.
+  """A step's collectives of one kind over one set of mesh axes.
 
   Attributes:
-    kind: its name in HLO.
-    axis: mesh axes joined by '+'.
-    count: operations per step; those of loops that stop by their data, which
-      the exchange's further rounds are, count as if they didn't run, and of a
-      conditional's branches the one that sends most: no device sends more.
-    bytes: that a device sends per step, if collectives run as rings: a whole
-      array of n devices' parts costs (n - 1) / n of it, all-reduce twice that.
+    kind: name in HLO.
+    axis: mesh axes, joined by '+'.
+    count: operations per step. Loops that stop by their data, such as the
+      exchange's further rounds, count as if they didn't run. In a
+      conditional the branch that sends most counts: no device sends more.
+    bytes: bytes that a device sends per step if collectives run as rings: an
+      array made of n devices' parts costs (n - 1) / n of its size, all-reduce
+      twice that.
   """
 
   kind: str
@@ -60,9 +61,9 @@ def read(
 
   Args:
     text: an HLO module.
-    sizes: of the mesh's axes, in the order in which devices are numbered.
-    share_taken: of all times that a device comes to a conditional, those in
-      which it takes one of the branches that aren't empty.
+    sizes: size of each mesh axis, in the order in which devices are numbered.
+    share_taken: how often a device that meets a conditional takes a branch
+      that isn't empty, from 0 to 1.
 
   Raises:
     ValueError: a collective's devices can't be read.
@@ -91,7 +92,7 @@ def read(
   return sorted(rows, key=lambda row: -row.bytes)
 
 
-# By kind and axes: operations and bytes.
+# Maps (kind, axes) to (operations, bytes).
 _Total = dict[tuple[str, str], tuple[float, float]]
 
 
@@ -106,7 +107,7 @@ def _all_bytes(found: _Total) -> float:
 
 
 def _of_line(line: str, sizes: dict[str, int]) -> _Total:
-  """The collective of a line, if it is one."""
+  """The collective in a line, if there is one."""
   match = _OPERATION.search(line)
   if match is None:
     return {}
@@ -119,7 +120,7 @@ def _of_line(line: str, sizes: dict[str, int]) -> _Total:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-  """Lines of every computation; the entry's name is ''."""
+  """The lines of every computation; the entry's name is ''."""
   bodies: dict[str, list[str]] = {}
   lines: list[str] = []
   for line in text.splitlines():
@@ -134,7 +135,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _calls(line: str, bodies) -> Iterator[tuple[str, int]]:
-  """What a line runs besides branches, and how often."""
+  """The computations that a line runs, except branches, and how often."""
   loop = _WHILE.search(line)
   if loop:
     yield loop[2], _trip_count(bodies.get(loop[1], []))
@@ -144,7 +145,7 @@ def _calls(line: str, bodies) -> Iterator[tuple[str, int]]:
 
 
 def _trip_count(condition: list[str]) -> int:
-  """Of a loop from 0 to a constant; 0 of any other."""
+  """Number of rounds of a loop from 0 to a constant; 0 for other loops."""
   root = next((line for line in condition if 'ROOT' in line), '')
   if 'direction=LT' not in root:
     return 0
@@ -164,7 +165,7 @@ def _trip_count(condition: list[str]) -> int:
 
 
 def _group(rest: str) -> list[int]:
-  """Devices of the first group; of a permutation, of its first real pair."""
+  """The devices of the first group; for a permutation, its first real pair."""
   match = re.search(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? *\{([^}]*)\}',
     rest,
@@ -189,7 +190,7 @@ def _group(rest: str) -> list[int]:
   match = re.search(r'source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}', rest)
   if match:
     pairs = re.findall(r'\{(\d+),(\d+)\}', match[1])
-    # What stays on its device is sent nowhere.
+    # A pair of a device with itself sends nothing.
     sent = [[int(a), int(b)] for a, b in pairs if a != b]
     return sent[0] if sent else [int(pairs[0][0])]
   match = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
@@ -201,7 +202,7 @@ def _group(rest: str) -> list[int]:
 
 
 def _device_ids(order: str | None, shape: list[int]) -> np.ndarray:
-  """Of a mesh, whose devices may be numbered in another order than its axes."""
+  """A mesh's device numbers, which may be in another order than its axes."""
   ids = np.arange(math.prod(shape))
   if order:
     match = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?$', order)
@@ -214,7 +215,7 @@ def _device_ids(order: str | None, shape: list[int]) -> np.ndarray:
 
 
 def _axis(group: list[int], sizes: dict[str, int]) -> str:
-  """The mesh axes along which a group's devices differ."""
+  """The mesh axes along which the devices of a group differ."""
   places = np.unravel_index(group, tuple(sizes.values()))
   differ = [
     axis
@@ -225,7 +226,7 @@ def _axis(group: list[int], sizes: dict[str, int]) -> str:
 
 
 def _bytes(shapes: str) -> int:
-  """Of a result, which may be a tuple."""
+  """Number of bytes of a result, which may be a tuple."""
   total = 0
   for kind, dims in _SHAPE.findall(shapes):
     width = _WIDTHS.get(kind) or _bits(kind) // 8

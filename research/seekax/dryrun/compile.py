@@ -1,7 +1,7 @@
-"""Compiles the real training step for a mesh that isn't there.
+"""Compiles the real training step for a mesh of devices that needn't exist.
 
-Devices are virtual ones of the CPU, or GPUs that are only described; arrays
-have shapes and places, no values.
+The devices are virtual ones of the CPU, or GPUs that are only described; arrays
+have shapes and shardings but no values.
 """
 
 from collections import Counter
@@ -42,25 +42,25 @@ _CUSTOM_CALL = re.compile(r'custom_call_target="([^"]+)"')
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-  """What the compiler says of a step, per device.
+  """The compiler's figures for a step, per device.
 
   Attributes:
-    compile_seconds: tracing, partitioning and compiling.
-    host_peak_bytes: most memory that this process has held.
-    arguments_bytes: of the update: masters, moments, gradients (which a
-      pipeline, whose step is one program, counts among the temporaries).
-    outputs_bytes: of the update.
-    state_bytes: what the arguments should be: by `sharding`, which reckons
-      them from names, shapes and the mesh's sizes alone.
-    temporaries_bytes: of a micro-batch's passes, or of a pipeline's step; None
-      where JAX's version makes them of no meaning on a CPU.
-    micro_batches: per step.
-    collectives: of a whole step: its micro-batches and its update.
-    update_collectives: those of the update alone; none of a pipeline's are
-      told apart.
-    backends: what was compiled in, and why.
-    custom_calls: of the passes, as written in the compiled program, by target:
-      kernels that XLA didn't make.
+    compile_seconds: time of tracing, partitioning and compiling.
+    host_peak_bytes: peak memory of this process.
+    arguments_bytes: arguments of the update: masters, moments and gradients (a
+      pipeline's step is one program, where gradients count as temporaries).
+    outputs_bytes: outputs of the update.
+    state_bytes: expected size of the arguments, which `sharding` computes from
+      names, shapes and mesh sizes alone.
+    temporaries_bytes: temporaries of a micro-batch's passes, or of a pipeline's
+      step; None where this JAX version's figures for a CPU mean nothing.
+    micro_batches: number of micro-batches per step.
+    collectives: collectives of a whole step: its micro-batches and its update.
+    update_collectives: collectives of the update alone; empty for a pipeline,
+      whose update can't be told apart.
+    backends: the implementations that were compiled, and why.
+    custom_calls: custom calls of the passes in the compiled program, by target:
+      kernels that XLA didn't generate.
   """
 
   compile_seconds: float
@@ -84,10 +84,10 @@ def dry_run(
   """Compiles the programs of a step for the config's mesh.
 
   Args:
-    config: the run; as many devices as the mesh has must be there, virtual
-      ones do.
-    say: told what is going on.
-    topology: GPUs to compile for instead, which needn't be there.
+    config: the run's config; the process needs as many devices as the mesh
+      has, which may be virtual.
+    say: called with messages on the progress.
+    topology: GPUs to compile for instead, which needn't exist.
 
   Raises:
     ConfigError: the mesh has more devices than there are, or can't be used.
@@ -105,7 +105,7 @@ def _on_mesh(
 ) -> DryRun:
   sizes = dict(mesh.shape)
   started = time.monotonic()
-  # Before the mesh is set: nothing can be computed on GPUs that aren't there.
+  # Before the mesh is set, because described GPUs can't compute anything.
   shardings = placement.state_shardings(config, mesh)
   state = _placed(abstract_state(config), shardings)
   counted = sharding.state_bytes(config, mesh.size)
@@ -115,7 +115,7 @@ def _on_mesh(
   with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
     if sizes['pipeline'] > 1:
       say(f'compiling a step in a pipeline for {mesh.size} devices')
-      # All conditionals are of ticks in which a stage may have nothing to do.
+      # Every conditional is for a tick in which a stage may have nothing to do.
       step, found = _compiled(
         pipelined_step.lower(config, state, [batch] * parts, rates),
         sizes,
@@ -139,7 +139,7 @@ def _on_mesh(
       apply.lower(config, state, so_far, rates), sizes
     )
   found = _added([(of_gather, 1), (found, parts), (of_update, 1)])
-  # What an update reads of the rates; a program drops arguments it doesn't.
+  # The update only reads these rates; a program drops unused arguments.
   read = [rates.learning_rate]
   if state.router_bias:
     read.append(rates.bias_update_rate)
@@ -170,6 +170,7 @@ def _dry_run(
     update_collectives=of_update,
     backends=backends.for_training(
       config.model,
+      config.compute,
       config.train.compute_dtype,
       config.data.isolate_documents,
       fp8=config.fp8 if config.train.precision == 'fp8' else None,
@@ -179,7 +180,7 @@ def _dry_run(
 
 
 def _local_bytes(arrays: Any) -> int:
-  """Of the parts that lie on one device."""
+  """Number of bytes of the parts on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(arrays)
@@ -213,7 +214,7 @@ def _abstract_rates(config: Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _compiled(lowered: Any, sizes: dict[str, int], share_taken: float = 1.0):
-  """(the program, its collectives as they are after partitioning)."""
+  """Returns (the compiled program, its collectives after partitioning)."""
   with tempfile.TemporaryDirectory(prefix='seekax-hlo-') as folder:
     compiled = lowered.compile(
       compiler_options={
@@ -226,7 +227,7 @@ def _compiled(lowered: Any, sizes: dict[str, int], share_taken: float = 1.0):
 
 
 def _added(parts) -> list[collectives.Collective]:
-  """Sums of (collectives, how often) by kind and axis."""
+  """Sums up (collectives, how often they run) by kind and axis."""
   total: dict[tuple[str, str], list[float]] = {}
   for rows, times in parts:
     for row in rows:

@@ -1,8 +1,8 @@
-"""GPUs that needn't be there, for the compiler: `h100:256x8`.
+"""Describes GPUs to the compiler that needn't exist, such as `h100:256x8`.
 
-XLA compiles for a GPU from a description of it, in a text form of its own
-(GpuTargetConfigProto). Only what it needs is given here: what CUDA says of a
-device's properties, and versions of what is installed.
+XLA compiles for a GPU from a text description (GpuTargetConfigProto). Only what
+it needs is given here: device properties as CUDA reports them, and versions of
+the installed libraries.
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ _INSTALL = "pip install 'jax[cuda13]>=0.10.2,<0.13'"
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-  """What CUDA says of a device, in its SXM form; link counts by data sheet."""
+  """Properties of a GPU in SXM form, as CUDA reports them."""
 
   kind: str  # jax.Device.device_kind
   capability: tuple[int, int]
-  cores: int  # streaming multiprocessors
-  units_per_core: int  # of float32
+  cores: int  # number of streaming multiprocessors
+  units_per_core: int  # number of float32 units
   clock_ghz: float
   memory_bytes: int
   memory_bandwidth: int  # bytes/s
-  cache_bytes: int  # L2
-  shared_bytes: int  # per core; a block gets 1 KiB less
+  cache_bytes: int  # size of the L2 cache
+  shared_bytes: int  # shared memory per core; a block gets 1 KiB less
 
 
 _HOPPER = ((9, 0), 132, 128, 1.98)
-# By hardware.DEVICES' names. H800 is H100 with slower links.
+# The names are those of hardware.DEVICES. H800 is H100 with slower links.
 GPUS = {
   'a100': Gpu(
     'NVIDIA A100-SXM4-80GB',
@@ -88,11 +88,11 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Equal hosts of equal GPUs."""
+  """A number of equal hosts with equal GPUs."""
 
   name: str
   hosts: int
-  gpus: int  # per host
+  gpus: int  # number per host
 
   @property
   def devices(self) -> int:
@@ -139,7 +139,7 @@ def has_compiler() -> bool:
 
 
 def require_compiler() -> None:
-  """Refuses early what `devices` can't do for want of a package.
+  """Checks early that the package which `devices` needs is installed.
 
   Raises:
     InputError: the CUDA plugin isn't installed.
@@ -152,10 +152,10 @@ def require_compiler() -> None:
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-  """Devices to compile for, host by host.
+  """Returns the devices to compile for, host by host.
 
   Raises:
-    InputError: JAX can't make them.
+    InputError: JAX can't create them.
   """
   import jax
   from jax.experimental import topologies
@@ -181,7 +181,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
 
 def target(topology: Topology):
-  """The device on which `ops/backends.py` bases its choices."""
+  """The device for which `ops/backends.py` chooses implementations."""
   from seekax.ops import backends, tokamax_backends
 
   return backends.Device(
@@ -195,13 +195,13 @@ def target(topology: Topology):
 
 
 def _versions() -> Any:
-  """What the installed plugin was built against."""
+  """The versions that the installed plugin was built against."""
   name = next(name for name in _PLUGINS if importlib.util.find_spec(name))
   return importlib.import_module(f'{name}._versions')
 
 
 def _description(gpu: Gpu) -> str:
-  """The GPU as XLA's text proto, with what is common to all of them."""
+  """The GPU as XLA's text proto, with the values common to all GPUs."""
   versions = _versions()
   runtime = versions.cuda_runtime_build_version()
   cudnn = versions.cudnn_build_version()

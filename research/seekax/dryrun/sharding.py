@@ -1,4 +1,4 @@
-"""Where every parameter of a model lies on a mesh that needn't be there."""
+"""How every parameter of a model is split on a mesh that needn't exist."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -20,17 +20,17 @@ from seekax.training.state import abstract_state
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Of one array.
+  """How one array is split.
 
   Attributes:
     name: its path.
-    shape: of the whole array.
-    axes: logical name of every axis, '' for none.
-    weight: mesh axes of every axis, '' for none, as it is used.
-    master: the same of the float32 master.
-    weight_bytes: per device, in the dtype in which it is used.
-    master_bytes: per device, float32, without the optimizer's moments.
-    gradient_bytes: per device, of the float32 sum of its micro-batches.
+    shape: shape of the whole array.
+    axes: logical name of each axis, '' for none.
+    weight: mesh axes of each axis when the weight is used, '' for none.
+    master: mesh axes of each axis of the float32 master, '' for none.
+    weight_bytes: bytes per device, in the dtype in which it is used.
+    master_bytes: bytes per device, float32, without the optimizer's moments.
+    gradient_bytes: bytes per device of the float32 sum over micro-batches.
   """
 
   name: str
@@ -44,14 +44,14 @@ class Placement:
 
 
 def placements(config: Config, num_devices: int) -> Iterator[Placement]:
-  """Every parameter of the model and its MTP modules.
+  """Yields every parameter of the model and its MTP modules.
 
   Args:
-    config: the run, with its mesh.
-    num_devices: what -1 in the mesh is the rest of.
+    config: the run's config, with its mesh.
+    num_devices: number of devices, which -1 in the mesh is computed from.
 
   Raises:
-    ConfigError: the mesh has other devices than that.
+    ConfigError: the mesh needs another number of devices.
   """
   sizes = mesh_sizes(config.parallel.mesh, num_devices)
   staged = pipelined_stack(config.model) if sizes['pipeline'] > 1 else ''
@@ -80,7 +80,7 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
   ):
     size = leaf.size
     if path[0].key == staged:
-      # Every stage has as much room as the one with most layers.
+      # Every stage allocates as many layers as the fullest one has.
       size = size // leaf.shape[0] * max(counts) * len(counts)
     weight = rules.axes_of(rules.spec(used.names, 'weight', sizes))
     gradient = rules.axes_of(rules.spec(used.names, 'gradient', sizes))
@@ -98,17 +98,17 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
 
 
 def state_bytes(config: Config, num_devices: int) -> int:
-  """Bytes of a training state on one device, by `placements` alone.
+  """Bytes of a training state on one device, computed from `placements`.
 
-  Masters, moments (which lie as their masters do), selection biases and single
-  numbers.
+  The state is masters, moments (split as their masters are), selection biases
+  and scalars.
   """
   state = abstract_state(config)
   of_name = {one.name: one for one in placements(config, num_devices)}
 
   def local(path, leaf) -> int:
     keys = [str(getattr(entry, 'key', entry)) for entry in path]
-    # A moment's path ends with that of its parameter.
+    # A moment's path ends with its parameter's path.
     names = ('/'.join(keys[i:]) for i in range(len(keys)))
     own = next((of_name[name] for name in names if name in of_name), None)
     size = leaf.size * leaf.dtype.itemsize

@@ -15,7 +15,7 @@ import numpy as np
 
 from seekax.inference.limits import check_sampling
 
-# Sampled where one of the logits is no number.
+# Returned for logits that contain NaN or infinity.
 NO_TOKEN = -1
 
 

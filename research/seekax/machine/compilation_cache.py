@@ -1,9 +1,9 @@
-"""Compiled programs kept on disk, so that the next start needn't compile.
+"""Keeps compiled programs on disk, so that the next start needn't compile.
 
-JAX keys an entry by program, versions, options and accelerator. On a CPU it
-leaves out what the machine code depends on, the kind of CPU and the number of
-threads that the work was cut for; here they choose the folder. A folder of
-entries is code that will be run: it must belong to the user alone.
+JAX's key of an entry contains program, versions, options and accelerator. For a
+CPU it lacks what the machine code depends on, the kind of CPU and the number of
+threads that the work was divided for; here these choose the folder. Entries are
+code that will be run, so their folder must belong to the user alone.
 """
 
 from collections.abc import Callable
@@ -15,27 +15,27 @@ import shutil
 import jax
 
 AUTO = 'auto'
-# Entries beyond this go, the oldest first. One of a laptop's models takes less
-# than a megabyte, one of a GPU's some ten.
+# Maximum size; the oldest entries beyond it are removed. An entry for a model
+# on a laptop takes less than a megabyte, one for a GPU about ten.
 _MAX_BYTES = 4 << 30
-# How JAX names a program, and the file of when it was used last.
+# JAX keeps two files: a program, and the time when it was last used.
 _ENTRIES = ('-cache', '-atime')
-# With less than this on the disk nothing is kept: a run needs it for itself.
+# With less free disk space than this nothing is kept; the run itself needs it.
 _LEAST_FREE_BYTES = 1 << 30
 
-# What of /proc/cpuinfo decides which machine code runs and is chosen: on x86,
-# then on Arm.
+# The fields of /proc/cpuinfo that decide which machine code runs and is chosen,
+# on x86 and then on Arm.
 _DECISIVE = ('vendor_id', 'cpu family', 'model', 'model name', 'stepping')
 _DECISIVE += ('flags', 'Features', 'CPU implementer', 'CPU architecture')
 _DECISIVE += ('CPU variant', 'CPU part', 'CPU revision')
 
 
 def switch_on(setting: str, say: Callable[[str], None]) -> None:
-  """Lets JAX keep what it compiles, before anything is compiled.
+  """Lets JAX keep what it compiles; call it before anything is compiled.
 
-  A folder that was given to JAX itself (JAX_COMPILATION_CACHE_DIR) stays. What
-  can't be used costs the cache and a line, not the run; a damaged entry is
-  compiled anew by JAX, with a warning.
+  A folder that was set for JAX itself (JAX_COMPILATION_CACHE_DIR) is kept. If a
+  folder can't be used, the run goes on without a cache and says so in a line; a
+  damaged entry is compiled again by JAX, with a warning.
 
   Args:
     setting: 'auto' for $XDG_CACHE_HOME/seekax/xla, by default in ~/.cache; a
@@ -69,7 +69,7 @@ def _base(setting: str) -> pathlib.Path:
 
 
 def _kind_of_device() -> str:
-  """Name of the folder for this machine; '' where the CPU can't be told."""
+  """Name of the folder for this machine; '' if the CPU can't be identified."""
   platform = jax.default_backend()
   if platform != 'cpu':
     return platform
@@ -82,7 +82,7 @@ def _kind_of_device() -> str:
 
 
 def _fingerprint(cpuinfo: str, threads: int) -> str:
-  """Hash of the first processor's kind and the threads that may run."""
+  """Hash of the first processor's fields and the number of usable threads."""
   first = cpuinfo.split('\n\n', maxsplit=1)[0]
   lines = [line.partition(':') for line in first.splitlines()]
   kind = [
@@ -93,7 +93,7 @@ def _fingerprint(cpuinfo: str, threads: int) -> str:
 
 
 def _problem(folder: pathlib.Path) -> str:
-  """Why a folder can't be used, '' if it can.
+  """Returns why a folder can't be used, '' if it can.
 
   Raises:
     OSError: it can't be written.
@@ -110,9 +110,9 @@ def _problem(folder: pathlib.Path) -> str:
 
 
 def _remove_oldest(folder: pathlib.Path) -> None:
-  """Keeps the folder bounded; another run may be doing the same.
+  """Limits the size of the folder; another run may be doing the same.
 
-  Only JAX's files count: in a folder that the user named there may be others.
+  Only JAX's files count, because a folder that the user named may hold others.
   """
   entries = []
   for path in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Memory of this process, where XLA on a CPU takes its buffers from (glibc)."""
+"""Memory of this process; XLA on a CPU allocates it with glibc's malloc."""
 
 import contextlib
 import ctypes
@@ -9,17 +9,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-  """Lets every step of a program use the memory of the one before.
+  """Lets every step of a program reuse the memory of the previous one.
 
-  XLA on a CPU takes a step's temporaries from malloc and frees them after it.
+  XLA on a CPU takes a step's temporaries from malloc and frees them afterwards.
   With glibc's defaults they go back to the system, and the next step waits for
-  pages full of zeros: a training step of 18M parameters took 1.18 times as
-  long, and up to twice in some. Here large blocks come from the heap like small
-  ones, and the heap keeps its size. Only the main thread has this heap, so
-  programs run on the thread that calls them; other threads go on beside it.
+  zeroed pages: a training step of 18M parameters took 1.18 times as long, and
+  some up to twice. Here large blocks come from the heap like small ones, and
+  the heap keeps its size. Only the main thread has this heap, so programs run
+  on the thread that calls them; other threads continue beside it.
 
-  To be called before JAX looks for devices. Changes nothing on GPUs, and no
-  memory where the C library is another.
+  Call it before JAX looks for devices. It changes nothing on GPUs, and not the
+  memory where the C library isn't glibc.
   """
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   with contextlib.suppress(AttributeError, OSError):
@@ -29,6 +29,6 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-  """Gives memory that is free in this process back to the system."""
+  """Returns this process's free memory to the system."""
   with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,7 @@
-"""Several processes as one run: who they are, and how they agree.
+"""Several processes of one run: their identity, and how they agree.
 
-JAX's own distributed runtime joins them; everything here also works in the one
-process of a laptop, where nobody is waited for.
+JAX's distributed runtime joins them; everything here also works in the single
+process of a laptop, without waiting.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from seekax.configuration.errors import InputError
 
-# Without a sign of life for so long a process counts as gone, and all end.
+# A process that is silent for this long counts as lost, and all others end.
 HEARTBEAT_SECONDS = 30
 _GRACE_SECONDS = 60
 
@@ -24,16 +24,16 @@ _GRACE_SECONDS = 60
 def join(
   coordinator: str, count: int, index: int, timeout_seconds: int
 ) -> None:
-  """Waits until all processes of the run are there.
+  """Waits until all processes of the run have joined.
 
-  Where they aren't in time, the process ends with a line and exit code 2: JAX
-  itself would end it with a trace of its own code.
+  If they don't join in time, this process ends with a line and exit code 2; JAX
+  itself would end it with a traceback of its own code.
 
   Args:
     coordinator: host:port of process 0; '' to let JAX ask the launcher.
-    count: how many there are; 0 to let JAX ask.
-    index: of this one; -1 to let JAX ask.
-    timeout_seconds: how long.
+    count: number of processes; 0 to let JAX ask.
+    index: number of this process; -1 to let JAX ask.
+    timeout_seconds: how long to wait.
 
   Raises:
     InputError: the launcher's description can't be used.
@@ -61,7 +61,7 @@ def join(
 
 
 def _give_up(coordinator: str, count: int, index: int, seconds: int) -> None:
-  """Says who is missing, and ends the process."""
+  """Says which processes are missing, and ends this one."""
   hint = ''
   if not coordinator:
     who = 'not all processes of the launcher came'
@@ -69,7 +69,7 @@ def _give_up(coordinator: str, count: int, index: int, seconds: int) -> None:
     who = f'the coordinator {coordinator} can not be reached'
   else:
     who = f'not all of {count} processes came to {coordinator}'
-    # JAX doesn't tell who they are.
+    # JAX doesn't tell which ones they are.
     hint = (
       f'; this is process {index}, and those that print no such line are '
       'missing'
@@ -89,25 +89,25 @@ def _answers(coordinator: str) -> bool:
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes logs; true of a single one."""
+  """Whether this process writes the logs; true if it is the only one."""
   return jax.process_index() == 0
 
 
 def any_of(flag: bool) -> bool:
-  """Whether it is true in any process; all have to ask."""
+  """Whether `flag` is true in any process; all of them must call this."""
   if jax.process_count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when every process has come here."""
+  """Returns once every process has called it."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def gather(value: Any) -> list[Any]:
-  """The JSON values of all processes, in their order; all have to ask."""
+  """Returns the JSON values of all processes, in order; all must call this."""
   if jax.process_count() == 1:
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -122,7 +122,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-  """A global array of which every process has its own rows."""
+  """Makes a global array of which each process has its own rows."""
   if jax.process_count() == 1:
     return jax.device_put(array, sharding)
   return jax.make_array_from_process_local_data(sharding, array)

@@ -26,11 +26,11 @@ from seekax.parallel import rules
 
 @struct.dataclass
 class LatentCache:
-  """What MLA keeps of a position: C + R values per layer.
+  """What MLA caches of each position: C + R values per layer.
 
   Attributes:
-    latent: [B, M, C], after its norm.
-    k_rope: [B, M, R], rotated, shared by all heads.
+    latent: [B, M, C], latents after their norm.
+    k_rope: [B, M, R], rotated keys, shared by all heads.
   """
 
   latent: jax.Array
@@ -39,11 +39,11 @@ class LatentCache:
 
 @struct.dataclass
 class KeyValueCache:
-  """What GQA, MHA and MQA keep of a position.
+  """What GQA, MHA and MQA cache of each position.
 
   Attributes:
-    key: [B, M, N, K + R], rotated.
-    value: [B, M, N, U].
+    key: [B, M, N, K + R], rotated keys.
+    value: [B, M, N, U], values.
   """
 
   key: jax.Array
@@ -51,7 +51,7 @@ class KeyValueCache:
 
 
 def write_at(cache: jax.Array, new: jax.Array, at_B: jax.Array) -> jax.Array:
-  """Writes one new entry per request at its own position."""
+  """Writes each request's new entry at that request's position."""
   return cache.at[jnp.arange(cache.shape[0]), at_B].set(
     new.astype(cache.dtype), mode='drop'
   )
@@ -69,7 +69,7 @@ def mla_full(
   products: Products = PLAIN,
   part: ops.Part | None = None,
 ) -> jax.Array:
-  """MLA with keys and values expanded: training and prefill.
+  """MLA with expanded keys and values, for training and prefill.
 
   Args:
     q_nope_BLHK: queries without position.
@@ -78,10 +78,10 @@ def mla_full(
     k_rope_BMR: rotated keys, one for all heads.
     kv_up_CHX: up-projection, X = K + U, keys first.
     segments_BL: document numbers, or None.
-    config: widths and scale.
-    compute: the backend, and whether its output is made again.
-    products: of the up-projection.
-    part: where the queries are in the sequence, if they are a part of it.
+    config: gives widths and scale.
+    compute: names the backend, and says whether its output is recomputed.
+    products: how the up-projection is multiplied.
+    part: where the queries are in the sequence, if they are only a part of it.
 
   Returns:
     [B, L, H, U].
@@ -115,16 +115,16 @@ def in_parts(
   names: Sequence[rules.Names],
   segments_BL: jax.Array | None,
 ) -> jax.Array:
-  """Attention where the mesh splits sequences: each device has its queries.
+  """Attention on a mesh that splits sequences: each device has its queries.
 
-  What keys and values are made from is gathered, and gradients of it summed.
-  For MLA that is the latents and the rotated key that all heads share.
+  The sources of keys and values are gathered, and their gradients summed. For
+  MLA these are the latents and the rotated key that all heads share.
 
   Args:
-    attend: (*queries, *sources, segments_BL, part) to [B, L, H, U].
-    queries: [B, L, H, ...] each.
-    sources: of keys and values.
-    names: of the axes of each source.
+    attend: maps (*queries, *sources, segments_BL, part) to [B, L, H, U].
+    queries: arrays [B, L, H, ...].
+    sources: arrays that keys and values are computed from.
+    names: names of the axes of each source.
     segments_BL: document numbers, or None.
 
   Returns:
@@ -158,16 +158,16 @@ def mla_absorbed(
   config: ModelConfig,
   compute: ComputeConfig = DEFAULT,
 ) -> jax.Array:
-  """MLA on the latent cache, keys and values never expanded: decoding.
+  """MLA on the latent cache, without expanding keys and values, for decoding.
 
   Args:
     q_nope_BHK: the new token's queries without position.
     q_rope_BHR: its rotated queries.
-    cache: latents and rotated keys, the new token's included.
+    cache: latents and rotated keys, with the new token's.
     kv_up_CHX: up-projection, X = K + U, keys first.
-    lengths_B: valid cache positions.
-    config: widths and scale.
-    compute: the backend.
+    lengths_B: number of valid cache positions of each request.
+    config: gives widths and scale.
+    compute: names the backend.
 
   Returns:
     [B, H, U], equal to mla_full's last position.
@@ -186,10 +186,10 @@ def mla_absorbed(
 
 
 def _whole_width(x_BLX: jax.Array, *names: str) -> jax.Array:
-  """On a mesh, x split by batch, positions and these names, nothing else.
+  """On a mesh, splits x by batch, positions and these names, nothing else.
 
-  Left alone, the compiler may split the width over axes that split the masters,
-  and sum logits over them.
+  Otherwise the compiler may split the width over the axes that split the
+  masters, and sum logits over them.
   """
   return rules.constrain(x_BLX, 'batch', 'length', *names, None)
 
@@ -244,7 +244,7 @@ class LatentAttention(nn.Module):
     return q_nope_BLHK, q_rope_BLHR, latent_BLC, k_rope_BLR
 
   def __call__(self, x_BLD, positions_BL, segments_BL):
-    """Whole sequences; also returns what the cache keeps of them."""
+    """Runs whole sequences; also returns what the cache keeps of them."""
     q_nope, q_rope, latent_BLC, k_rope_BLR = self._project(x_BLD, positions_BL)
     attend = functools.partial(
       mla_full,
@@ -264,7 +264,7 @@ class LatentAttention(nn.Module):
     return y_BLD, LatentCache(latent_BLC, k_rope_BLR)
 
   def decode(self, x_BD, lengths_B, cache):
-    """One new token per request, at position lengths_B."""
+    """Runs one new token per request, at position lengths_B."""
     q_nope, q_rope, latent, k_rope = self._project(
       x_BD[:, None], lengths_B[:, None]
     )
@@ -285,7 +285,7 @@ class LatentAttention(nn.Module):
 
 
 class GroupedAttention(nn.Module):
-  """GQA; MHA and MQA are its ends with H and 1 key/value heads."""
+  """GQA; with H key/value heads it is MHA, with 1 it is MQA."""
 
   config: ModelConfig
   policy: Policy = HIGH
@@ -322,7 +322,7 @@ class GroupedAttention(nn.Module):
     )
 
   def __call__(self, x_BLD, positions_BL, segments_BL):
-    """Whole sequences; also returns what the cache keeps of them."""
+    """Runs whole sequences; also returns what the cache keeps of them."""
     q, k, v = self._project(x_BLD, positions_BL)
     c, compute = self.config, self.compute
 
@@ -347,7 +347,7 @@ class GroupedAttention(nn.Module):
     return y_BLD, KeyValueCache(k, v)
 
   def decode(self, x_BD, lengths_B, cache):
-    """One new token per request, at position lengths_B."""
+    """Runs one new token per request, at position lengths_B."""
     q, k, v = self._project(x_BD[:, None], lengths_B[:, None])
     cache = KeyValueCache(
       write_at(cache.key, k[:, 0], lengths_B),
@@ -365,6 +365,6 @@ def attention_module(
   policy: Policy = HIGH,
   compute: ComputeConfig = DEFAULT,
 ) -> nn.Module:
-  """The attention that the config names."""
+  """Returns the attention module that the config names."""
   kind = LatentAttention if config.attention == 'mla' else GroupedAttention
   return kind(config, policy, compute)

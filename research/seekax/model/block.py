@@ -17,7 +17,7 @@ from seekax.parallel.rules import constrain
 
 
 class Block(nn.Module):
-  """One pre-norm layer: attention, then a dense or a mixture FFN."""
+  """One pre-norm layer: attention, then a dense or mixture-of-experts FFN."""
 
   config: ModelConfig
   use_experts: bool
@@ -47,7 +47,7 @@ class Block(nn.Module):
     return x_BLD + self.mlp(normed_BLD), None
 
   def __call__(self, x_BLD, bias_E, positions_BL, segments_BL):
-    """Whole sequences: (x, (load, what the cache keeps))."""
+    """Runs whole sequences; returns (x, (load, what the cache keeps))."""
     y_BLD, entry = self.attention(
       self.attention_norm(x_BLD), positions_BL, segments_BL
     )
@@ -55,7 +55,7 @@ class Block(nn.Module):
     return constrain(x_BLD, 'batch', 'length', 'embed'), (load, entry)
 
   def decode(self, x_BD, bias_E, entry, lengths_B):
-    """One new token per request: (x, the cache with it)."""
+    """Runs one new token per request; returns (x, the updated cache)."""
     y_BD, entry = self.attention.decode(
       self.attention_norm(x_BD), lengths_B, entry
     )

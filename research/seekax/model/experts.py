@@ -22,14 +22,14 @@ from seekax.parallel import exchange, rules
 
 @struct.dataclass
 class Load:
-  """What the router did to this batch.
+  """How a router distributed a batch over the experts.
 
   Attributes:
-    count_E: int32, choices of every expert.
+    count_E: int32, number of choices of each expert.
     balance: float32 scalar, sum over sequences of the balance loss.
-    rounds: int32, of the exchange between devices, 1 without; summed over the
-      ranks of the batch.
-    exchanges: int32, the same sum of ones.
+    rounds: int32, number of rounds of the exchange between devices, 1 without
+      an exchange; summed over the ranks of the batch.
+    exchanges: int32, number of exchanges, summed likewise.
   """
 
   count_E: jax.Array
@@ -39,7 +39,7 @@ class Load:
 
 
 def no_load(config: ModelConfig, routers: int) -> Load:
-  """That of so many routers, stacked, which saw no token."""
+  """The load of this many routers, stacked, before any token."""
   count, number = (
     jnp.zeros(routers, dtype) for dtype in (jnp.int32, jnp.float32)
   )
@@ -52,7 +52,7 @@ def no_load(config: ModelConfig, routers: int) -> Load:
 
 
 class Experts(nn.Module):
-  """Routed experts plus the shared expert, which no gate scales."""
+  """Routed experts plus the shared expert, which has no gate."""
 
   config: ModelConfig
   policy: Policy = HIGH
@@ -92,17 +92,17 @@ class Experts(nn.Module):
     if config.num_shared_experts:
       shared = SwiGlu(config, config.shared_dim, self.policy.ffn, name='shared')
       y_BLD += shared(x_BLD).astype(jnp.float32)
-    # Added up in float32, cast once.
+    # The sum is float32 and is cast once.
     return y_BLD.astype(x_BLD.dtype), load
 
 
 def _routed(
   config, compute, policy, total_length, x_BLD, bias_E, kernel_DE, weights
 ):
-  """What the routed experts add to these tokens, float32, and their load.
+  """Returns the routed experts' output for these tokens, float32, and the load.
 
-  On a mesh the tokens and experts are those of one device; the load is that of
-  the whole batch.
+  On a mesh, tokens and experts are those of one device; the load is that of the
+  whole batch.
   """
   batch, length, width = x_BLD.shape
   x_TD = x_BLD.reshape(batch * length, width)

@@ -1,4 +1,4 @@
-"""Norm, embedding, dense FFN and the declaration of a matrix.
+"""Norm, embedding, dense FFN and the declaration of matrices.
 
 Letters: B batch, L positions, D model width, F hidden width, V vocabulary.
 """
@@ -25,8 +25,8 @@ def matrix(
 ) -> jax.Array:
   """Declares a weight with V3's initialisation and its logical axes.
 
-  A weight that was read as FP8 is expanded here, at its use, so that of a
-  stack of layers only one is ever held in full.
+  A stored FP8 weight is expanded here, where it is used, so that only one of a
+  stack of layers is expanded at any time.
   """
   return expand(stored_matrix(module, name, shape, axes, config))
 
@@ -38,7 +38,7 @@ def stored_matrix(
   axes: tuple[str, ...],
   config: ModelConfig,
 ) -> jax.Array | BlockScaled:
-  """The same, but FP8 stays codes and scales."""
+  """The same, but FP8 stays as codes and scales."""
   init = nn.initializers.normal(config.init_std)
   return module.param(
     name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
@@ -68,7 +68,7 @@ class RmsNorm(nn.Module):
 
 
 class SwiGlu(nn.Module):
-  """The dense FFN, and the shared experts as one."""
+  """A dense FFN; the shared experts together are one, too."""
 
   config: ModelConfig
   hidden_dim: int
@@ -94,7 +94,7 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of the float32 table, cast."""
+    """Looks up rows of the float32 table and casts them."""
     shape = (self.config.vocab_size, self.config.embed_dim)
     table_VD = matrix(self, 'table', shape, ('vocab', 'embed'), self.config)
     if rules.num_parts('vocab') == 1:
@@ -109,13 +109,13 @@ class Embedding(nn.Module):
 
 
 def _look_up(dtype: Any, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
-  """Rows of a table of which this device has a part of the vocabulary.
+  """Looks up rows of a table whose vocabulary is split over devices.
 
-  They are cast before they are summed: one device has a row, the others zeros.
+  Rows are cast before they are summed: one device has a row, the others zeros.
   """
   count = table_VD.shape[0]
   row = tokens - jax.lax.axis_index(rules.mesh_axes('vocab')) * count
-  # A negative row would be counted from the end.
+  # JAX would count a negative row from the end.
   row = jnp.where(row < 0, count, row)
   own = jnp.take(table_VD, row, axis=0, mode='fill', fill_value=0)
   return rules.total(own.astype(dtype), 'vocab')

@@ -16,7 +16,7 @@ from seekax.parallel.rules import constrain
 
 
 class MtpModule(nn.Module):
-  """One multi-token prediction module; embedding and head are the trunk's."""
+  """One multi-token prediction module, with the trunk's embedding and head."""
 
   config: ModelConfig
   policy: Policy = HIGH
@@ -36,13 +36,13 @@ class MtpModule(nn.Module):
     self.final_norm = RmsNorm(width, 'embed', eps)
 
   def __call__(self, hidden_BLD, embedded_BLD, bias_E, positions, segments):
-    """From a depth's hidden states to the next depth's, and the load.
+    """Maps a depth's hidden states to the next depth's, and the load.
 
     Args:
-      hidden_BLD: post-norm hidden states of the depth before.
-      embedded_BLD: embedding of the next token at every position.
+      hidden_BLD: hidden states of the previous depth, after the norm.
+      embedded_BLD: embedding of the next token at each position.
       bias_E: selection bias of this module's router.
-      positions: [B, L], those of hidden_BLD, not of the next token.
+      positions: [B, L], positions of hidden_BLD, not of the next token.
       segments: [B, L] document numbers, or None.
 
     References:
@@ -57,9 +57,9 @@ class MtpModule(nn.Module):
     return self.final_norm(x_BLD), load
 
   def _enter(self, hidden_BLD, embedded_BLD):
-    """Both norms and the projection; the norms can be made again."""
+    """Applies both norms and the projection; the norms can be recomputed."""
     pair = [self.embed_norm(embedded_BLD), self.hidden_norm(hidden_BLD)]
-    # Whole on every rank of `tensor`: the compiler would permute parts of the
-    # halves between them, which no stage of a pipeline may (`stages_differ`).
+    # Not split over `tensor`: the compiler would permute parts of the halves
+    # between its ranks, which no pipeline stage may do (`stages_differ`).
     x_BLD = constrain(jnp.concatenate(pair, axis=-1), 'batch', 'length', None)
     return linear(x_BLD, self.project)

@@ -14,7 +14,7 @@ from seekax.ops.precision import HIGH, Policy
 from seekax.parallel import mesh
 from seekax.parallel.rules import Names
 
-# Parameters that compute in float32 whatever the compute dtype is.
+# Parameters that stay float32 for any compute dtype.
 FLOAT32 = ('router', 'scale')
 
 
@@ -43,7 +43,7 @@ def abstract_weights(config: ModelConfig) -> Weights:
 
 
 def weight_axes(config: ModelConfig) -> Weights:
-  """All weights with a `Names` in place of every array."""
+  """All weights with a `Names` in place of each array."""
   params = jax.tree.map(
     lambda box: Names(tuple(box.names)),
     _boxed_shapes(config),
@@ -54,12 +54,12 @@ def weight_axes(config: ModelConfig) -> Weights:
 
 
 def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
-  """Masters in the compute dtype; by name, some stay float32.
+  """Casts masters to the compute dtype; some stay float32, by name.
 
   Router and norms compute in float32. The embedding is cast after the look-up:
-  its gradient adds up one row per occurrence of a token, and in bfloat16 such
-  a sum stops growing (28 % too small for a tenth of 32,768 tokens). What a
-  policy quantises is quantised from the masters.
+  its gradient adds up one row per occurrence of a token, and in bfloat16 such a
+  sum stops growing (28 % too small for a tenth of 32,768 tokens). Weights that
+  a policy quantises are quantised from the masters.
   """
   float32 = {*FLOAT32, 'table', *policy.reads_masters}
 
@@ -71,7 +71,7 @@ def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
 
 
 def cast_weights(weights: Weights, dtype: str) -> Weights:
-  """Weights as they are used for inference; router biases stay float32."""
+  """Casts weights for inference; router biases stay float32."""
   return weights.replace(params=cast_params(weights.params, jnp.dtype(dtype)))
 
 
@@ -86,9 +86,9 @@ def _init(config: ModelConfig, seed: int) -> Any:
 
 @functools.cache
 def _boxed_shapes(config: ModelConfig) -> Any:
-  """Shapes of `_init`, whole ones wherever on a mesh they are asked for.
+  """Shapes of `_init`, whole ones even while ranks of a mesh work alone.
 
-  Tracing the model takes longer than all that is done with its shapes.
+  Cached, because tracing the model takes longer than all uses of the shapes.
   """
   with mesh.none():
     return jax.eval_shape(lambda: _init(config, 0))

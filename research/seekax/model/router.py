@@ -17,12 +17,12 @@ from seekax.parallel.rules import total
 
 @struct.dataclass
 class Routing:
-  """Where every token goes.
+  """The experts that each token goes to.
 
   Attributes:
-    experts_TA: chosen experts, int32.
-    gates_TA: float32 weight of each choice.
-    scores_TE: float32 affinities, without bias.
+    experts_TA: int32, chosen experts.
+    gates_TA: float32, weight of each choice.
+    scores_TE: float32, affinities without bias.
   """
 
   experts_TA: jax.Array
@@ -35,13 +35,13 @@ def route(
 ) -> Routing:
   """Chooses experts and their gates from router logits.
 
-  The bias moves the choice only; the gates come from the plain affinities, and
-  gradients flow through them alone.
+  The bias only affects the choice; the gates come from the plain affinities,
+  and gradients flow only through these.
 
   Args:
-    logits_TE: router logits; taken to float32.
+    logits_TE: router logits; converted to float32.
     bias_E: float32 selection bias.
-    config: kind of router, groups, number of choices, scale.
+    config: gives the kind of router, groups, number of choices and scale.
 
   Returns:
     The routing of every token.
@@ -68,7 +68,7 @@ def route(
 
 
 def keep_best_groups(choice_TE: jax.Array, config: ModelConfig) -> jax.Array:
-  """Minus infinity outside the groups a token may choose from."""
+  """Sets affinities outside a token's best groups to minus infinity."""
   groups = config.num_expert_groups
   if config.num_kept_groups == groups:
     return choice_TE
@@ -85,7 +85,7 @@ def keep_best_groups(choice_TE: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def _best_two(x_TGI: jax.Array) -> jax.Array:
-  """Sum of the two largest of the last axis; quicker than a top_k of two."""
+  """Sum of the two largest on the last axis; faster than a top_k of two."""
   first_TG = second_TG = jnp.full(x_TGI.shape[:-1], -jnp.inf)
   for i in range(x_TGI.shape[-1]):
     x_TG = x_TGI[..., i]
@@ -99,19 +99,19 @@ def sequence_balance(
 ):
   """Sequence-wise balance loss, before its weight alpha.
 
-  Per sequence, sum over experts of f * p: f is the share of tokens whose best
-  affinities, without bias and without groups, contain the expert, times
-  E / A; p is the mean normalised affinity. It is 1 at perfect balance.
+  For each sequence it is the sum over experts of f * p: f is the share of
+  tokens whose best affinities, without bias and groups, include the expert,
+  times E / A; p is the mean normalised affinity. At perfect balance it is 1.
 
   Args:
     scores_BLE: affinities.
     experts_per_token: A.
-    total_length: positions of a whole sequence, if these are a part of it on a
-      mesh.
+    total_length: number of positions of a whole sequence, if these are only a
+      part of it on a mesh.
 
   Returns:
-    float32 scalar, the sum over sequences; on a mesh, over this device's, and
-    the same on all that share their sequences.
+    float32 scalar, the sum over sequences; on a mesh, over this device's
+    sequences, and equal on all devices that share them.
 
   References:
     DeepSeek-V3, equations 17 to 20.
@@ -145,7 +145,7 @@ class Router(nn.Module):
 
 
 def affinity_logits(x_TD: jax.Array, kernel_DE: jax.Array) -> jax.Array:
-  """Router logits [T, E]; float32 whatever the compute dtype."""
+  """Router logits [T, E], float32 for any compute dtype."""
   return jnp.einsum(
     'TD,DE->TE',
     x_TD.astype(jnp.float32),

@@ -1,4 +1,4 @@
-"""Equal layers in sequence, their parameters stacked.
+"""Equal layers in sequence, with stacked parameters.
 
 Letters: N stacked layers.
 """
@@ -22,13 +22,13 @@ from seekax.ops.rematerialisation import POLICIES, recomputed_in_turn
 def block_class(
   compute: ComputeConfig, scanned: bool = False
 ) -> type[nn.Module]:
-  """The layer, recomputed in the backward pass as far as the config says.
+  """Returns the layer's class, recomputed in the backward pass as configured.
 
   Args:
-    compute: what is recomputed.
-    scanned: whether it becomes the body of a scan. Elsewhere the compiler sees
-      both passes at once and has to be kept from taking the first computation
-      for the second, which would keep everything after all.
+    compute: says what is recomputed.
+    scanned: whether the layer becomes the body of a scan. Elsewhere the
+      compiler sees both passes at once and must be kept from merging the
+      recomputation with the first computation, which would keep everything.
 
   Returns:
     The module's class.
@@ -68,7 +68,7 @@ def stacked(
 
 
 def pipelined_stack(config: ModelConfig) -> str:
-  """The stack that is dealt out to a pipeline's stages."""
+  """Name of the stack that is divided among a pipeline's stages."""
   return 'expert_layers' if config.uses_experts else 'dense_layers'
 
 
@@ -79,23 +79,23 @@ def run(
   per_layer: Sequence[Any],
   shared: Sequence[Any],
 ) -> tuple[jax.Array, Any]:
-  """Calls a method of every layer in turn, each on the former one's output.
+  """Calls a method of every layer in turn, each on the previous one's output.
 
-  Up to `unroll_layers` layers are written out, more are one scan. A scan keeps
-  the compile time constant, but it copies: what the backward pass needs is
-  stacked, and sliced again, a quarter of a small model's step on a CPU.
+  Up to `unroll_layers` layers are unrolled, more are one scan. A scan keeps the
+  compile time constant, but it copies: what the backward pass needs is stacked
+  and sliced again, which takes a quarter of a small model's step on a CPU.
 
   Args:
-    layers: from `stacked`, bound; its parameters are stacked [N, ...], or one
-      tree per layer under '0', '1', ...
-    method: of Block.
+    layers: a bound module from `stacked`; its parameters are stacked [N, ...],
+      or one tree per layer under '0', '1', ...
+    method: name of a method of Block.
     x: input of the first layer.
     per_layer: arguments after x, each stacked [N, ...] or a list of N.
-    shared: arguments after those, the same for all layers.
+    shared: arguments after those, equal for all layers.
 
   Returns:
-    (output of the last layer, everything else the method returns: a list with
-    an item per layer where they are written out, stacked where they aren't).
+    (output of the last layer, the method's other results: a list with one item
+    per layer if unrolled, stacked if not).
   """
   compute = layers.compute
   params = layers.variables.get('params')
@@ -127,12 +127,12 @@ def run_unbound(
   x: jax.Array,
   shared: Sequence[Any],
 ) -> tuple[jax.Array, Any]:
-  """`run` of '__call__' on a slice of a stack's parameters.
+  """Calls `run` with '__call__' on a slice of a stack's parameters.
 
   Args:
     block: one layer, unbound.
     params: stacked [N, ...], N above 0.
-    bias_NE: of the routers, or None without.
+    bias_NE: selection biases of the routers, or None without.
     x: input of the first layer.
     shared: positions and segments.
 
@@ -168,12 +168,12 @@ def run_unbound(
 
 
 def num_layers(params: dict[str, Any]) -> int:
-  """N of a stack's parameters, stacked or one by one."""
+  """N of a stack's parameters, whether stacked or one tree per layer."""
   return len(params) if '0' in params else jax.tree.leaves(params)[0].shape[0]
 
 
 def one_by_one(tree: Any, length: int) -> list[Any]:
-  """What belongs to each layer of something stacked or already taken apart."""
+  """A list with each layer's part of something stacked or already a list."""
   if isinstance(tree, list):
     return tree
   if isinstance(tree, dict) and '0' in tree:
@@ -182,26 +182,26 @@ def one_by_one(tree: Any, length: int) -> list[Any]:
 
 
 def join(outputs: Any) -> Any:
-  """Stacks what `run` returned as a list."""
+  """Stacks the outputs of `run` if they are a list."""
   if not isinstance(outputs, list):
     return outputs
   return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 
 
 def taken_apart(compute: ComputeConfig, weights: Weights) -> Weights:
-  """Weights with each layer's in arrays of its own, for inference.
+  """Returns weights with separate arrays for each layer, for inference.
 
-  A program that reads one layer of a stack copies it first: on a CPU a fifth of
-  the time of decoding a token. Stacks of more than `unroll_layers` layers stay
-  as they are, since they are run as a scan.
+  A program that reads one layer of a stack copies it first, which on a CPU
+  takes a fifth of the time of decoding a token. Stacks of more than
+  `unroll_layers` layers stay as they are, because they run as a scan.
 
   Args:
-    compute: says how many layers are written out.
-    weights: of the whole model, stacked.
+    compute: says how many layers are unrolled.
+    weights: stacked weights of the whole model.
 
   Returns:
-    The same, with {'0': ..., '1': ...} in place of a stack; other leaves are
-    shared.
+    The same weights, with {'0': ..., '1': ...} in place of a stack; other
+    leaves are shared.
   """
   params = weights.params
   apart = dict(params)
@@ -217,8 +217,8 @@ def taken_apart(compute: ComputeConfig, weights: Weights) -> Weights:
 def unstack(tree: Any, length: int) -> list[Any]:
   """[N, ...] leaves to N trees.
 
-  Its gradient is one stack; that of plain indexing would be a sum of N arrays
-  as large as the stack.
+  Its gradient is one stack; the gradient of plain indexing would be a sum of N
+  arrays as large as the stack.
   """
   return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(length)]
 

@@ -29,13 +29,13 @@ LAYERS, MTP = 'layers', 'mtp'
 
 @struct.dataclass
 class Trunk:
-  """What the main model makes of a batch.
+  """The main model's results for a batch.
 
   Attributes:
     hidden_BLD: hidden states after the final norm.
     load: stacked [N, ...], or None without experts.
     cache: {'dense': a list of entries [B, L, ...], or one [N, B, L, ...] where
-      the layers are a scan; 'experts': ...}.
+      the layers are a scan; 'experts': likewise}.
   """
 
   hidden_BLD: jax.Array
@@ -44,7 +44,7 @@ class Trunk:
 
 
 class Transformer(nn.Module):
-  """DeepSeek-V3 and its dense baseline, as the config says."""
+  """DeepSeek-V3 or its dense baseline, as configured."""
 
   config: ModelConfig
   policy: Policy = HIGH
@@ -75,13 +75,13 @@ class Transformer(nn.Module):
     segments_BL: jax.Array | None,
     router_bias: dict[str, jax.Array],
   ) -> Trunk:
-    """Whole sequences through the main model.
+    """Runs whole sequences through the main model.
 
     Args:
       tokens_BL: token ids.
       positions_BL: rotary positions.
       segments_BL: document numbers that attention doesn't cross, or None.
-      router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
+      router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without biases.
 
     Returns:
       Hidden states, expert load and cache entries.
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
     return Trunk(self.final_norm(x_BLD), load, cache)
 
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
-    """The input of the first layer."""
+    """Returns the input of the first layer."""
     return constrain(self._embed(tokens_BL), 'batch', 'length', 'embed')
 
   def decode(
@@ -114,12 +114,13 @@ class Transformer(nn.Module):
     cache: dict[str, Any],
     router_bias: dict[str, jax.Array],
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """One new token per request on the cache.
+    """Runs one new token per request on the cache.
 
     Args:
       tokens_B: the new tokens.
-      lengths_B: cached positions so far, the new token's position.
-      cache: as the trunk's, with room of M positions.
+      lengths_B: number of cached positions so far, which is the new token's
+        position.
+      cache: like the trunk's, with space for M positions.
       router_bias: as for the trunk.
 
     Returns:
@@ -146,21 +147,21 @@ class Transformer(nn.Module):
     segments_BL: jax.Array | None,
     router_bias: dict[str, jax.Array],
   ) -> tuple[list[jax.Array], Load | None]:
-    """The MTP modules, in sequence.
+    """Runs the MTP modules in sequence.
 
     Args:
       hidden_BLD: the trunk's hidden states after the final norm.
       next_tokens_BL: token i + 1 at position i. Depth k reads token i + k; the
-        last k - 1 positions, which have none, read token 0 and are the
-        caller's to mask. Attention is causal: no other position sees them.
-        They count in the module's expert load.
+        last k - 1 positions, which have none, read token 0, and the caller must
+        mask them. Attention is causal: no other position sees them. They count
+        in the module's expert load.
       positions_BL: rotary positions.
       segments_BL: document numbers, or None.
       router_bias: as for the trunk.
 
     Returns:
-      (per depth k the hidden states [B, L, D] that predict token i + k + 1,
-      stacked load [J, ...] or None).
+      (for each depth k, the hidden states [B, L, D] that predict token
+      i + k + 1; stacked load [J, ...] or None).
     """
     outputs, loads = [], []
     if not self.config.mtp_depth:
@@ -179,7 +180,7 @@ class Transformer(nn.Module):
     return outputs, jax.tree.map(lambda *x: jnp.stack(x), *loads)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """float32 logits [..., V] of hidden states after their final norm."""
+    """float32 logits [..., V] from hidden states after the final norm."""
     return jnp.einsum(
       '...D,DV->...V',
       hidden,
@@ -188,7 +189,7 @@ class Transformer(nn.Module):
     )
 
   def initialise(self, tokens_BL: jax.Array) -> jax.Array:
-    """Touches every parameter, for `init`."""
+    """Uses every parameter, for `init`."""
     positions_BL = jnp.broadcast_to(
       jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
     )
@@ -197,11 +198,11 @@ class Transformer(nn.Module):
     return self.logits(trunk.hidden_BLD)
 
   def _embed(self, tokens):
-    """The table stays float32; the residual stream has the compute dtype."""
+    """Embeds tokens in the compute dtype; the table stays float32."""
     return self.embedding(tokens, self.head.dtype)
 
   def _bias(self, router_bias, key):
-    """The stored bias; zeros where the router has none."""
+    """Returns the stored bias; zeros where the router has none."""
     if not self.config.uses_experts:
       return None
     if key in router_bias:
@@ -216,7 +217,7 @@ def bias_shapes(
 
   Args:
     config: the model.
-    every_router: also for routers that have no bias (softmax).
+    every_router: whether to include routers without a bias (softmax).
   """
   if not (config.uses_router_bias or (every_router and config.uses_experts)):
     return {}
@@ -227,14 +228,14 @@ def bias_shapes(
 
 
 def _apart(outputs):
-  """(loads, cache entries) of all layers."""
+  """Returns (loads, cache entries) of all layers."""
   if isinstance(outputs, list):
     return [load for load, _ in outputs], [entry for _, entry in outputs]
   return outputs
 
 
 def shift_left(x_BL: jax.Array, steps: int) -> jax.Array:
-  """Position i gets x's position i + steps; 0 past the end."""
+  """Moves x's position i + steps to position i; 0 past the end."""
   if not steps:
     return x_BL
   return jnp.pad(x_BL[:, steps:], ((0, 0), (0, steps)))

@@ -1,4 +1,4 @@
-"""What a model has learned, as one record."""
+"""The weights of a model, as one record."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ import jax
 class Weights:
   """Parameters and router biases.
 
-  They are apart because an optimizer, weight decay and clipping never see the
-  biases, which stay float32 whatever the compute dtype is.
+  They are separate because the optimizer, weight decay and clipping never see
+  the biases, which stay float32 for any compute dtype.
 
   Attributes:
     params: tree of the parameters.
-    router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
+    router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without biases.
   """
 
   params: Any

@@ -2,11 +2,11 @@
 
 Backends, chosen by `ops/backends.py`:
 
-* `chunked` (the portable one): `ops/chunked_attention.py`; a sequence of one
-  block or less is attended to as a whole.
+* `chunked` (portable): `ops/chunked_attention.py`; a sequence of at most one
+  block is computed in one piece.
 * `cudnn`, `tokamax`: fused kernels for NVIDIA GPUs (`ops/cudnn_attention.py`,
   `ops/tokamax_backends.py`).
-* `plain`: all logits at once. A reference.
+* `plain`: all logits at once; a reference.
 
 Letters: B batch, L query positions, M key positions, H query heads, N
 key/value heads, K query/key width, U value width, C latent width, R rope width.
@@ -25,19 +25,20 @@ from seekax.ops import (
 from seekax.ops.chunked_attention import chunked_attention, Chunking, MASKED
 from seekax.ops.rematerialisation import keep
 
-# Queries are taken in blocks of this many. Up to so many positions the weights
-# are kept for the backward pass; of longer sequences they are made again.
+# Number of queries in a block. Up to KEPT_LENGTH positions the attention
+# weights are kept for the backward pass; for longer sequences it recomputes
+# them.
 QUERY_BLOCK = 128
 KEPT_LENGTH = 512
 
 
 @struct.dataclass
 class Part:
-  """Queries that are a part of their sequence.
+  """Where the queries are in their sequence, if they are only a part of it.
 
   Attributes:
-    first: position of the first of them, int32.
-    segments_BM: document numbers of the sequence, or None.
+    first: position of the first query, int32.
+    segments_BM: document numbers of the whole sequence, or None.
   """
 
   first: jax.Array
@@ -63,17 +64,17 @@ def causal_attention(
     scale: factor on the logits.
     segments_BL: document numbers; a query sees its own document only.
       None: every earlier position.
-    backend: the name of one, or auto.
-    keep_weights: of short sequences `chunked` may keep the softmax for the
-      backward pass, instead of computing it again.
-    part: where the queries are in a longer sequence, whose keys are all there.
-      None: queries and keys are of the same positions.
+    backend: name of a backend, or auto.
+    keep_weights: whether `chunked` may keep a short sequence's softmax for the
+      backward pass instead of computing it again.
+    part: where the queries are in a longer sequence, whose keys are all here.
+      None: queries and keys have the same positions.
 
   Returns:
     [B, L, H, U] in v's dtype; logits and softmax are float32.
 
   Raises:
-    ConfigError: the backend can't run here, or ignores document numbers.
+    ConfigError: the backend can't run here, or doesn't take document numbers.
   """
   choice = backends.choose_attention(
     backend,
@@ -107,7 +108,7 @@ def causal_attention(
 
 
 def _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments, first, kept):
-  """Pads to whole blocks; no query sees a padded key, which come last."""
+  """Pads to whole blocks; padded keys come last, so no query sees them."""
   batch, length, heads, width = q_BLHK.shape
   kv_heads = k_BLNK.shape[2]
   padding = -length % QUERY_BLOCK
@@ -141,13 +142,13 @@ def cached_attention(
   lengths_B: jax.Array,
   scale: float,
 ) -> jax.Array:
-  """One new query per request against a cache of keys and values.
+  """Attention of one new query per request to a cache of keys and values.
 
   Args:
     q_BHK: the new token's queries.
-    k_BMNK: cached keys, the new token's included.
+    k_BMNK: cached keys, with the new token's.
     v_BMNU: cached values.
-    lengths_B: valid cache positions per request.
+    lengths_B: number of valid cache positions of each request.
     scale: factor on the logits.
 
   Returns:
@@ -188,11 +189,12 @@ def latent_attention(
   the latent itself (DeepSeek-V2, section 2.1.2).
 
   Args:
-    q_latent_BHC: queries without position, carried into the latent space.
+    q_latent_BHC: queries without position, projected into the latent space.
     q_rope_BHR: rotated queries.
     latent_BMC: cached latents, after their norm.
     k_rope_BMR: cached rotated keys.
-    lengths_B: valid cache positions per request, the new token's included.
+    lengths_B: number of valid cache positions of each request, with the new
+      token's.
     scale: factor on the logits.
     backend: plain (three products), pallas (one pass over the cache, for
       NVIDIA GPUs), or auto.

@@ -1,14 +1,15 @@
 """Which implementation of a costly operation runs where, and why.
 
-A name that is asked for is taken or refused in words: never replaced by another
-in silence, and never run where it is known to give wrong results. 'auto' takes
-the first of a ladder that can do what is needed, and says what it passed by.
+A backend that is asked for by name runs or raises an error: another never
+silently replaces it, and none runs where it is known to give wrong results.
+'auto' takes the first backend of a list that can do what is needed, and reports
+why it skipped the others.
 
-The order of the ladders was measured on an H200
+The lists are in the order measured on an H200
 (experiments/benchmarks/h200.md). Our own grouped products are up to three times
 as fast as `blocked` and need no further package; with its gradients cuDNN's
-attention is up to 9 % faster than tokamax's; decoding is faster with our kernel
-for one request, and with plain products for several.
+attention is up to 9 % faster than tokamax's; for decoding, our kernel is faster
+with one request, and plain products with several.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,16 +33,16 @@ GROUPED_MATMUL = 'grouped matmul'
 ATTENTION = 'attention'
 LATENT_ATTENTION = 'decoding on the latent cache'
 FP8_PRODUCT = 'FP8 product'
-# Whatever a platform can't do, the last rung can.
+# 'auto' tries the names in this order; one near the end runs on any platform.
 GROUPED_MATMULS = ('pallas', 'mosaic', 'triton', 'blocked', 'ragged', 'dense')
 ATTENTIONS = ('cudnn', 'tokamax', 'chunked', 'plain')
 LATENT_ATTENTIONS = ('pallas', 'plain')
 OLDEST_TOKAMAX = (0, 0, 17)
-# Its Mosaic kernel's gradient of the weights was 3 % of its norm off on an
-# H200; that of jax.lax.ragged_dot was 0.2 % off, which is bfloat16's rounding.
+# On an H200 the weight gradient of tokamax's Mosaic kernel was off by 3 % of
+# its norm, that of jax.lax.ragged_dot by 0.2 %, which is bfloat16 rounding.
 _INEXACT_TOKAMAX = (0, 0, 17)
 OLDEST_CUDNN = 90000
-# The first that takes values of another width than the keys'.
+# The first version that takes values of another width than the keys'.
 OLDEST_CUDNN_UNEQUAL = 91000
 
 _AMPERE, _HOPPER, _BLACKWELL = (8, 0), (9, 0), (10, 0)
@@ -53,11 +54,12 @@ class Device:
 
   Attributes:
     platform: cpu, cuda, rocm or tpu.
-    compute_capability: of an NVIDIA GPU, e.g. (9, 0); () elsewhere.
-    tokamax: its version, e.g. (0, 0, 17); () if it isn't installed.
-    tokamax_triton: whether its Triton kernels have what they want.
-    cudnn: its version, e.g. 91002; 0 if there is none.
-    attached: whether it is there, and not only compiled for.
+    compute_capability: compute capability of an NVIDIA GPU, e.g. (9, 0); ()
+      elsewhere.
+    tokamax: version of tokamax, e.g. (0, 0, 17); () if it isn't installed.
+    tokamax_triton: whether the packages of its Triton kernels are installed.
+    cudnn: version of cuDNN, e.g. 91002; 0 if there is none.
+    attached: whether the device is present, and not only compiled for.
   """
 
   platform: str = 'cpu'
@@ -76,7 +78,7 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """An implementation, why it was taken, and of what it is one."""
+  """An implementation, why it was chosen, and the operation it implements."""
 
   name: str
   reason: str
@@ -105,7 +107,7 @@ _TARGET: contextvars.ContextVar[Device | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def compiling_for(device: Device) -> Iterator[None]:
-  """Makes choices for this device, which needn't be there, while it is open."""
+  """While open, choices are made for this device, which needn't be present."""
   token = _TARGET.set(device)
   try:
     yield
@@ -114,7 +116,7 @@ def compiling_for(device: Device) -> Iterator[None]:
 
 
 def present() -> Device:
-  """The device compiled for: that of `compiling_for`, or the default one."""
+  """The device to compile for: that of `compiling_for`, or the default one."""
   return _TARGET.get() or _default()
 
 
@@ -145,18 +147,18 @@ def choose_grouped_matmul(
   plain: bool = True,
   key: str = 'compute.grouped_matmul',
 ) -> Choice:
-  """Which grouped product runs.
+  """Chooses the grouped product.
 
   Args:
     requested: one of GROUPED_MATMULS, or auto.
-    device: where.
-    dtype: of rows and weights.
-    interpret: the Pallas kernels may run step by step, as in tests.
+    device: device that it runs on.
+    dtype: dtype of rows and weights.
+    interpret: whether Pallas kernels may run step by step, as in tests.
     plain: whether rows and weights are multiplied as they are, not in FP8.
-    key: the config's name for it, for messages.
+    key: name of the config key, for messages.
 
   Raises:
-    ConfigError: what was asked for can't run there.
+    ConfigError: the requested one can't run there.
   """
   need = _Need(device, jnp.dtype(dtype).name, interpret=interpret, plain=plain)
   ladder = ('pallas', 'mosaic', 'triton', 'blocked')
@@ -176,21 +178,21 @@ def choose_attention(
   part: bool = False,
   key: str = 'compute.attention_backend',
 ) -> Choice:
-  """Which attention over whole sequences runs.
+  """Chooses the attention over whole sequences.
 
   Args:
     requested: one of ATTENTIONS, or auto.
-    device: where.
-    dtype: of queries, keys and values.
-    qk_width: of a head's queries and keys, with their rotary part.
-    value_width: of a head's values.
-    segments: whether documents are kept apart.
-    part: whether queries are a part of their sequence, on a mesh that splits
-      sequences.
-    key: the config's name for it, for messages.
+    device: device that it runs on.
+    dtype: dtype of queries, keys and values.
+    qk_width: width of a head's queries and keys, with their rotary part.
+    value_width: width of a head's values.
+    segments: whether documents are isolated.
+    part: whether the queries are only a part of their sequence, on a mesh that
+      splits sequences.
+    key: name of the config key, for messages.
 
   Raises:
-    ConfigError: what was asked for can't run there, or would let documents see
+    ConfigError: the requested one can't run there, or would let documents see
       each other.
   """
   need = _Need(
@@ -214,18 +216,18 @@ def choose_latent_attention(
   interpret: bool = False,
   key: str = 'compute.latent_attention_backend',
 ) -> Choice:
-  """Which absorbed attention runs in decoding.
+  """Chooses the absorbed attention for decoding.
 
   Args:
     requested: one of LATENT_ATTENTIONS, or auto.
-    device: where.
-    dtype: of the cache.
-    requests: that are decoded together.
-    interpret: the Pallas kernel may run step by step, as in tests.
-    key: the config's name for it, for messages.
+    device: device that it runs on.
+    dtype: dtype of the cache.
+    requests: number of requests that are decoded together.
+    interpret: whether the Pallas kernel may run step by step, as in tests.
+    key: name of the config key, for messages.
 
   Raises:
-    ConfigError: what was asked for can't run there.
+    ConfigError: the requested one can't run there.
   """
   need = _Need(device, jnp.dtype(dtype).name, interpret=interpret)
   problems = _LATENT_ATTENTION_PROBLEMS
@@ -240,16 +242,17 @@ def choose_fp8_product(
   interpret: bool = False,
   key: str = 'fp8.products',
 ) -> Choice:
-  """Which product of FP8 operands runs in training.
+  """Chooses the product of FP8 operands in training.
 
   Args:
-    recipe: one of FP8_PRODUCTS or auto, and how FP8 is made and added up.
-    device: where.
-    interpret: the Pallas kernel may run step by step, as in tests.
-    key: the config's name for it, for messages.
+    recipe: one of FP8_PRODUCTS or auto, and how operands are quantised and
+      sums accumulated.
+    device: device that it runs on.
+    interpret: whether the Pallas kernel may run step by step, as in tests.
+    key: name of the config key, for messages.
 
   Raises:
-    ConfigError: what was asked for can't run there, or not by that recipe.
+    ConfigError: the requested one can't run there, or not with that recipe.
   """
   need = _Need(device, 'float32', interpret=interpret, fp8=recipe)
   problems = {'pallas': _fp8_kernel, 'emulated': _nothing}
@@ -265,17 +268,17 @@ def for_training(
   isolate_documents: bool,
   fp8: Fp8Config | None = None,
 ) -> list[Choice]:
-  """What a training run on the default device takes.
+  """Returns what a training run uses on the default device.
 
   Args:
-    model: its widths.
-    compute: the names of backends.
+    model: gives the widths.
+    compute: gives the names of backends.
     dtype: compute dtype.
-    isolate_documents: whether documents are kept apart.
+    isolate_documents: whether documents are isolated.
     fp8: how linear maps multiply in FP8; None: operands as they are.
 
   Raises:
-    ConfigError: what is asked for can't run here.
+    ConfigError: what the config asks for can't run here.
   """
   device = present()
   choices = [
@@ -330,8 +333,8 @@ def _choose(
   return Choice(name, reason, subject)
 
 
-# Each says why not, or ''. Up to the first semicolon what is wrong, then the
-# fix.
+# Each check returns why an implementation can't run, or ''. The problem stands
+# before the first semicolon, the fix after it.
 
 
 def _nothing(need: _Need) -> str:
@@ -340,7 +343,7 @@ def _nothing(need: _Need) -> str:
 
 
 def _plain_only(problem: Callable[[_Need], str]) -> Callable[[_Need], str]:
-  """The same problem, or that it multiplies operands as they are."""
+  """Adds to a check that the implementation multiplies no FP8."""
 
   def check(need: _Need) -> str:
     if not need.plain:
@@ -380,7 +383,7 @@ def _whole(need: _Need) -> str:
 def _attached(need: _Need) -> str:
   if need.device.attached:
     return ''
-  return 'asks a GPU that is there what it can do; run it on one'
+  return 'needs a GPU that is present, to ask what it can do; run it on one'
 
 
 def _tokamax(need: _Need) -> str:
@@ -426,8 +429,8 @@ def _mosaic(need: _Need) -> str:
   if not problem and need.device.tokamax <= _INEXACT_TOKAMAX:
     found = '.'.join(map(str, need.device.tokamax))
     problem = (
-      f'of tokamax {found} has a gradient of the weights that is 3 % of its '
-      'norm off; take pallas'
+      f'in tokamax {found} has a gradient of the weights that is off by 3 % of '
+      'its norm; take pallas'
     )
   return problem
 

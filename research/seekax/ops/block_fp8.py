@@ -3,13 +3,13 @@
 A tile of r x c values has the scale max|x| / 448, so that its largest value is
 the largest of E4M3; a value is its code times that scale. Activations and
 gradients have tiles of 1 x 128, weights blocks of 128 x 128. A tile at the edge
-is partial: as if zeros filled it.
+is partial, as if filled up with zeros.
 
-What a device computes and what NumPy computes agree to the bit: scales are
-products with float32(1/448) and not quotients (XLA makes products of divisions
-by a constant), reciprocals are rounded once, and no value that counts is
-subnormal, which XLA takes for zero on some devices. Codes are rounded in
-float32, quicker than by a conversion to eight bits and back.
+A device and NumPy give the same bits: scales are products with float32(1/448)
+and not quotients (XLA turns division by a constant into a product), reciprocals
+are rounded once, and no value that matters is subnormal, because XLA flushes
+subnormals to zero on some devices. Codes are rounded in float32, which is
+faster than a conversion to eight bits and back.
 
 Letters: M rows, N columns; I, J tiles along them of r and c values.
 """
@@ -27,13 +27,13 @@ from seekax.ops.reductions import reduce_rows
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """A kind of FP8.
+  """An FP8 format.
 
   Attributes:
-    dtype: its name in JAX.
-    largest: its largest value.
-    mantissa_bits: stored bits of the fraction.
-    smallest_normal: below it values are equally spaced.
+    dtype: name of the dtype in JAX.
+    largest: largest value.
+    mantissa_bits: number of stored fraction bits.
+    smallest_normal: below this, values are equally spaced.
   """
 
   dtype: str
@@ -46,8 +46,8 @@ E4M3 = Format('float8_e4m3fn', 448.0, 3, 2.0**-6)
 E5M2 = Format('float8_e5m2', 57344.0, 2, 2.0**-14)
 FORMATS = {'e4m3': E4M3, 'e5m2': E5M2}
 
-# A tile's largest value counts as at least that much. Activations: the public
-# quantiser's. Else: where the scale's last code is still a normal float32.
+# Lower bounds for a tile's largest value. Activations: that of the public
+# quantiser. Others: where the scale's last code is still a normal float32.
 ACTIVATION_FLOOR = 1e-4
 FLOOR = 2.0**-90
 
@@ -57,12 +57,12 @@ class Tiling:
   """How a matrix is divided and scaled.
 
   Attributes:
-    rows: of a tile; 0: all.
-    columns: of a tile; 0: all.
-    format: of the codes.
-    power_of_two: scales are raised to powers of two, so that codes times scale
-      are exact in bfloat16, whatever tiles they are divided in next.
-    floor: a tile's largest value counts as at least this.
+    rows: rows of a tile; 0: all.
+    columns: columns of a tile; 0: all.
+    format: format of the codes.
+    power_of_two: whether scales are raised to powers of two, so that codes
+      times scale are exact in bfloat16, however they are divided next.
+    floor: lower bound for a tile's largest value.
   """
 
   rows: int
@@ -77,8 +77,8 @@ class Tiles:
   """A quantised matrix.
 
   Attributes:
-    codes: uint8 [..., M, N], the bits of the FP8 values. (XLA on a CPU makes
-      float16 of FP8 arrays that are moved; bytes stay bytes.)
+    codes: uint8 [..., M, N], the bits of the FP8 values. (On a CPU, XLA turns
+      FP8 arrays that are moved into float16; bytes stay bytes.)
     scales: float32 [..., I, J].
   """
 
@@ -87,13 +87,13 @@ class Tiles:
 
 
 def quantize(x: jax.Array, tiling: Tiling) -> Tiles:
-  """Codes and scales.
+  """Returns codes and scales.
 
-  A tile that holds NaN or an infinity is NaN throughout when expanded.
+  A tile that holds NaN or an infinity is NaN throughout when dequantised.
 
   Args:
     x: float [..., M, N]; every matrix has tiles of its own.
-    tiling: shape of the tiles, kind of codes.
+    tiling: shape of the tiles and format of the codes.
   """
   codes, scales = _scaled(x, tiling)
   codes = codes.astype(tiling.format.dtype)
@@ -110,7 +110,7 @@ def dequantize(tiles: Tiles, tiling: Tiling) -> jax.Array:
 
 
 def rounded(x: jax.Array, tiling: Tiling) -> jax.Array:
-  """What `dequantize(quantize(x))` gives, without the bytes between."""
+  """The result of `dequantize(quantize(x))`, without the bytes in between."""
   codes, scales = _scaled(x, tiling)
   return _join(codes * scales, x.shape)
 
@@ -118,7 +118,7 @@ def rounded(x: jax.Array, tiling: Tiling) -> jax.Array:
 def codes_and_scales(
   x: jax.Array, tiling: Tiling
 ) -> tuple[jax.Array, jax.Array]:
-  """Both as float32 [..., M, N], every scale repeated over its tile."""
+  """Returns both as float32 [..., M, N], each scale repeated over its tile."""
   codes, scales = _scaled(x, tiling)
   scales = jnp.broadcast_to(scales, codes.shape)
   return _join(codes, x.shape), _join(scales, x.shape)
@@ -138,7 +138,7 @@ def _scaled(x, tiling: Tiling):
 
 
 def next_power_of_two(x: jax.Array) -> jax.Array:
-  """The least power of two that isn't below x > 0; NaN and infinity stay."""
+  """The least power of two at or above x > 0; NaN and infinity stay."""
   mantissa, exponent = jnp.frexp(x)
   power = jnp.ldexp(jnp.float32(1), exponent - (mantissa == 0.5))
   return jnp.where(jnp.isfinite(x), power, x)
@@ -147,9 +147,10 @@ def next_power_of_two(x: jax.Array) -> jax.Array:
 def _rounded_to(x, kind: Format):
   """The format's nearest values, ties to even; |x| is at most its largest.
 
-  Added to a number whose last bit is worth as much as theirs, values lose what
-  is finer. The bound of |x| before, a minimum and a maximum, also keeps
-  compilers from fusing the sum with the product it comes from.
+  Adding a float32 number whose last bit is worth as much as the format's last
+  bit, and subtracting it again, rounds away the finer bits. The bounds on |x|
+  before, a minimum and a maximum, also keep compilers from fusing the sum with
+  the product that makes x.
   """
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
   power = jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
@@ -159,7 +160,7 @@ def _rounded_to(x, kind: Format):
 
 
 def _split(x, tiling: Tiling):
-  """[..., M, N] to [..., I, r, J, c], with zeros behind the edges."""
+  """[..., M, N] to [..., I, r, J, c], zeros filling partial tiles."""
   *lead, rows, columns = x.shape
   r = min(tiling.rows or rows, rows)
   c = min(tiling.columns or columns, columns)

@@ -1,14 +1,14 @@
-"""The sum of products as Hopper's tensor cores add them: in about 14 bits.
+"""Sums of products with about 14 bits, as Hopper's tensor cores add them.
 
 Products are taken in groups of 32. Within a group they are aligned to the
-largest exponent and keep 13 bits of fraction; what is finer is cut off. The
-sum is added to a register with 1 bit of sign, 8 of exponent and 13 of fraction,
-and again what is finer is cut off (DeepSeek-V3, section 3.3.2; "Insights into
-DeepSeek-V3", section 3.1.1). Promotion takes the register's contents to a
-float32 sum after so many products, and starts it at zero.
+largest exponent and keep 13 bits of fraction; finer bits are truncated. The sum
+is added to a register with 1 bit of sign, 8 of exponent and 13 of fraction, and
+finer bits are truncated again (DeepSeek-V3, section 3.3.2; "Insights into
+DeepSeek-V3", section 3.1.1). Promotion adds the register to a float32 sum after
+a number of products, and resets it to zero.
 
 Everything here is exact in float32, so that the same codes give the same bits
-on every device. It is slow: a reference for what promotion saves.
+on every device. It is slow: a reference that shows what promotion gains.
 
 Letters: M rows, N columns, K reduction, G products of a group, B blocks between
 promotions.
@@ -26,11 +26,11 @@ _SIGN_LESS = 0x7FFFFFFF
 
 
 def product(a_MK: jax.Array, b_KN: jax.Array) -> jax.Array:
-  """a times b, added up in the register.
+  """a times b, accumulated in the register.
 
   Args:
     a_MK: float32 values of FP8 codes, [..., M, K].
-    b_KN: the same, [..., K, N].
+    b_KN: likewise, [..., K, N].
 
   Returns:
     float32 [..., M, N].
@@ -53,17 +53,17 @@ def promoted_product(
   scales_KN: jax.Array,
   interval: int,
 ) -> jax.Array:
-  """The same, but the register is emptied every `interval` products.
+  """The same, but with a promotion every `interval` products.
 
   Args:
     a_MK: float32 values of FP8 codes, [..., M, K].
-    b_KN: the same, [..., K, N].
-    scales_MK: of a's codes; alike within an interval.
-    scales_KN: of b's.
-    interval: a multiple of 32.
+    b_KN: likewise, [..., K, N].
+    scales_MK: scales of a's codes; equal within an interval.
+    scales_KN: scales of b's codes; equal within an interval.
+    interval: number of products between promotions, a multiple of 32.
 
   Returns:
-    float32 [..., M, N], with the scales.
+    float32 [..., M, N], multiplied with the scales.
   """
   scale_BMN = (
     _blocks(scales_MK, -1, interval)[..., :, :1]
@@ -76,7 +76,7 @@ def promoted_product(
 
 
 def _blocks(x, axis: int, size: int):
-  """Blocks of an axis on a leading one, the last filled with zeros."""
+  """Moves blocks of an axis to a leading axis; zeros fill the last block."""
   short = -x.shape[axis] % size
   edges = [(0, 0)] * x.ndim
   edges[axis] = (0, short)
@@ -92,16 +92,17 @@ def _aligned_sum(products_MGN):
   largest = jnp.max(bits & _EXPONENT, axis=-2, keepdims=True)
   power = jax.lax.bitcast_convert_type(largest, jnp.float32)
   step = power * jnp.float32(2.0**-FRACTION_BITS)
-  # Of a group of zeros; NaN comes through.
+  # The divisor is 1 for a group of zeros; NaN propagates.
   counts = jnp.trunc(products_MGN / jnp.where(step == 0, 1.0, step))
   return jnp.sum(counts, axis=-2) * step[..., 0, :]
 
 
 def _add_cut(a, b):
-  """a + b without the bits past the 13th of its fraction, towards zero.
+  """a + b, truncated towards zero to 13 bits of fraction.
 
-  The float32 sum may have been rounded up to what is exactly 13 bits; its error
-  is known exactly, and where it has, the next smaller number is the one to cut.
+  The float32 sum may have been rounded up to a number of exactly 13 bits. Its
+  error is known exactly; where it was rounded up, the next smaller number is
+  truncated.
   """
   total = a + b
   other = total - a

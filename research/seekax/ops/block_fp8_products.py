@@ -1,19 +1,19 @@
 """Linear maps whose three products are all in FP8 (DeepSeek-V3, section 3.3).
 
 The forward product, the input's gradient and the weight's gradient multiply
-FP8 operands: activations and gradients in tiles of 1 x 128 along the axis that
-is summed over, weights in blocks of 128 x 128. For the weight's gradient, which
-sums over rows, activations and gradients are divided anew into tiles of
-128 x 1, from what they were before. Every 128 products of the sum a float32
-total takes over.
+FP8 operands: activations and gradients in tiles of 1 x 128 along the summed
+axis, weights in blocks of 128 x 128. For the weight's gradient, which sums over
+rows, activations and gradients are quantised again in tiles of 128 x 1, from
+the values before the first quantisation. Every 128 products the sum is added to
+a float32 total.
 
 On NVIDIA GPUs from Hopper on a kernel multiplies the codes
-(`pallas_block_fp8`): on one device, and of the experts' products on a mesh. The
-compiler can't split a kernel and would gather all tokens for it. Elsewhere
-operands are rounded to FP8 and multiplied in
-float32. A code times its scale is rounded once in that, and sums are as exact
-as those of float32: within 128 * 2**-24 * sum|a||b| of exact, as a promotion
-every 128 products would be, if not to the bit.
+(`pallas_block_fp8`): for all maps on one device, and for the experts' on a
+mesh. The compiler can't split a kernel and would gather all tokens for it.
+Elsewhere operands are rounded to FP8 and multiplied in float32. There a code
+times its scale is rounded once, and sums are as exact as float32 sums: within
+128 * 2**-24 * sum|a||b| of the exact value, the same bound as for a promotion
+every 128 products, though not the same bits.
 
 Letters: T rows, D input width, F output width.
 """
@@ -41,12 +41,12 @@ from seekax.ops.rematerialisation import keep
 
 @dataclasses.dataclass(frozen=True)
 class Fp8Products:
-  """The products of a linear map, FP8 in, float32 or bfloat16 out.
+  """The products of a linear map: FP8 operands, float32 or bfloat16 results.
 
   Attributes:
-    recipe: how FP8 is made and added up.
-    power_of_two_input: of the input's scales.
-    power_of_two_gradient: of those of the output's gradient.
+    recipe: how operands are quantised and sums accumulated.
+    power_of_two_input: whether the input's scales are powers of two.
+    power_of_two_gradient: whether the output gradient's scales are.
   """
 
   recipe: Fp8Config
@@ -64,7 +64,7 @@ class Fp8Products:
     return dx_TD.astype(dtype)
 
   def weight_gradient(self, x_TD, dy_TF, dtype):
-    """Of several experts, rows that fill up have no say in the scales."""
+    """x^T dy; with several experts, padding rows don't affect the scales."""
     if x_TD.ndim > 2:
       x_TD = jnp.where(jnp.any(dy_TF != 0, axis=-1, keepdims=True), x_TD, 0)
     dw_DF = self._multiply(
@@ -73,7 +73,7 @@ class Fp8Products:
     return dw_DF.astype(dtype)
 
   def store(self, y_TF: jax.Array, name: str) -> Tiles:
-    """In FP8 tiles: half the bytes between the passes."""
+    """Stores y in FP8 tiles, which halves its bytes between the passes."""
     tiles = quantize(y_TF, self._stored())
     return Tiles(keep(tiles.codes, name), keep(tiles.scales, name))
 
@@ -133,7 +133,7 @@ class Fp8Products:
     return Tiling(1, self.recipe.tile_size, floor=ACTIVATION_FLOOR)
 
   def _tiles(self, summed: int, **values) -> Tiling:
-    """Tiles along the axis that is summed over, or one for the matrix."""
+    """Tiles along the summed axis, or one tile for the whole matrix."""
     if self.recipe.scaling == 'tensor':
       return Tiling(0, 0, **values)
     size = self.recipe.tile_size
@@ -141,7 +141,7 @@ class Fp8Products:
 
 
 def _is_split_by_compiler() -> bool:
-  """Whether arrays here are those of several devices, and not one's parts."""
+  """Whether arrays here span several devices, rather than being one's part."""
   mesh = jax.sharding.get_abstract_mesh()
   kinds = zip(mesh.shape.values(), mesh.axis_types, strict=True)
   manual = jax.sharding.AxisType.Manual

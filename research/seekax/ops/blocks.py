@@ -1,7 +1,6 @@
-"""A function of rows and experts, applied in blocks of rows of one expert.
+"""Applies a function of rows and experts in blocks of rows of one expert.
 
-The engine of the `blocked` backend of `ops/grouped_matmul.py`, which says what
-it does.
+The core of the `blocked` backend, which `ops/grouped_matmul.py` describes.
 
 Letters: T tokens, A experts per token, S slots (S = T*A), E experts, G blocks
 computed together, C rows of one block, D input width, F output width.
@@ -16,28 +15,28 @@ import jax
 import jax.numpy as jnp
 
 # Rows of one expert in its first block, as a multiple of the balanced load, and
-# the multiple they are rounded up to. Measured on a CPU: 1 to 1.25 are alike.
+# the multiple they are rounded up to. On a CPU, 1 to 1.25 measured alike.
 BLOCK_SLACK = 1.1
 BLOCK_MULTIPLE = 8
 # Leftover blocks have half the rows, and are computed in groups of an eighth of
-# the experts: few experts have much too many. Measured at loads of up to 2 to 4
-# times the mean, 5 % of a training step better than blocks of an eighth, whose
-# products are of too few rows.
+# the experts, because few experts are far above the mean. With loads of up to 2
+# to 4 times the mean a training step took 5 % less than with blocks of an
+# eighth, whose products have too few rows.
 LEFTOVER_ROWS_SHARE = 2
 LEFTOVER_GROUP_SHARE = 8
-# Up to so many choices are computed one by one in decoding.
+# In decoding, up to this many choices are computed one by one.
 SEPARATE_SLOTS = 16
 
 
 @struct.dataclass
 class Slots:
-  """Where the rows of every expert are.
+  """Where each expert's rows are.
 
   Attributes:
-    order_S: slots (token * A + choice) sorted by expert.
-    rank_TA: position of a slot among those of its expert.
-    sizes_E: rows per expert.
-    starts_E: first row of every expert in order_S.
+    order_S: slots (token * A + choice), sorted by expert.
+    rank_TA: rank of a slot among those of its expert.
+    sizes_E: number of rows of each expert.
+    starts_E: index of each expert's first row in order_S.
   """
 
   order_S: jax.Array
@@ -47,7 +46,7 @@ class Slots:
 
 
 def sort_slots(experts_TA: jax.Array, num_experts: int) -> Slots:
-  """Sorts slots by expert; a slot with expert id E belongs to nobody."""
+  """Sorts slots by expert; a slot with expert id E belongs to no expert."""
   experts_S = experts_TA.reshape(-1)
   order_S = jnp.argsort(experts_S, stable=True).astype(jnp.int32)
   sizes_E = jnp.bincount(experts_S, length=num_experts).astype(jnp.int32)
@@ -62,7 +61,7 @@ def sort_slots(experts_TA: jax.Array, num_experts: int) -> Slots:
 
 
 def block_rows(num_slots: int, num_experts: int) -> int:
-  """Rows of one expert in one block (C)."""
+  """Number of rows of one expert in its first block (C)."""
   rows = num_slots * BLOCK_SLACK / num_experts
   return min(
     -(-int(rows + 1) // BLOCK_MULTIPLE) * BLOCK_MULTIPLE, max(num_slots, 1)
@@ -73,9 +72,10 @@ class BlockFunction(NamedTuple):
   """A function of blocks of rows, and its gradient.
 
   Attributes:
-    forward: ([G, C, D], [G, C], weights [G, ...]) to ([G, C, F], kept).
-    backward: the same, kept and [G, C, F] to the gradients of the three, those
-      of the weights in float32.
+    forward: maps ([G, C, D], [G, C], weights [G, ...]) to ([G, C, F],
+      residuals).
+    backward: maps the same inputs, the residuals and the gradient [G, C, F] to
+      the gradients of the three inputs, those of the weights in float32.
   """
 
   forward: Callable[..., Any]
@@ -93,21 +93,21 @@ def blocked(
   """Sum over choices a of fn(x_t, scale_ta; the chosen expert's weights).
 
   Args:
-    fn: works row by row; what it keeps of the first blocks is kept for the
+    fn: works row by row; its residuals of the first blocks are kept for the
       backward pass, leftover blocks are computed again.
     x_TD: tokens.
-    scale_TA: a number per choice, handed to fn.
-    experts_TA: chosen experts; id E means nobody.
+    scale_TA: a factor for each choice, passed to fn.
+    experts_TA: chosen experts; id E means none.
     weights: arrays with leading axis E.
 
   Returns:
-    float32 [T, F]: the choices are added up in float32.
+    float32 [T, F]; the choices are added in float32.
   """
   return _run(fn, x_TD, scale_TA, experts_TA, weights)[0]
 
 
 def _run(fn, x_TD, scale_TA, experts_TA, weights):
-  """(sum over choices, the plan, what fn keeps of the first blocks)."""
+  """Returns (sum over choices, the plan, residuals of the first blocks)."""
   blocks = _plan(experts_TA, weights)
 
   def forward(group, own_weights):
@@ -175,9 +175,9 @@ def each_slot(
   experts_TA: jax.Array,
   weights: dict[str, jax.Array],
 ) -> jax.Array:
-  """The same as `blocked`, with every choice's own copy of the weights.
+  """The same as `blocked`, but each choice gets a copy of its weights.
 
-  For decoding, with few slots: the experts that nobody chose are never read.
+  It is for decoding, with few slots: experts that no token chose aren't read.
   """
   num_experts = jax.tree.leaves(weights)[0].shape[0]
   experts_S = jnp.minimum(experts_TA.reshape(-1), num_experts - 1)
@@ -201,7 +201,7 @@ def each_slot(
 
 
 def _one_slot(fn, x_11D, scale_11, expert, weights):
-  """[1, 1, F]; on a CPU whole matrices are copied twice as fast as gathered."""
+  """[1, 1, F]; on a CPU slicing a matrix is twice as fast as gathering it."""
   own_weights = jax.tree.map(
     lambda w: jax.lax.dynamic_index_in_dim(w, expert), weights
   )
@@ -210,15 +210,15 @@ def _one_slot(fn, x_11D, scale_11, expert, weights):
 
 @struct.dataclass
 class _Blocks:
-  """The blocks of every expert: its first one, and what is left over.
+  """The blocks of every expert: its first one, and the leftover ones.
 
   Attributes:
     slots: where the rows are.
     experts_TA: chosen experts.
-    left_end_E: leftover blocks of this and all earlier experts.
-    left_E: leftover blocks of every expert.
-    rows: rows in a first block (C).
-    left_rows: rows in a leftover block.
+    left_end_E: number of leftover blocks of this and all earlier experts.
+    left_E: number of leftover blocks of each expert.
+    rows: number of rows in a first block (C).
+    left_rows: number of rows in a leftover block.
   """
 
   slots: Slots
@@ -234,11 +234,11 @@ class _Group:
   """Blocks that are computed together, as one batched product.
 
   Attributes:
-    experts_G: whose rows each block holds; E where there is no block.
+    experts_G: expert whose rows each block holds; E where there is no block.
     first_G: rank of each block's first row among its expert's rows.
-    place_TA: the row of each choice in these blocks, if it is in this group.
-    inside_TA: whether it is.
-    rows: rows in each of these blocks.
+    place_TA: row of each choice in these blocks, if it is in this group.
+    inside_TA: whether the choice is in this group.
+    rows: number of rows in each of these blocks.
   """
 
   experts_G: jax.Array
@@ -272,7 +272,7 @@ def _first_group(blocks: _Blocks) -> _Group:
 
 
 def _over_leftovers(blocks: _Blocks, total, rest):
-  """rest(group, total so far) over all groups of leftover blocks."""
+  """Applies rest(group, total so far) to all groups of leftover blocks."""
   group_size = max(blocks.left_E.shape[0] // LEFTOVER_GROUP_SHARE, 1)
 
   def step(carry):
@@ -307,13 +307,13 @@ def _leftovers(blocks: _Blocks, done, group_size: int) -> _Group:
 
 
 def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA, again=False):
-  """The group's tokens, scales and slots.
+  """Returns the group's tokens, scales and slots.
 
-  Past an expert's last row the scale is 0, so that whatever token stands there
-  adds nothing to results or gradients. Gathering `again` is written another way
-  than the first time, or the compiler would store the rows from the forward
-  pass to the backward pass, A times as many as there are tokens. (On a CPU it
-  does so through an optimization_barrier.)
+  Past an expert's last row the scale is 0, so that the token there adds nothing
+  to results or gradients. Gathering `again` is written differently from the
+  first time; otherwise the compiler would store the rows from the forward to
+  the backward pass, A times as many as there are tokens. (On a CPU it does so
+  even through an optimization_barrier.)
   """
   slots, count = blocks.slots, scale_TA.size
   size_G = jnp.take(slots.sizes_E, group.experts_G, mode='fill', fill_value=0)
@@ -329,7 +329,7 @@ def _gather(blocks: _Blocks, group: _Group, x_TD, scale_TA, again=False):
 
 
 def _to_tokens(group: _Group, y_GC):
-  """The group's results where each choice looks for them; 0 if elsewhere."""
+  """The group's result for each choice; 0 for choices in other groups."""
   y_R = y_GC.reshape(-1, *y_GC.shape[2:])
   place_TA = jnp.where(group.inside_TA, group.place_TA, y_R.shape[0])
   return _rows(y_R, place_TA)

@@ -1,12 +1,13 @@
 """Causal attention whose memory grows with L, not with L squared.
 
-Queries are taken block by block; a block's logits are made, used and dropped,
-and made again in the backward pass from the row's log-sum-exp (FlashAttention,
-arXiv 2205.14135, algorithms 1 and 4, with whole rows of keys at a time). Blocks
-lie in stripes; a stripe is one scan, whose blocks meet the keys up to the
-stripe's end, so that most of what lies above the diagonal is never computed.
-Queries that are a part of a sequence lie in one stripe and meet all of its
-keys, for only the running program knows where they begin.
+Queries are processed block by block; a block's logits are computed, used and
+dropped, and computed again in the backward pass from the row's log-sum-exp
+(FlashAttention, arXiv 2205.14135, algorithms 1 and 4, with whole rows of keys
+at a time). Blocks are grouped in stripes; a stripe is one scan, whose blocks
+multiply the keys up to the stripe's end, so that most of what is above the
+diagonal is never computed. Queries that are a part of a sequence form one
+stripe and multiply all of its keys, because only the running program knows
+where they begin.
 
 Arrays are head-major, and the query heads of one key head are one matrix of
 rows, so that every product is one batch of plain matrices.
@@ -35,10 +36,11 @@ class Chunking:
   """How a sequence is cut.
 
   Attributes:
-    block: queries whose logits are in memory at once.
-    stripes: scans; of the keys above the diagonal, 1 / stripes is computed.
-    keep: the softmax's numerators are kept for the backward pass, which then
-      makes no logits again.
+    block: number of queries whose logits are in memory at once.
+    stripes: number of scans; 1 / stripes of the logits above the diagonal are
+      computed.
+    keep: whether the softmax's numerators are kept for the backward pass, which
+      then computes no logits again.
   """
 
   block: int = 128
@@ -61,11 +63,11 @@ def chunked_attention(
   Args:
     q_BNGLK: queries; L is a multiple of the block.
     k_BNMK: keys.
-    v_BNMU: values, of any width. What a query doesn't see is multiplied by 0,
-      not skipped: NaN or infinity there would reach it.
+    v_BNMU: values, of any width. Values that a query doesn't see are multiplied
+      by 0, not skipped: NaN or infinity in them would reach the result.
     segments: document numbers of queries [B, L] and keys [B, M]; a query sees
       its own document only. None: every earlier position.
-    first: position of the first query, a number; None: 0, and L is M.
+    first: position of the first query, a scalar; None: 0, and L is M.
     scale: factor on the logits.
     chunking: how the sequence is cut.
 
@@ -76,7 +78,7 @@ def chunked_attention(
 
 
 def _forward(q, k, v, segments, first, scale, chunking):
-  """(output, what the backward pass needs)."""
+  """Returns (output, residuals for the backward pass)."""
   outputs, saved = [], []
   segments_BL, segments_BM = segments or (None, None)
   for stripe in _stripes(q.shape[3], k.shape[2], first, chunking):
@@ -125,7 +127,7 @@ def _backward(scale, chunking, saved, dout_BNGLU):
       q_BNRK, dout_BNRU = _rows(q_BNGQK), _rows(dout_BNGQU)
       delta_BNR1 = _rows(delta_BNGQ[..., None])
       if chunking.keep:
-        # Divides rows of dout by the softmax's sums instead of the weights.
+        # Dividing rows of dout by the softmax's sums replaces dividing weights.
         weights, total_BNR1 = own
         dout_BNRU = (dout_BNRU / total_BNR1).astype(q.dtype)
         delta_BNR1 /= total_BNR1
@@ -186,7 +188,7 @@ def _float32_einsum(letters, *operands):
 
 
 def _scan(block, carry, parts):
-  """jax.lax.scan; a single block is written out."""
+  """jax.lax.scan, but a single block is called directly."""
   if jax.tree.leaves(parts)[0].shape[0] > 1:
     return jax.lax.scan(block, carry, parts)
   carry, out = block(carry, jax.tree.map(lambda x: x[0], parts))
@@ -197,7 +199,7 @@ def _scan(block, carry, parts):
 class _Stripe:
   """Blocks of consecutive queries [start, end), and the keys before keys_end.
 
-  The first of all queries is at the position `first`.
+  `first` is the position of the first query of all.
   """
 
   start: int

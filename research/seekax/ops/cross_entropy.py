@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Tokens whose logits are held at once: as many as make this many logits, so
-# that V3's vocabulary takes 128 MB, and no more than this.
+# The number of tokens whose logits are held at once gives this many logits,
+# 128 MB for V3's vocabulary, but is at most LARGEST_CHUNK.
 CHUNK_LOGITS = 1 << 25
 LARGEST_CHUNK = 1024
 
@@ -18,7 +18,7 @@ LARGEST_CHUNK = 1024
 def log_probabilities(
   hidden_TD: jax.Array, head_DV: jax.Array, targets_T: jax.Array
 ) -> jax.Array:
-  """Log-probability of each target, in nats, by chunks of tokens.
+  """Log-probability of each target, in nats, in chunks of tokens.
 
   Args:
     hidden_TD: hidden states after the final norm.
@@ -39,15 +39,15 @@ def cross_entropy_sum(
 ) -> jax.Array:
   """Weighted sum of the targets' cross-entropies, in nats.
 
-  The gradient is taken chunk by chunk together with the value, while the
-  chunk's logits are alive: three products in all, and no [T, V] array.
+  The gradient is computed chunk by chunk together with the value, while the
+  chunk's logits are in memory: three products in all, and no [T, V] array.
 
   Args:
     hidden_TD: hidden states after the final norm.
     head_DV: output head.
     targets_T: target ids.
-    weights_T: weight of each target; no gradient flows to it. 0 multiplies, so
-      that the hidden state has to be finite all the same.
+    weights_T: weight of each target; no gradient flows to it. A hidden state
+      must be finite even where the weight is 0, which multiplies it.
 
   Returns:
     float32 scalar.
@@ -78,19 +78,19 @@ def loss_sums(
   z_weight: float,
   vocab_axes: tuple[str, ...] = (),
 ) -> Sums:
-  """`cross_entropy_sum` with the z-loss, in the same sweep.
+  """`cross_entropy_sum` with the z-loss, in one pass.
 
-  The z-loss draws log Z, which softmax leaves free, to 0: the logits stay small
-  (PaLM, arXiv 2204.02311, section 5, with a weight of 1e-4).
+  The z-loss pulls log Z, which softmax leaves free, towards 0, so that the
+  logits stay small (PaLM, arXiv 2204.02311, section 5, with a weight of 1e-4).
 
   Args:
     hidden_TD: hidden states after the final norm.
     head_DV: output head.
     targets_T: target ids.
-    weights_T: weight of each target, of both losses; no gradient flows to it.
+    weights_T: weight of each target in both losses; no gradient flows to it.
     z_weight: weight of the z-loss, 0.0 for none.
-    vocab_axes: mapped axes (as of shard_map) that the vocabulary is split over;
-      head_DV is then this device's part, the rest is the same on all of them.
+    vocab_axes: mapped axes (as in shard_map) that the vocabulary is split over;
+      head_DV is then this device's part, and the rest is equal on all of them.
 
   Returns:
     The objective and its two parts.
@@ -106,7 +106,7 @@ def _sums(z_weight, vocab_axes, hidden_TD, head_DV, targets_T, weights_T):
 
 
 def _weighted(z_weight, cross_entropy_T, log_z_T, weights_T):
-  """(objective, cross-entropy, squared log Z), summed."""
+  """Returns the sums (objective, cross-entropy, squared log Z)."""
   loss = jnp.sum(cross_entropy_T * weights_T)
   if not z_weight:
     return loss, loss, jnp.zeros((), jnp.float32)
@@ -145,12 +145,12 @@ def _forward(z_weight, vocab_axes, hidden_TD, head_DV, targets_T, weights_T):
 
 
 def _backward(z_weight, vocab_axes, residuals, cotangents):
-  del z_weight  # Part of the gradient already.
+  del z_weight  # The saved gradient includes it.
   d_hidden, d_head = residuals
-  cotangent = cotangents[0]  # The other two are reported, not trained on.
+  cotangent = cotangents[0]  # The other two are only reported.
   if vocab_axes:
-    # As the transpose of a psum is. What each device has of d_hidden is added
-    # up by the shard_map, in which the hidden states are whole.
+    # The transpose of a psum. The shard_map adds up each device's part of
+    # d_hidden, because the hidden states are replicated in it.
     cotangent = jax.lax.psum(cotangent, vocab_axes)
   d_hidden = (d_hidden * cotangent).astype(d_hidden.dtype)
   d_head = (d_head * cotangent).astype(d_head.dtype)
@@ -166,7 +166,7 @@ def _target_scores(
   targets_T: jax.Array,
   vocab_axes: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
-  """(log-probability of each target, log Z), float32 [T] each."""
+  """Returns (log-probability of each target, log Z), float32 [T] each."""
   first = _first_id(head_DV, vocab_axes)
 
   def chunk(pair):
@@ -195,11 +195,11 @@ def _first_id(head_DV, vocab_axes):
 
 
 def _chosen(logits_TV, columns_T, vocab_axes):
-  """[T], the logit in a column, which may be another device's."""
+  """[T], the logit in a given column, which may be on another device."""
   if not vocab_axes:
     return jnp.take_along_axis(logits_TV, columns_T[:, None], axis=1)[:, 0]
   count = logits_TV.shape[1]
-  # A negative column would be counted from the end.
+  # JAX would count a negative column from the end.
   columns_T = jnp.where(columns_T < 0, count, columns_T)
   own_T = jnp.take_along_axis(
     logits_TV, columns_T[:, None], axis=1, mode='fill', fill_value=0
@@ -208,7 +208,7 @@ def _chosen(logits_TV, columns_T, vocab_axes):
 
 
 def _log_z(logits_TV, vocab_axes):
-  """[T], the log of the sum of all columns' exponentials."""
+  """[T], the log of the sum of the exponentials of all columns."""
   own_T = jax.nn.logsumexp(logits_TV, axis=1)
   if not vocab_axes:
     return own_T

@@ -1,9 +1,9 @@
 """Causal attention by cuDNN's fused kernel.
 
 JAX's public function refuses values of another width than the keys'. The
-function beneath it takes them, on Hopper and later with cuDNN 9.10 (PR 28872 of
-jax-ml/jax), but is private and may move: a test looks for it. It has no place
-for document numbers. Not run here on a GPU.
+function below it takes them, on Hopper and later with cuDNN 9.10 (PR 28872 of
+jax-ml/jax), but is private and may move: a test checks that it exists. It takes
+no document numbers. Not run here on a GPU.
 
 Letters: B batch, L positions, H query heads, N key/value heads, K query/key
 width, U value width.
@@ -17,7 +17,7 @@ _FUSED = 'jax._src.cudnn.fused_attention_stablehlo'
 
 
 def version() -> int:
-  """Of the cuDNN that JAX has loaded, e.g. 91002; 0 if there is none."""
+  """Version of the cuDNN that JAX loaded, e.g. 91002; 0 if there is none."""
   try:
     from jax._src.lib import cuda_versions
 
@@ -41,7 +41,7 @@ def causal_attention(
     [B, L, H, U] in the values' dtype.
 
   Raises:
-    NotImplementedError, RuntimeError: cuDNN doesn't do this on this device.
+    NotImplementedError, RuntimeError: cuDNN can't do this on this device.
   """
   if q_BLHK.shape[-1] == v_BLNU.shape[-1]:
     return jax.nn.dot_product_attention(

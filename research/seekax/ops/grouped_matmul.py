@@ -1,26 +1,26 @@
-"""Rows grouped by expert, each group times its expert's own matrices.
+"""Multiplies rows grouped by expert with their expert's matrices.
 
 Letters: T tokens, A experts per token, S slots (S = T*A), E experts, C rows
 of one expert in one block, D input width, F hidden or output width.
 
-Backends, all exact and dropless for every pattern of group sizes, chosen by
-`ops/backends.py`:
+All backends are exact and dropless for every pattern of group sizes.
+`ops/backends.py` chooses one:
 
-* `blocked` (the portable one): the first C rows of every expert are one batched
-  product [E, C, D] x [E, D, F]; when the loads are near balance that is all.
-  What is left over follows in blocks of C/2 rows, E/8 blocks at a time, with
-  their experts' weights gathered, until nothing is left. The gradient goes the
-  same way; of the first product the two up-projections are kept for it.
+* `blocked` (portable): the first C rows of every expert are one batched product
+  [E, C, D] x [E, D, F]; when the loads are near balance that is all. The
+  leftover rows follow in blocks of C/2 rows, E/8 blocks at a time, with their
+  experts' weights gathered. The gradient takes the same steps; it reuses the
+  two up-projections of the first product, which are kept.
 * `pallas`: our kernels for NVIDIA GPUs, with gate, up, SwiGLU and the routing
-  weight as one (`ops/pallas_grouped_matmul.py`).
+  weight fused (`ops/pallas_grouped_matmul.py`).
 * `mosaic`, `triton`: tokamax's kernels (`ops/tokamax_backends.py`).
-* `ragged`: `jax.lax.ragged_dot`, which lowers to every row times every expert
-  on CPU.
-* `dense`: every row times every expert, plainly. A reference for tests.
+* `ragged`: `jax.lax.ragged_dot`, which on CPU multiplies every row by every
+  expert.
+* `dense`: every row times every expert, written plainly; a reference for tests.
 
-With at most half as many slots as experts (decoding) `blocked` takes the chosen
-experts' weights instead, so that the others are never read; with FP8 weights
-the kernels do so too.
+With at most half as many slots as experts (decoding) `blocked` gathers the
+chosen experts' weights instead, so that the others are never read; with FP8
+weights the kernels do so too.
 """
 
 import functools
@@ -61,8 +61,9 @@ def grouped_matmul(
   Args:
     rows_SD: rows sorted by expert.
     weights_EDF: one matrix per expert.
-    sizes_E: rows of each expert, zero allowed. Rows past their sum give 0.
-    backend: the name of one.
+    sizes_E: number of rows of each expert, may be 0; rows past their sum give
+      0.
+    backend: name of a backend.
     interpret: runs the steps of `pallas` in plain JAX, on any device.
 
   Returns:
@@ -106,18 +107,18 @@ def grouped_swiglu(
   Args:
     x_TD: tokens.
     gates_TA: float32 routing weight of each choice.
-    experts_TA: chosen experts; id E is nobody and gives 0.
+    experts_TA: chosen experts; id E means none and gives 0.
     gate_EDF: matrices of the gated branch (W1). FP8 is expanded when it is
-      used; in decoding, that of the chosen experts alone.
+      used; in decoding, only the chosen experts' matrices are.
     up_EDF: matrices of the linear branch (W3).
     down_EFD: output matrices (W2).
-    backend: the name of one, or auto.
+    backend: name of a backend, or auto.
     interpret: runs the steps of `pallas` in plain JAX, on any device.
-    products: how the three matrices are multiplied; `blocked` alone takes
-      others than plain ones. Tiles of FP8 never span two of its blocks.
+    products: how the three matrices are multiplied; only `blocked` takes others
+      than plain products. FP8 tiles never span two of its blocks.
 
   Returns:
-    float32 [T, D]: the experts' outputs, in x's dtype, are added up in float32.
+    float32 [T, D]: the experts' outputs, in x's dtype, added in float32.
 
   Raises:
     ConfigError: the backend can't run here.
@@ -131,8 +132,8 @@ def grouped_swiglu(
   )
   weights = dict(zip(_MATRICES, (gate_EDF, up_EDF, down_EFD), strict=True))
   swiglu = _swiglu_function(products)
-  # FP8 products are for training: of few slots too they want the gradient that
-  # `blocked` has.
+  # FP8 products are for training: even with few slots they need the gradient,
+  # which only `blocked` has.
   few = 2 * experts_TA.size <= gate_EDF.shape[0] and products == PLAIN_SWIGLU
   references = choice.name in ('ragged', 'dense')
   fp8 = isinstance(gate_EDF, BlockScaled)
@@ -171,9 +172,10 @@ def _sorted_swiglu(rows_SD, scale_S, sizes_E, weights, backend, interpret):
 
 @jax.custom_vjp
 def _dispatch(x_TD, order_S, place_TA):
-  """Each slot's token, [S, D]. Its gradient is a sum of A rows per token.
+  """Each slot's token, [S, D]. Its gradient sums A rows per token.
 
-  Derived by JAX it would be a scatter that adds, in no fixed order on a GPU.
+  The gradient that JAX derives would be a scatter-add, which has no fixed order
+  on a GPU.
   """
   return x_TD[order_S // place_TA.shape[1]]
 

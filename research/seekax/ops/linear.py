@@ -1,4 +1,4 @@
-"""Products with a weight, and the SwiGLU of three of them.
+"""Products with a weight, and SwiGLU, which is made of three of them.
 
 Letters: T rows, D input width, F hidden or output width. A leading axis E, one
 matrix per expert, is allowed before T and before D.
@@ -36,15 +36,15 @@ class Products(Protocol):
     """x^T dy."""
 
   def store(self, y_TF: jax.Array, name: str) -> Any:
-    """y as the backward pass of a SwiGLU wants it, kept under a name."""
+    """Prepares y for SwiGLU's backward pass, saved under `name`."""
 
   def load(self, stored: Any) -> jax.Array:
-    """What was stored, in float32."""
+    """Returns what `store` stored, in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlainProducts:
-  """Products of the operands as they are."""
+  """Multiplies the operands as they are, without quantisation."""
 
   def forward(self, x_TD, w_DF):
     return jnp.einsum('...TD,...DF->...TF', x_TD, expand(w_DF))
@@ -66,7 +66,7 @@ PLAIN = PlainProducts()
 
 
 class SwigluProducts(NamedTuple):
-  """Those of W1 and W3, and those of W2."""
+  """How W1 and W3 multiply (`into`), and how W2 does."""
 
   into: Products = PLAIN
   out_of: Products = PLAIN
@@ -83,7 +83,7 @@ def linear(
   Args:
     x: [..., D].
     weight: [D, ...].
-    products: how it is multiplied, forward and backward.
+    products: how the weight is multiplied, forward and backward.
 
   Returns:
     [..., ...] in x's dtype.
@@ -96,7 +96,7 @@ def linear(
 def contract(
   x: jax.Array, weight: jax.Array, axes: int, products: Products = PLAIN
 ) -> jax.Array:
-  """Contracts the last `axes` axes of x with as many first ones of a weight."""
+  """Contracts x's last `axes` axes with equally many first axes of a weight."""
   x = x.reshape(*x.shape[:-axes], -1)
   return linear(x, weight.reshape(-1, *weight.shape[axes:]), products)
 
@@ -111,10 +111,10 @@ def _linear_forward(products, x_TD, w_DF):
 
 
 def _linear_backward(products, saved, dy_TF):
-  """The usual gradients, in the order that needs no transposed copy.
+  """The usual gradients, ordered so that no transposed copy is needed.
 
-  Derived by JAX, the weight's is a product of the transposed dy, and on a CPU
-  whatever computes dy then runs column by column.
+  JAX would derive the weight's gradient as a product with the transposed dy,
+  and on a CPU the computation of dy would then run column by column.
   """
   x_TD, w_DF = saved
   dx_TD = products.input_gradient(dy_TF, w_DF, x_TD.dtype)
@@ -131,7 +131,7 @@ def swiglu(
   down_FD: jax.Array,
   products: SwigluProducts = PLAIN_SWIGLU,
 ) -> jax.Array:
-  """W2(silu(W1 x) * W3 x); the product in float32.
+  """W2(silu(W1 x) * W3 x); the elementwise product is float32.
 
   Args:
     x_TD: rows.
@@ -177,22 +177,22 @@ def swiglu_forward(
   up_DF: jax.Array | BlockScaled,
   down_FD: jax.Array | BlockScaled,
 ) -> tuple[jax.Array, tuple[Any, Any]]:
-  """scale * SwiGLU(x), and what its gradient needs.
+  """Returns scale * SwiGLU(x), and the residuals for its gradient.
 
-  The scale multiplies before W2: the same sum, and its gradient is cheap. W1 x
-  and W3 x are kept; their SwiGLU is computed again in the backward pass, as
-  DeepSeek-V3 does (section 3.2.3).
+  The scale multiplies before W2: the result is the same, and its gradient is
+  cheap. W1 x and W3 x are kept; their SwiGLU is computed again in the backward
+  pass, as in DeepSeek-V3 (section 3.2.3).
 
   Args:
     products: how the three are multiplied.
     x_TD: rows, [E, T, D] with experts.
     scale_T: float32 factor of each row, or None.
-    gate_DF: W1; FP8 that was read is expanded.
+    gate_DF: W1; a stored FP8 weight is expanded.
     up_DF: W3.
     down_FD: W2.
 
   Returns:
-    ([T, D] in x's dtype, kept).
+    ([T, D] in x's dtype, residuals).
   """
   gate_TF = products.into.forward(x_TD, gate_DF)
   up_TF = products.into.forward(x_TD, up_DF)
@@ -210,10 +210,10 @@ def swiglu_forward(
 def swiglu_backward(
   products, x_TD, scale_T, gate_DF, up_DF, down_FD, kept, dy_TD
 ):
-  """Gradients of x, scale (None without), W1, W3, W2; the last in float32."""
+  """Gradients of x, scale (None without), W1, W3, W2; weights' in float32."""
   dtype = x_TD.dtype
   # The barrier keeps the compiler from storing the forward pass's SwiGLU for
-  # here, where one loop computes it again from what is read anyway.
+  # the backward pass, where one loop recomputes it from what it reads anyway.
   kept = jax.lax.optimization_barrier(kept)
   gate_TF, up_TF = map(products.into.load, kept)
   sigmoid_TF = jax.nn.sigmoid(gate_TF)
@@ -229,7 +229,7 @@ def swiglu_backward(
   dsilu_TF = sigmoid_TF * (1 + gate_TF * (1 - sigmoid_TF))
   dgate_TF = (dhidden_TF * up_TF * dsilu_TF).astype(dtype)
   if x_TD.ndim == 3:
-    # Not the last one's either way: its copies cost what its products gain.
+    # Not W2's operands: copying them costs what their product gains.
     x_TD, gate_DF, up_DF = map(transposed_in_memory, (x_TD, gate_DF, up_DF))
   dx_TD = products.into.input_gradient(dgate_TF, gate_DF, dtype)
   dx_TD += products.into.input_gradient(dup_TF, up_DF, dtype)
@@ -240,11 +240,11 @@ def swiglu_backward(
 
 
 def transposed_in_memory(x_EMN: jax.Array) -> jax.Array:
-  """The same, laid out for batched products that contract its axis M.
+  """The same values, laid out for batched products that contract axis M.
 
-  On a CPU, products of a batch of small matrices take up to twice as long if
-  they read one of them against its layout, and a copy is a fifth of that. Those
-  of one matrix, with the rows of all tokens, do not.
+  On a CPU, batched products of small matrices take up to twice as long if they
+  read one operand against its layout, and a copy costs a fifth of that. The
+  product of a single matrix with the rows of all tokens doesn't have this cost.
   """
   return jnp.swapaxes(
     jax.lax.optimization_barrier(jnp.swapaxes(x_EMN, -1, -2)), -1, -2

@@ -1,14 +1,14 @@
-"""Products of FP8 matrices with a scale per tile, as a kernel for NVIDIA GPUs.
+"""A kernel for NVIDIA GPUs that multiplies FP8 matrices with a scale per tile.
 
 The tensor cores add up 128 products of codes; the sum is multiplied with the
 scales of both tiles and added to a float32 total in ordinary registers
-(DeepSeek-V3, section 3.3.2: promotion every 128 elements). Both operands lie
-with the summed axis last, the one way in which Hopper multiplies eight bits, so
-that a product over rows begins by transposing codes.
+(DeepSeek-V3, section 3.3.2: promotion every 128 elements). Both operands have
+the summed axis last, the only layout in which Hopper multiplies eight bits, so
+a product over rows starts by transposing codes.
 
 The kernel is written in Pallas and compiled by Triton; see
-`pallas_grouped_kernels`. Triton moves what the tensor cores add up into float32
-every 32 products: sums are closer to exact than the published ones.
+`pallas_grouped_kernels`. Triton adds the tensor cores' sums to float32 every 32
+products, so sums are closer to exact than those of the paper.
 
 Letters: B matrices, M rows and N columns of the result, K summed, J tiles of K.
 """
@@ -25,23 +25,23 @@ import jax.numpy as jnp
 
 from seekax.ops.block_fp8 import quantize, Tiling
 
-# Products that one scale of each operand covers.
+# Number of products that share one scale of each operand.
 TILE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-  """How a product is cut. Edges are powers of two, 16 or more.
+  """How a product is cut. Sizes are powers of two, 16 or more.
 
-  Of seven cuts the defaults were the fastest on an H200.
+  The defaults were the fastest of seven cuts on an H200.
 
   Attributes:
-    rows: of a tile of the result.
-    columns: of a tile of the result.
-    warps: of 32 threads, per tile.
-    stages: tiles of operands in flight, the one that is multiplied included.
-    group: row tiles whose programs run together, so that they read the same
-      columns while these are in the cache.
+    rows: rows of a result tile.
+    columns: columns of a result tile.
+    warps: warps (of 32 threads) per tile.
+    stages: operand tiles in flight, with the one that is being multiplied.
+    group: number of row tiles whose programs run together, so that they read
+      the same columns while these are in the cache.
   """
 
   rows: int = 128
@@ -66,11 +66,11 @@ def product(
   Args:
     a: [..., M, K], or [..., K, M].
     a_tiling: 128 values of the summed axis per tile, or one tile in all; E4M3.
-    b: [..., K, N], or [..., N, K]; leading axes are those of a.
-    b_tiling: likewise.
-    summed: of the last two axes, the one that is K: of a, of b.
+    b: [..., K, N], or [..., N, K]; its leading axes are those of a.
+    b_tiling: as a_tiling.
+    summed: which of the last two axes (0 or 1) is K, for a and for b.
     interpret: runs the kernel's steps in plain JAX, on any device, slowly.
-    cut: None chooses.
+    cut: how the product is cut; None chooses.
 
   Returns:
     float32 [..., M, N].
@@ -89,16 +89,16 @@ def product(
 def operand(
   x: jax.Array, tiling: Tiling, summed: int, edge: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Rounds a matrix to FP8, as `multiply` wants it.
+  """Rounds a matrix to FP8 in the form that `multiply` takes.
 
   Args:
     x: [..., M, K], or [..., K, M].
-    tiling: of x.
-    summed: 1 if K is the last axis.
-    edge: M becomes a multiple of it.
+    tiling: how x is divided.
+    summed: 1 if K is the last axis, 0 if it is the one before.
+    edge: M is padded to a multiple of this.
 
   Returns:
-    Codes [B, M, K] and float32 scales [B, J, M], filled up to whole tiles.
+    Codes [B, M, K] and float32 scales [B, J, M], padded to whole tiles.
   """
   tiles = quantize(x, tiling)
   codes, scales = tiles.codes, tiles.scales
@@ -123,11 +123,11 @@ def operand(
 def multiply(
   operands: Sequence[jax.Array], *, interpret: bool, cut: Cut
 ) -> jax.Array:
-  """float32 [B, M, N] of a's codes and scales and b's, made by `operand`."""
+  """float32 [B, M, N] from codes and scales of a and b, made by `operand`."""
   a_BMK, a_scales_BJM, b_BNK, b_scales_BJN = operands
   batch, rows, depth = a_BMK.shape
   columns, num_tiles = b_BNK.shape[1], a_scales_BJM.shape[1]
-  # Inside shard_map, results differ wherever an argument does.
+  # Inside shard_map, results vary over an axis if any argument does.
   kinds = (jax.typeof(x).manual_axis_type for x in operands)
   varying = frozenset().union(*(kind.varying for kind in kinds))
   kind = jax.sharding.ManualAxisType(varying=varying)
@@ -182,7 +182,7 @@ def _kernel(
   def step(tile, total):
     span = pl.ds(tile * TILE, TILE)
     a, b = a_ref[:, span], b_ref[:, span]
-    if interpret:  # CPUs multiply no FP8.
+    if interpret:  # CPUs can't multiply FP8.
       a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     part = jax.lax.dot_general(
       a,

@@ -1,8 +1,8 @@
-"""The kernels of grouped products for GPUs: sums of products, SwiGLU, weights.
+"""GPU kernels of grouped products: sums of products, SwiGLU, weight gradients.
 
-They are written in Pallas and compiled by Triton. Rows of no expert are filled
-with zeros. The gradient of the weights is a kernel whose programs each run over
-the rows of one expert.
+They are written in Pallas and compiled by Triton. Rows of no expert become
+zeros. In the kernel for the weights' gradient each program loops over the rows
+of one expert.
 
 All products add up in float32; float32 inputs are multiplied in full float32,
 not in TF32. Offsets become 64 bits wide where an array is larger than 4 GiB, as
@@ -42,11 +42,11 @@ def sum_of_products(
 
   Args:
     rows: [S, D] each, sorted by expert.
-    weights: as many [E, D, F]; [E, F, D] if transposed.
-    sizes_E: rows of each expert; rows past their sum give 0.
+    weights: equally many [E, D, F]; [E, F, D] if transposed.
+    sizes_E: number of rows of each expert; rows past their sum give 0.
     transposed: contracts the weights' last axis.
     interpret: runs the kernel's steps in plain JAX, on any device, slowly.
-    tiling: None chooses.
+    tiling: how the product is cut; None chooses.
 
   Returns:
     [S, F] in the weights' dtype.
@@ -78,7 +78,7 @@ def sum_of_products(
 def swiglu_products(
   rows_SD, gate_EDF, up_EDF, scale_S, sizes_E, keep, interpret, tiling
 ):
-  """[silu(rows W1) * (rows W3) * scale] and, to keep, both products, [S, F]."""
+  """silu(rows W1) * (rows W3) * scale, and with keep both products, [S, F]."""
   num_rows, depth = rows_SD.shape
   num_experts, _, columns = gate_EDF.shape
   outputs = [((num_rows, columns), rows_SD.dtype)] * (3 if keep else 1)
@@ -112,15 +112,15 @@ def weight_gradient(
   interpret: bool = False,
   tiling: Tiling | None = None,
 ) -> jax.Array:
-  """Sums of rows times gradients of the results, expert by expert.
+  """For each expert, the product of its transposed rows and gradients.
 
   Args:
     rows_SD: rows sorted by expert.
-    dout_SF: gradients of their products, of the rows' dtype.
-    sizes_E: rows of each expert; rows past their sum are not read.
-    dtype: of the result; the sum is float32 and is cast once.
+    dout_SF: gradients of the rows' products, in the rows' dtype.
+    sizes_E: number of rows of each expert; rows past their sum aren't read.
+    dtype: dtype of the result; the sum is float32 and is cast once.
     interpret: runs the kernel's steps in plain JAX, on any device, slowly.
-    tiling: None chooses.
+    tiling: how the product is cut; None chooses.
 
   Returns:
     [E, D, F]; 0 for an expert without rows.
@@ -131,7 +131,7 @@ def weight_gradient(
     return jnp.zeros((num_experts, width, columns), dtype)
   tiling = tiling or gradient_tiling(width, columns, rows_SD.dtype)
   end_E = group_ends(sizes_E, num_rows)
-  # Column tiles first: programs that run together read the same rows.
+  # Column tiles vary first: programs that run together read the same rows.
   grid = (
     pl.cdiv(columns, tiling.columns),
     pl.cdiv(width, tiling.rows),
@@ -153,8 +153,8 @@ def weight_gradient(
 
 
 def _call(kernel, name, outputs, grid, tiling, interpret, *args):
-  """Runs a kernel whose programs see all of every array."""
-  # Inside shard_map, results differ wherever an argument does.
+  """Runs a kernel whose programs each see the whole of every array."""
+  # Inside shard_map, results vary over an axis if any argument does.
   kinds = (jax.typeof(x).manual_axis_type for x in args)
   varying = frozenset().union(*(kind.varying for kind in kinds))
   kind = jax.sharding.ManualAxisType(varying=varying)
@@ -232,10 +232,10 @@ def _swiglu_kernel(
   if kept_refs:
     for ref, value in zip(kept_refs, (gate, up), strict=True):
       tile.store(ref, column, value, tiling)
-  # What is kept is what SwiGLU sees, so that the backward pass agrees.
+  # SwiGLU uses the cast values that are kept, so that the backward pass agrees.
   gate, up = _float32(gate.astype(dtype)), _float32(up.astype(dtype))
   row = tile.first + jnp.arange(tiling.rows)
-  # A row past the groups may hold anything, also as its scale.
+  # Rows past the groups, and their scales, may hold anything.
   scale = triton.load(
     scale_ref.at[pl.ds(tile.first, tiling.rows)],
     mask=(row < tile.end) & tile.is_expert,
@@ -283,7 +283,7 @@ def _weight_gradient_kernel(
 
 
 class _Tile(NamedTuple):
-  """The row tile of this program, axis 1 of its grid."""
+  """This program's row tile; axis 1 of the grid counts row tiles."""
 
   expert: Any
   first: Any
@@ -299,7 +299,7 @@ class _Tile(NamedTuple):
     )
 
   def steps(self, depth: int, tiling: Tiling):
-    """Parts of the contracted axis; none where nothing is to be multiplied."""
+    """Number of steps over the contracted axis; 0 for an empty tile."""
     busy = self.is_expert & (self.first < self.end)
     return busy.astype(jnp.int32) * pl.cdiv(depth, tiling.depth)
 
@@ -332,12 +332,12 @@ def _load_weights(ref, expert, at, column, tiling, transposed=False):
 
 
 def _limit(size: int, tile: int) -> int | None:
-  """Where the axis ends, if a tile can reach past it."""
+  """The end of the axis, if a tile can reach past it."""
   return size if size % tile else None
 
 
 def _load(ref, lead, rows, columns):
-  """A tile; its entries at or past a limit are 0."""
+  """Loads a tile; entries at or past a limit are 0."""
   window, mask = _window(ref, lead, rows, columns)
   if mask is None:
     return triton.load(window)
@@ -350,12 +350,12 @@ def _store(ref, lead, rows, columns, value) -> None:
 
 
 def _window(ref, lead, *axes):
-  """(reference to a tile, which of its entries there are: None means all).
+  """Returns (reference to a tile, mask of its valid entries; None means all).
 
   Args:
     ref: an array.
     lead: indices of its leading axes.
-    *axes: of both last axes, (start, size, limit or None).
+    *axes: (start, size, limit or None) of each of the last two axes.
   """
   mask = None
   for axis, (start, size, limit) in enumerate(axes):
@@ -370,7 +370,7 @@ def _window(ref, lead, *axes):
 
 
 def _dot(a, b, a_axis: int, b_axis: int):
-  """Contracts an axis of each; the sum is float32."""
+  """Contracts one axis of each operand; the sum is float32."""
   return jax.lax.dot_general(
     a,
     b,

@@ -1,6 +1,6 @@
 """Grouped products on GPUs: rows sorted by expert, any group sizes, gradients.
 
-The kernels are in `ops/pallas_grouped_kernels.py`, how they are cut in
+The kernels are in `ops/pallas_grouped_kernels.py`, their tile sizes in
 `ops/pallas_tiles.py`. Rows past the last group give 0.
 
 Letters: S rows, E experts, D width of a row, F width of a result.
@@ -33,10 +33,10 @@ def grouped_matmul(
   Args:
     rows_SD: rows sorted by expert, float32 or bfloat16.
     weights_EDF: one matrix per expert, of the rows' dtype.
-    sizes_E: integers, rows of each expert, zero allowed; their sum is at most
-      S. Rows past it give 0 and get no gradient, whatever is in them.
+    sizes_E: integers, number of rows of each expert, may be 0; their sum is at
+      most S. Rows past it give 0 and get no gradient, even if they hold NaN.
     interpret: runs the kernel's steps in plain JAX, on any device, slowly.
-    tiling: of the product and of the rows' gradient; None chooses.
+    tiling: how this product and the rows' gradient are cut; None chooses.
 
   Returns:
     [S, F] in the rows' dtype. The gradient of an expert without rows is 0.
@@ -87,18 +87,18 @@ def grouped_swiglu_hidden(
   """silu(rows W1) * (rows W3) * scale, each group with its own matrices.
 
   One kernel reads the rows once for both products. SwiGLU and the scale are
-  computed in float32 and cast once. For the backward pass the two products are
-  kept and SwiGLU is computed again.
+  computed in float32 and cast once. The backward pass keeps the two products
+  and computes SwiGLU again.
 
   Args:
     rows_SD: rows sorted by expert, float32 or bfloat16.
     gate_EDF: matrices of the gated branch (W1), of the rows' dtype.
     up_EDF: matrices of the linear branch (W3).
     scale_S: float32, each row's routing weight.
-    sizes_E: integers, rows of each expert; rows past their sum give 0 and get
-      no gradient, whatever is in them.
+    sizes_E: integers, number of rows of each expert; rows past their sum give 0
+      and get no gradient, even if they hold NaN.
     interpret: runs the kernel's steps in plain JAX, on any device, slowly.
-    tiling: of the products; None chooses.
+    tiling: how the products are cut; None chooses.
 
   Returns:
     [S, F] in the rows' dtype.
@@ -155,9 +155,9 @@ def grouped_swiglu(
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """The whole expert: `grouped_swiglu_hidden` times W2.
+  """A whole expert: `grouped_swiglu_hidden` times W2.
 
-  Keeps less than the two functions one after the other do: SwiGLU's output is
+  It keeps less memory than the two functions in a row: SwiGLU's output is
   computed again in the backward pass.
 
   Args:
@@ -166,8 +166,8 @@ def grouped_swiglu(
     up_EDF: matrices of the linear branch (W3).
     down_EFD: output matrices (W2).
     scale_S: float32, each row's routing weight.
-    sizes_E: integers, rows of each expert; rows past their sum give 0 and get
-      no gradient, whatever is in them.
+    sizes_E: integers, number of rows of each expert; rows past their sum give 0
+      and get no gradient, even if they hold NaN.
     interpret: runs the kernels' steps in plain JAX, on any device, slowly.
 
   Returns:
@@ -226,7 +226,7 @@ _swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 class _SwigluGradient(NamedTuple):
-  """Gradients of SwiGLU times scale, and its output, computed again."""
+  """Gradients of SwiGLU times scale, and its recomputed output."""
 
   dgate_SF: jax.Array
   dup_SF: jax.Array
@@ -235,7 +235,7 @@ class _SwigluGradient(NamedTuple):
 
 
 def _swiglu_gradient(gate_SF, up_SF, scale_S, sizes_E, dhidden_SF):
-  """Row by row, in float32; rows past the groups have no gradient."""
+  """Works row by row, in float32; rows past the groups have no gradient."""
   num_rows, dtype = gate_SF.shape[0], gate_SF.dtype
   inside_S = jnp.arange(num_rows) < group_ends(sizes_E, num_rows)[-1]
   dhidden_SF = jnp.where(inside_S[:, None], _float32(dhidden_SF), 0)

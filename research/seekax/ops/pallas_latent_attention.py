@@ -2,10 +2,10 @@
 
 A program takes a block of heads of one request through a part of its cache,
 block by block, with a running softmax (arXiv 2205.14135); a block of latents is
-read once and serves as keys and as values of all those heads. Blocks past a
+read once and serves as keys and values of all these heads. Blocks past a
 request's length are not read. Where requests and head blocks are too few to
-keep a GPU busy, every request's cache is split in parts of equal length, whose
-results are put together by their log-sum-exps.
+keep a GPU busy, each request's cache is split in parts of equal length, whose
+results are combined by their log-sum-exps.
 
 The kernel is written in Pallas and compiled by Triton; see
 `pallas_grouped_kernels`. Forward only: decoding has no gradient.
@@ -25,9 +25,9 @@ import jax.numpy as jnp
 
 from seekax.ops.chunked_attention import MASKED
 
-# Multiprocessors of an H100 or H200; of a program's size, one fits each.
+# Multiprocessors of an H100 or H200; each fits one program of this size.
 PROGRAMS_AT_ONCE = 132
-# Parts of a cache shorter than this are not worth their putting together.
+# For parts of a cache shorter than this, combining costs more than it gains.
 SHORTEST_PART = 256
 
 
@@ -36,11 +36,11 @@ class Tiling:
   """How the work is cut.
 
   Attributes:
-    heads: of one program; a power of two, 16 or more.
+    heads: heads per program; a power of two, 16 or more.
     positions: cache positions at once; a power of two, 16 or more.
-    parts: of every request's cache (J).
-    warps: of 32 threads, per program.
-    stages: cache blocks in flight, the one that is used included.
+    parts: number of parts of each request's cache (J).
+    warps: warps (of 32 threads) per program.
+    stages: cache blocks in flight, with the one that is being used.
   """
 
   heads: int
@@ -55,16 +55,16 @@ def choose_tiling(
 ) -> Tiling:
   """Chosen by arithmetic; on an H200 none of six others was 10 % faster.
 
-  64 heads x 512 latents of float32 sums are 128 registers a thread with 8
-  warps; their queries and two blocks of 32 latents in bfloat16 are 144 KiB of
-  the 227 KiB that Hopper has. Compiled for an H100, the kernel spills no
+  Float32 sums of 64 heads x 512 latents take 128 registers a thread with 8
+  warps; their queries and two blocks of 32 latents in bfloat16 take 144 KiB of
+  Hopper's 227 KiB of shared memory. Compiled for an H100, the kernel spills no
   registers.
 
   Args:
-    batch: requests.
+    batch: number of requests.
     num_heads: H.
-    positions: M, the room in the cache.
-    dtype: of the products.
+    positions: M, number of positions that the cache has room for.
+    dtype: dtype of the products.
   """
   wide = jnp.dtype(dtype).itemsize > 2
   heads = min(max(pl.next_power_of_2(num_heads), 16), 16 if wide else 64)
@@ -93,15 +93,15 @@ def latent_attention(
   """Absorbed MLA: one new query per request against the latent cache.
 
   Args:
-    q_latent_BHC: queries without position, carried into the latent space.
+    q_latent_BHC: queries without position, projected into the latent space.
     q_rope_BHR: rotated queries.
     latent_BMC: cached latents, after their norm, float32 or bfloat16.
     k_rope_BMR: cached rotated keys, of the latents' dtype.
-    lengths_B: valid cache positions per request, the new token's included; what
-      lies past them is not read. A request of length 0 gives 0.
+    lengths_B: number of valid cache positions of each request, with the new
+      token's; later positions aren't read. A request of length 0 gives 0.
     scale: factor on the logits, a Python number.
     interpret: runs the kernel's steps in plain JAX, on any device, slowly.
-    tiling: None chooses.
+    tiling: how the work is cut; None chooses.
 
   Returns:
     [B, H, C] in the latents' dtype; logits, softmax and sums are float32.
@@ -123,9 +123,9 @@ def latent_attention(
   )
   if tiling.parts == 1:
     return out_BJHC[:, 0]
-  # A part without positions has the weight 0; its output is 0 besides.
+  # A part without positions has weight 0, and its output is 0 too.
   weights_BJH = jax.nn.softmax(log_sum_BJH, axis=1)
-  # Not an einsum: on a GPU that would be a TF32 product.
+  # On a GPU an einsum would be a TF32 product.
   return jnp.sum(out_BJHC * weights_BJH[..., None], axis=1).astype(dtype)
 
 
@@ -140,15 +140,15 @@ def _partial_attention(
   interpret,
   tiling,
 ):
-  """Every part's attention on its own, [B, J, H, C], and log-sum-exp."""
+  """Attention of each part alone, [B, J, H, C], and its log-sum-exp."""
   batch, num_heads, width = q_latent_BHC.shape
   args = q_latent_BHC, q_rope_BHR, latent_BMC, k_rope_BMR, lengths_B
-  # Inside shard_map, results differ wherever an argument does.
+  # Inside shard_map, results vary over an axis if any argument does.
   kinds = (jax.typeof(x).manual_axis_type for x in args)
   varying = frozenset().union(*(kind.varying for kind in kinds))
   kind = jax.sharding.ManualAxisType(varying=varying)
   shape = (batch, tiling.parts, num_heads)
-  # Triton's arrays have powers of two of entries; what is too much is masked.
+  # Triton's array sizes are powers of two; the excess is masked.
   heads, positions = tiling.heads, latent_BMC.shape[1]
   columns, rope_columns = map(_columns, (width, q_rope_BHR.shape[2]))
   return pl.pallas_call(
@@ -174,7 +174,7 @@ def _partial_attention(
       pl.BlockSpec((None, None, heads, columns), lambda i, j, b: (b, j, i, 0)),
       pl.BlockSpec((None, None, heads), lambda i, j, b: (b, j, i)),
     ],
-    # Head blocks first: programs that run together read the same latents.
+    # Head blocks vary first: programs that run together read the same latents.
     grid=(pl.cdiv(num_heads, tiling.heads), tiling.parts, batch),
     compiler_params=triton.CompilerParams(
       num_warps=tiling.warps, num_stages=tiling.stages
@@ -203,7 +203,7 @@ def _kernel(
   width, rope_width = widths
   block = tiling.positions
   length = lengths_ref[request]
-  # Equal parts of this request's own length, in whole blocks.
+  # Parts are equal shares of this request's own length, in whole blocks.
   blocks = (length + block - 1) // block
   span = (blocks + tiling.parts - 1) // tiling.parts * block
   start = part * span
@@ -234,7 +234,7 @@ def _kernel(
     jnp.full((tiling.heads,), MASKED, jnp.float32),
     jnp.zeros(q_latent.shape, jnp.float32),
   )
-  # Zero or less for a part that lies past the length.
+  # Zero or negative for a part that starts past the length.
   steps = (stop - start + block - 1) // block
   total, top, out = jax.lax.fori_loop(0, steps, step, carry)
   seen = total > 0
@@ -248,7 +248,7 @@ def _kernel(
 
 
 def _columns(width: int) -> int:
-  """The power of two that holds a width."""
+  """The least power of two at or above a width, at least 16."""
   return max(pl.next_power_of_2(width), 16)
 
 
@@ -261,7 +261,7 @@ def _rows(ref, first, count: int, limit, width: int):
 
 
 def _mask(inside, columns: int, width: int):
-  """Of the rows that are inside, the entries up to the width."""
+  """Mask of the entries below the width in the rows that are inside."""
   mask = jnp.broadcast_to(inside[:, None], (inside.shape[0], columns))
   if columns == width:
     return mask

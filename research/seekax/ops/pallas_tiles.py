@@ -1,10 +1,10 @@
-"""How a grouped product is cut: sizes of tiles, and which rows each one has.
+"""How a grouped product is cut: tile sizes, and the rows of each tile.
 
 An output is cut into tiles, none of which holds rows of two experts: a list
-made outside the kernels names each row tile's expert, first row and end, so
-that a group may start at any row. Whatever the sizes, there are at most
-ceil(S / tile) + E row tiles; those left over do nothing. Rows past the last
-group are a group of their own.
+made outside the kernels gives each row tile's expert, first row and end, so
+that a group may start at any row. For any group sizes there are at most
+ceil(S / tile) + E row tiles; unused ones do nothing. Rows past the last group
+form a group of their own.
 
 Letters: S rows, E experts, G groups (the experts, and the rows past them),
 N row tiles.
@@ -17,20 +17,20 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
-# The least edge of a tensor core's product.
+# The smallest edge of a tensor core product.
 SMALLEST_TILE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-  """How a product is cut. All but the last two are powers of two, 16 or more.
+  """How a product is cut; the first three are powers of two, 16 or more.
 
   Attributes:
     rows: rows of an output tile.
     columns: columns of an output tile.
     depth: how much of the contracted axis is multiplied at once.
-    warps: of 32 threads, per tile.
-    stages: tiles in flight, the one that is multiplied included.
+    warps: warps (of 32 threads) per tile.
+    stages: tiles in flight, with the one that is being multiplied.
   """
 
   rows: int
@@ -48,21 +48,21 @@ def product_tiling(
   dtype: Any,
   transposed: bool = False,
 ) -> Tiling:
-  """Tiles of rows times weights, chosen by arithmetic, then measured.
+  """Tile sizes for rows times weights, chosen by arithmetic, then measured.
 
-  A row tile is at most 128 rows, and of about the size of a balanced group, so
-  that few of a tile's rows are empty. bfloat16 takes 128 columns: two float32
-  sums of 128 x 128 (gate and up) are 128 registers a thread with 8 warps, and
-  three stages of the three operands 144 KiB of the 227 KiB that Hopper has.
-  float32 has no tensor cores to feed and takes smaller tiles. Compiled for an
-  H100, none of these kernels spills registers.
+  A row tile is about the size of a balanced group, at most 128 rows, so that
+  few of its rows are empty. bfloat16 takes 128 columns: two float32 sums of
+  128 x 128 (gate and up) take 128 registers a thread with 8 warps, and three
+  stages of the three operands take 144 KiB of Hopper's 227 KiB of shared
+  memory. float32 doesn't use tensor cores and takes smaller tiles. Compiled for
+  an H100, none of these kernels spills registers.
 
   Args:
     num_rows: S.
     num_experts: E.
     depth: width of a row.
     columns: width of a result.
-    dtype: of rows and weights.
+    dtype: dtype of rows and weights.
     transposed: whether the weights' last axis is contracted.
   """
   edge = _largest_edge(dtype)
@@ -76,7 +76,7 @@ def product_tiling(
 
 
 def gradient_tiling(width: int, columns: int, dtype: Any) -> Tiling:
-  """Tiles of a weight's gradient, [width, columns]; the depth is in rows."""
+  """Tile sizes for a weight's gradient, [width, columns]; depth counts rows."""
   edge = _largest_edge(dtype)
   return _tiling(
     _tile_edge(width, edge),
@@ -105,17 +105,17 @@ def _tiling(
 
 
 def _tile_edge(size: int, largest: int) -> int:
-  """The power of two that holds `size`, within bounds."""
+  """The least power of two that is at least `size`, within bounds."""
   return min(max(pl.next_power_of_2(max(size, 1)), SMALLEST_TILE), largest)
 
 
 class RowTiles(NamedTuple):
-  """Which rows every row tile has.
+  """The rows of each row tile.
 
   Attributes:
     expert_N: int32; E for rows past the groups, whose results are 0.
-    first_N: first row.
-    end_N: one past the last; the first row itself where a tile is left over.
+    first_N: first row of the tile.
+    end_N: one past its last row; equal to first_N for an unused tile.
   """
 
   expert_N: jax.Array
@@ -124,15 +124,15 @@ class RowTiles(NamedTuple):
 
 
 def row_tiles(sizes_E: jax.Array, num_rows: int, tile: int) -> RowTiles:
-  """Cuts rows in tiles of at most `tile` rows of one group.
+  """Cuts rows into tiles of at most `tile` rows of one group.
 
   Args:
-    sizes_E: rows of each expert.
+    sizes_E: number of rows of each expert.
     num_rows: S.
-    tile: rows of a tile.
+    tile: number of rows of a tile.
 
   Returns:
-    ceil(S / tile) + E tiles, which cover every row once.
+    ceil(S / tile) + E tiles, which cover every row exactly once.
   """
   num_experts = sizes_E.shape[0]
   end_E = group_ends(sizes_E, num_rows)
@@ -141,7 +141,7 @@ def row_tiles(sizes_E: jax.Array, num_rows: int, tile: int) -> RowTiles:
   tiles_G = (end_G - start_G + tile - 1) // tile
   tiles_end_G = jnp.cumsum(tiles_G)
   index_N = jnp.arange(pl.cdiv(num_rows, tile) + num_experts, dtype=jnp.int32)
-  # Unrolled, it is one GPU kernel and not a loop of many.
+  # Unrolled it is one GPU kernel instead of a loop of many.
   group_N = jnp.searchsorted(
     tiles_end_G, index_N, side='right', method='scan_unrolled'
   )
@@ -158,5 +158,5 @@ def row_tiles(sizes_E: jax.Array, num_rows: int, tile: int) -> RowTiles:
 
 
 def group_ends(sizes_E: jax.Array, num_rows: int) -> jax.Array:
-  """One past each expert's last row, never past the rows there are."""
+  """One past each expert's last row, at most `num_rows`."""
   return jnp.minimum(jnp.cumsum(sizes_E.astype(jnp.int32)), num_rows)

@@ -1,7 +1,7 @@
 """The precision of a model's linear maps, as a policy handed to their products.
 
-Under `fp8`, every linear map of attention and of the FFNs is in block FP8; the
-embedding, the head, the router, the norms, the core of attention and the
+Under `fp8`, every linear map in attention and the FFNs is in block FP8; the
+embedding, the head, the router, the norms, the attention core and the
 projection of an MTP module are not (DeepSeek-V3, section 3.3.1).
 """
 
@@ -18,10 +18,10 @@ class Policy:
   """How the linear maps of a layer are multiplied.
 
   Attributes:
-    linear: attention's but the next.
+    linear: attention's linear maps except the output projection.
     after_attention: attention's output projection.
-    ffn: a dense FFN's and the shared experts'.
-    routed: the routed experts'.
+    ffn: dense FFNs and shared experts.
+    routed: routed experts.
     reads_masters: modules whose matrices stay float32 in a bfloat16 model: they
       are quantised from the masters, and their gradients are float32.
   """
@@ -39,9 +39,9 @@ HIGH = Policy()
 def fp8(recipe: Fp8Config) -> Policy:
   """Block FP8, with scales that are powers of two where V3 has them.
 
-  These are the inputs of the projection after attention and of the routed
-  experts' up-projections, and the gradients that enter their down-projections:
-  what is stored or sent as FP8 and divided into other tiles later.
+  V3 has them for the inputs of the projection after attention and of the routed
+  experts' up-projections, and for the gradients that enter their
+  down-projections: what is stored or sent as FP8 and tiled again later.
   """
   products = Fp8Products(recipe)
   stored = Fp8Products(recipe, power_of_two_input=True)
@@ -56,5 +56,5 @@ def fp8(recipe: Fp8Config) -> Policy:
 
 
 def for_training(config: Config) -> Policy:
-  """What train.precision names; evaluation and inference take HIGH."""
+  """The policy of train.precision; evaluation and inference use HIGH."""
   return fp8(config.fp8) if config.train.precision == 'fp8' else HIGH

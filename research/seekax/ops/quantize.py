@@ -1,4 +1,4 @@
-"""A weight that stays FP8: codes and block scales, expanded where it is used.
+"""A weight that stays in FP8: codes and block scales, expanded at each use.
 
 Letters: I input width, O output width.
 """
@@ -17,13 +17,13 @@ class BlockScaled:
   """A matrix as E4M3 codes with one float32 scale per block of 128 x 128.
 
   Attributes:
-    codes: the E4M3 bits as uint8, [..., inputs, outputs] in the shape of the
-      weight it stands for. XLA on a CPU makes float16 of an FP8 array that is
-      sliced or gathered, of a whole stack of layers at once; bytes stay bytes.
+    codes: the E4M3 bits as uint8, [..., inputs, outputs], in the shape of the
+      weight. On a CPU, XLA turns an FP8 array that is sliced or gathered into
+      float16, a whole stack of layers at once; bytes stay bytes.
     scales: [..., ceil(I / 128), ceil(O / 128)], with the same leading axes.
-    inputs: how many axes of the codes are the matrix's input.
-    outputs: how many are its output.
-    dtype: what it is expanded to, float32 or bfloat16.
+    inputs: number of the codes' axes that are the matrix's input.
+    outputs: number of the codes' axes that are its output.
+    dtype: dtype after expansion, float32 or bfloat16.
   """
 
   codes: jax.Array
@@ -38,10 +38,10 @@ class BlockScaled:
 
 
 def expand(weight: jax.Array | BlockScaled) -> jax.Array:
-  """The values: codes times scales in float32, rounded once.
+  """Returns the values: codes times scales in float32, rounded once.
 
   Args:
-    weight: an array is given back as it is.
+    weight: a weight; an array is returned unchanged.
 
   Returns:
     An array of the codes' shape in the weight's dtype.
@@ -65,6 +65,6 @@ def expand(weight: jax.Array | BlockScaled) -> jax.Array:
 
 
 def _stretch(scales: jax.Array, size: int, axis: int) -> jax.Array:
-  """Repeats every scale over its block; the last block may be partial."""
+  """Repeats each scale over its block; the last block may be partial."""
   whole = jnp.repeat(scales, BLOCK, axis=axis)
   return jax.lax.slice_in_dim(whole, 0, size, axis=axis)

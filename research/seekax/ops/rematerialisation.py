@@ -1,19 +1,19 @@
-"""What the backward pass keeps of a layer, and what it makes again.
+"""What the backward pass keeps of a layer, and what it recomputes.
 
 The paper's policy keeps, besides the layer's input and its parameters,
 
 * the down-projections that the MLA norms read,
-* what attention gives, with the log-normalisers of its softmax,
+* attention's output, with the log-normalisers of its softmax,
 * the router's logits and its choices,
 * both inputs of every SwiGLU,
 
-and makes the rest again: the norms, the MLA up-projections, what is rotated and
+and recomputes the rest: the norms, the MLA up-projections, what is rotated and
 concatenated from them, the SwiGLU (DeepSeek-V3, sections 3.2.3 and 3.3.3).
-Each costs little; the queries, keys and values of all heads are by far the
-largest thing that a layer would keep.
+Each of these costs little; the queries, keys and values of all heads are by far
+the largest arrays that a layer would keep.
 
-Names say what to keep, not what to make again: an array that isn't kept would
-have its input kept in its place, which is as large.
+Names say what to keep, not what to recompute: for an array that is named as not
+kept, JAX would keep its input, which is as large.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-# Named where they are made.
+# `keep` gives arrays these names where they are computed.
 NAMES = (
   'query_latent',  # before its norm
   'kv_latent',  # before its norm, with the shared rope key
-  'query',  # these three of GQA, MHA and MQA alone, which expand nothing
+  'query',  # these three only in GQA, MHA and MQA, which expand nothing
   'key',
   'value',
-  'attention_logits',  # of short sequences, which make them all at once
+  'attention_logits',  # for short sequences, whose logits are computed at once
   'attention_output',
   'attention_log_sum',
   'attention_projected',  # what attention adds to the residual stream
@@ -40,8 +40,8 @@ NAMES = (
   'swiglu_gate',  # W1 x
   'swiglu_up',  # W3 x
 )
-# Of primitives that no name can be put into, or that cost much for what they
-# give: slots in the order of their experts; the outputs of fused kernels.
+# Primitives that can't be named inside, or that cost much for their size: slots
+# in the order of their experts; the outputs of fused kernels.
 _PRIMITIVES = (
   'sort',
   'pallas_call',
@@ -52,10 +52,10 @@ _keep_names = jax.checkpoint_policies.save_only_these_names(*NAMES)
 
 
 def keep(x: jax.Array, name: str) -> jax.Array:
-  """x, which the paper's policy keeps; nothing else changes.
+  """Returns x, marked as an array that the paper's policy keeps.
 
   Raises:
-    ValueError: the name isn't one of NAMES, so that it wouldn't be kept.
+    ValueError: the name isn't one of NAMES, so x wouldn't be kept.
   """
   if name not in NAMES:
     raise ValueError(f'{name!r} is not one of {", ".join(NAMES)}')
@@ -69,36 +69,37 @@ def paper_policy(primitive: Any, *avals: Any, **params: Any) -> bool:
   return _keep_names(primitive, *avals, **params)
 
 
-# Per value of compute.remat; None keeps the input alone.
+# Policy for each value of compute.remat; None keeps only the input.
 POLICIES = {'paper': paper_policy, 'full': None}
 
 
 def recomputed_in_turn(
   function: Callable[..., Any], policy: Callable[..., bool] | None
 ) -> Callable[..., Any]:
-  """`jax.checkpoint` of one of several layers that are written out.
+  """`jax.checkpoint` for one of several layers that aren't in a scan.
 
-  `jax.checkpoint` keeps the compiler from taking the first computation for the
-  second, but doesn't say when the second is due. XLA's scheduler for CPUs
-  starts it when its inputs are there, which is at once, and so all layers' are
-  alive together: a model of six layers took nearly as much as without. Here
-  what was kept waits for the gradient of the layer's output, and the gradient
-  of its input, with which the layer before begins, for those of the parameters.
-  (The body of a scan has that from the loop.)
+  `jax.checkpoint` keeps the compiler from merging the recomputation with the
+  first computation, but doesn't say when to recompute. XLA's scheduler for CPUs
+  starts it as soon as its inputs are there, which is at once, and so all
+  layers' arrays are in memory together: a model of six layers took nearly as
+  much as without. Here the kept arrays wait for the gradient of the layer's
+  output; and the gradient of its input, with which the layer before begins,
+  waits for those of the parameters. (The loop of a scan does this by itself.)
 
   Args:
-    function: of (parameters, array, ...); gives a tuple whose first entry is an
-      array.
-    policy: for `jax.checkpoint`.
+    function: takes (parameters, array, ...) and returns a tuple whose first
+      entry is an array.
+    policy: a policy for `jax.checkpoint`.
 
   Returns:
+    The same function, without a forward-mode derivative.
     The same function. It has no forward-mode derivative.
   """
   checkpointed = jax.checkpoint(function, policy=policy)
 
   def forward(params, *args):
     out, pullback = jax.vjp(checkpointed, params, *args)
-    # To wait, a parameter would have to be copied.
+    # A parameter would have to be copied to wait.
     own = set(map(id, jax.tree.leaves(params)))
     fixed = jax.tree.map(lambda x: x if id(x) in own else None, pullback)
     waiting = jax.tree.map(lambda x: None if id(x) in own else x, pullback)
@@ -124,10 +125,10 @@ def recomputed_in_turn(
 
 
 def _after(x: Any, other: jax.Array) -> Any:
-  """x, once `other` is there, in a way that no compiler sees through.
+  """Returns x, available after `other`, in a way that compilers can't undo.
 
   One entry gets 0 added, or NaN where `other` begins with NaN and the gradients
-  are lost anyway; in place, where x is not read again.
+  are lost anyway; the update is in place where x isn't used again.
   """
   if not (isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)):
     return x

@@ -14,7 +14,7 @@ from seekax.configuration.model import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-  """Angles per position of every rotary pair, scaled as the config says.
+  """Rotation angle per position of each rotary pair, scaled as configured.
 
   Args:
     config: rope_theta, rope_head_dim and the fields of rope_scaling.
@@ -24,8 +24,8 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
 
   References:
     RoFormer (arXiv 2104.09864); position interpolation (arXiv 2306.15595),
-    here `linear`; YaRN (arXiv 2309.00071), with the ramp linear
-    in the pair's index as in DeepSeek's released code, not in the rotations.
+    here `linear`; YaRN (arXiv 2309.00071), with the ramp linear in the pair's
+    index, as in DeepSeek's released code, not in the number of rotations.
   """
   width = config.rope_head_dim
   plain = config.rope_theta ** (-np.arange(0, width, 2) / width)
@@ -54,7 +54,7 @@ def _yarn(plain: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def _llama3(plain: np.ndarray, config: ModelConfig) -> np.ndarray:
-  """Llama 3.1: slow pairs interpolated, fast ones kept, a band between."""
+  """Llama 3.1: slow pairs interpolated, fast ones kept, a ramp in between."""
   rotations = config.rope_original_length * plain / (2 * math.pi)
   low, high = config.llama3_low_freq_factor, config.llama3_high_freq_factor
   keep = np.clip((rotations - low) / (high - low), 0, 1)
@@ -75,10 +75,10 @@ def table_scale(config: ModelConfig) -> float:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-  """Factor on the whole attention logit, YaRN's m squared included.
+  """Factor on the whole attention logit, with YaRN's m squared.
 
   V3: 192**-0.5 * 1.3688879454**2. m multiplies the parts with and without
-  position alike, and comes from mscale_all_dim, not from mscale.
+  position, and comes from mscale_all_dim, not from mscale.
   """
   scale = config.qk_head_dim**-0.5
   if config.rope_scaling == 'yarn' and config.yarn_mscale_all_dim:
@@ -94,7 +94,7 @@ def rotate(
   Args:
     x: [B, L, R] or [B, L, H, R].
     positions_BL: integer positions.
-    config: frequencies, layout of the pairs and scale of the tables.
+    config: gives frequencies, layout of the pairs and scale of the tables.
 
   Returns:
     The rotated array, in x's shape and dtype; computed in float32.
@@ -110,9 +110,9 @@ def rotate(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _turn(x, cos, sin, interleaved: bool):
-  """Every pair (a, b) to (a cos - b sin, a sin + b cos); cos and sin [.., R/2].
+  """Maps a pair (a, b) to (a cos - b sin, a sin + b cos); cos, sin [.., R/2].
 
-  Its gradient is the turn back, as cheap as the turn.
+  Its gradient is the inverse rotation, as cheap as the rotation.
   """
   axis = -1 if interleaved else -2
 

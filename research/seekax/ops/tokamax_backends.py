@@ -1,15 +1,15 @@
 """Grouped products and attention by tokamax, where it is installed.
 
-tokamax is no dependency of ours: it wants Python 3.12 and jax 0.11.1, and is
-imported on first use. What its kernels can do was read in version 0.0.17; none
-of them was run here on a GPU.
+tokamax is an optional dependency: it needs Python 3.12 and jax 0.11.1, and is
+imported on first use. What its kernels can do was read in the source of version
+0.0.17; none of them was run here on a GPU.
 
-* Its Mosaic kernels have a gradient of the weights on Hopper (compute
-  capability 9.0) alone. For the gradient of the rows they copy all weights,
+* Its Mosaic kernels have a gradient of the weights only on Hopper (compute
+  capability 9.0). For the gradient of the rows they copy all weights,
   transposed.
-* Its Triton kernels want the packages triton and jax-triton besides.
-* Where the sizes don't add up to the rows, what it leaves in the others isn't
-  said, so they are masked here.
+* Its Triton kernels also need the packages triton and jax-triton.
+* Where the sizes don't add up to the number of rows, the values it leaves in
+  the other rows are undocumented, so they are masked here.
 
 Letters: S rows, E experts, D width of a row, F width of a result, B batch,
 L positions, H query heads, N key/value heads, K query/key width, U value width.
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 
 def version() -> tuple[int, ...]:
-  """Of the installed tokamax, e.g. (0, 0, 17); () if there is none."""
+  """The version of tokamax, e.g. (0, 0, 17); () if it isn't installed."""
   try:
     text = importlib.metadata.version('tokamax')
   except importlib.metadata.PackageNotFoundError:
@@ -37,7 +37,7 @@ def version() -> tuple[int, ...]:
 
 
 def has_triton() -> bool:
-  """Whether the packages that its Triton kernels want are installed."""
+  """Whether the packages that its Triton kernels need are installed."""
   return all(importlib.util.find_spec(x) for x in ('triton', 'jax_triton'))
 
 
@@ -54,18 +54,18 @@ def grouped_matmul(
   Args:
     rows_SD: rows sorted by expert.
     weights_EDF: one matrix per expert, of the rows' dtype.
-    sizes_E: rows of each expert; rows past their sum give 0 and get no
-      gradient.
+    sizes_E: number of rows of each expert; rows past their sum give 0 and get
+      no gradient.
     implementation: mosaic, triton, or xla, which is slow and runs anywhere.
-    complete: the sizes are known to add up to S; nothing is masked, which
-      saves reading and writing rows and results once more.
+    complete: the sizes are known to add up to S, so nothing is masked, which
+      saves reading and writing the rows and results once more.
 
   Returns:
     [S, F] in the rows' dtype.
 
   Raises:
     ImportError: tokamax is not installed.
-    NotImplementedError: tokamax's kernel doesn't do this on this device.
+    NotImplementedError: tokamax's kernel can't do this on this device.
   """
   import tokamax
 
@@ -108,7 +108,7 @@ def causal_attention(
 
   Raises:
     ImportError: tokamax is not installed.
-    NotImplementedError: tokamax's kernel doesn't do this on this device.
+    NotImplementedError: tokamax's kernel can't do this on this device.
   """
   import tokamax
 

@@ -1,4 +1,4 @@
-"""Layers to the stages of a pipeline.
+"""Assigns layers to the stages of a pipeline.
 
 Letters: S stages, N layers.
 """
@@ -11,16 +11,16 @@ import numpy as np
 
 
 def counts(layers: int, stages: int, first: int, last: int) -> tuple[int, ...]:
-  """How many of a model's layers each stage has.
+  """Returns how many of a model's layers each stage has.
 
-  The stage with most to do has as little as can be, and then the one with most
-  layers as few as can be: every rank has room for so many.
+  It minimises first the work of the busiest stage and then the layers of the
+  fullest one, because every rank allocates memory for that many.
 
   Args:
-    layers: of the model.
-    stages: two or more.
-    first: what the first stage has besides, in layers.
-    last: what the last one has.
+    layers: number of the model's layers.
+    stages: number of stages, two or more.
+    first: other work of the first stage, in layers.
+    last: other work of the last stage, in layers.
   """
   most = max(-(-layers // stages), first, last)
   while _room(most, stages, first, last).sum() < layers:
@@ -32,14 +32,14 @@ def counts(layers: int, stages: int, first: int, last: int) -> tuple[int, ...]:
 
 
 def _room(most: int, stages: int, first: int, last: int) -> np.ndarray:
-  """Layers of each stage if none has more than `most` to do."""
+  """How many layers each stage can take if none has over `most` to do."""
   room = np.full(stages, most)
   room[0], room[-1] = max(most - first, 0), max(most - last, 0)
   return room
 
 
 def dealt(x: jax.Array, counts: Sequence[int]) -> jax.Array:
-  """[N, ...] to [S, max(counts), ...]: to each stage its own, then zeros."""
+  """[N, ...] to [S, max(counts), ...]: each stage's layers, then zeros."""
   ends = np.cumsum(counts)
   rest = [(0, 0)] * (x.ndim - 1)
   return jnp.stack(

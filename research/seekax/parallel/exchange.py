@@ -1,28 +1,28 @@
-"""Tokens to their experts' devices and back, on any mesh, none dropped.
+"""Sends tokens to their experts' devices and back, on any mesh, dropping none.
 
 Everything here runs inside `rules.per_shard`: arrays are one device's own part.
 
 A level is one mesh axis over whose ranks experts are spread. `all_to_all` moves
-tokens over it in rounds of fixed size: every rank has as many rows of room for
+tokens over it in rounds of fixed size: every rank has room for as many rows for
 each other rank as balanced loads need, with some slack, and rounds go on until
-nobody has rows left, one round when loads are near balance. Worst-case buffers
-would take one round always, and 15 GB per layer at DeepSeek-V3's size where
-balanced ones take 0.47. The gradient goes the same rounds again, so that
-nothing is kept but the tokens themselves.
+no rank has rows left, which takes one round when loads are near balance.
+Buffers for the worst case would always take one round, but 15 GB per layer at
+DeepSeek-V3's size, where balanced ones take 0.47 GB. The gradient repeats the
+rounds, so that only the tokens themselves are kept.
 
-With `expert_node` above 1 there are two levels: over nodes a token goes once,
+With `expert_node` above 1 there are two levels: a token is sent to a node once,
 however many of its experts are there (DeepSeek-V3, section 3.2.2: at most as
 many copies as the router keeps groups), and within the node every choice is a
 row of its own.
 
 `gather` collects the tokens of all ranks and scatters the sums of their
 outputs: more bytes, but plain collectives that run as rings over fast links.
-`ragged`, for GPUs, goes the rounds of `all_to_all` but sends of a round the
-rows that there are, not the room for them.
+`ragged`, for GPUs, takes the rounds of `all_to_all` but sends only the rows
+that exist, not the free room.
 
 Letters: T tokens, A choices per token, D width, R ranks of a level's axis, I
-items (what is sent: a token to one rank), K choices of an item, C rows of room
-for one rank in a round, P rows that arrive in a round.
+items (an item is a token sent to one rank), K choices of an item, C rows of
+room for one rank in a round, P rows that arrive in a round.
 """
 
 from collections.abc import Callable
@@ -41,12 +41,12 @@ from seekax.ops import block_fp8
 from seekax.ops.blocks import sort_slots
 from seekax.parallel.mesh import current_sizes, stages_differ
 
-# (tokens [T, D], gates [T, A], experts [T, A], weights) to (float32 [T, D],
-# rounds); the id of an expert that isn't there belongs to nobody and gives 0.
+# Maps (tokens [T, D], gates [T, A], experts [T, A], weights) to (float32
+# [T, D], rounds). An id past this device's experts means none and gives 0.
 Experts = Callable[..., tuple[jax.Array, jax.Array]]
 
-# V3's tiles of activations, with scales that are powers of two (section 3.3.2):
-# what is quantised again by the experts' products stays as it is.
+# V3's tiles of activations, with scales that are powers of two (section 3.3.2),
+# so that the experts' products can quantise them again without change.
 DISPATCH = block_fp8.Tiling(
   1, 128, power_of_two=True, floor=block_fp8.ACTIVATION_FLOOR
 )
@@ -55,17 +55,17 @@ _ROW_MULTIPLE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """One axis of ranks.
+  """One mesh axis over whose ranks experts are spread.
 
   Attributes:
-    axis: of the mesh.
-    ranks: of it.
-    inner: experts of one of its ranks over those of one device.
+    axis: name of the mesh axis.
+    ranks: number of ranks on it.
+    inner: experts per rank of this axis over experts per device.
     once: whether a token goes to a rank once for all its choices there, or once
       per choice.
-    rows: of room for each rank in a round (C).
+    rows: number of rows of room for each rank in a round (C).
     float8: whether tokens are sent as E4M3.
-    ragged: whether rows that aren't there stay at home.
+    ragged: whether only the rows that exist are sent.
   """
 
   axis: str
@@ -83,13 +83,13 @@ def levels(
   sizes: dict[str, int],
   tokens: int,
 ) -> tuple[Level, ...]:
-  """The levels of a mesh, nodes first.
+  """Returns the levels of a mesh, nodes first.
 
   Args:
-    model: the router's limits.
-    compute: how the exchange is done.
-    sizes: of the mesh's axes; 1 if left out.
-    tokens: of one device.
+    model: gives the router's limits.
+    compute: says how the exchange is done.
+    sizes: size of each mesh axis; 1 where it is left out.
+    tokens: number of tokens on one device.
   """
   nodes, ranks = sizes.get('expert_node', 1), sizes.get('expert', 1)
   choices = model.experts_per_token
@@ -101,7 +101,7 @@ def levels(
 
   found, held = [], tokens
   if nodes > 1:
-    # A routing group never crosses a node, nor more groups than are kept.
+    # A token goes to no more nodes than groups are kept: none crosses a node.
     copies = min(nodes, model.num_kept_groups, choices)
     room = rows(tokens * copies / nodes, tokens)
     found.append(Level('expert_node', nodes, ranks, True, room, *how))
@@ -115,14 +115,15 @@ def levels(
 def bytes_sent(level: Level, width: int, choices: int, itemsize: int) -> float:
   """Bytes that a device sends over a level per layer, in one round each way.
 
-  Forward: tokens, gates and ids there, outputs back. Backward: the same three
-  and the outputs' gradients there, those of tokens and gates back.
+  Forward, tokens, gates and ids are sent, and outputs return. Backward, the
+  same three and the outputs' gradients are sent, and the gradients of tokens
+  and gates return.
 
   Args:
-    level: of the mesh.
-    width: of a token.
-    choices: experts per token.
-    itemsize: bytes of a value of the compute dtype.
+    level: a level of the mesh.
+    width: width of a token.
+    choices: number of experts per token.
+    itemsize: bytes per value of the compute dtype.
   """
   scalars = 4 * (choices if level.once else 1)
   token = width * itemsize
@@ -142,17 +143,17 @@ def over_experts(
   experts_TA: jax.Array,
   weights: Any,
 ) -> tuple[jax.Array, jax.Array]:
-  """Sum over each token's experts, wherever on the mesh they are.
+  """Sums over each token's experts, on whichever devices they are.
 
   Args:
-    experts: computes those of this device: (tokens, gates, ids, weights) to
-      float32 [T, D].
-    model: the router's limits.
-    compute: how the exchange is done.
+    experts: computes this device's experts: maps (tokens, gates, ids, weights)
+      to float32 [T, D].
+    model: gives the router's limits.
+    compute: says how the exchange is done.
     x_TD: this device's tokens.
     gates_TA: float32 weight of each choice.
-    experts_TA: chosen experts, of all.
-    weights: this device's experts, on a leading axis.
+    experts_TA: chosen experts, numbered over the whole mesh.
+    weights: weights of this device's experts, on a leading axis.
 
   Returns:
     (float32 [T, D], int32 rounds that the slowest exchange took).
@@ -169,12 +170,12 @@ def over_experts(
 
 
 def _own(level: Level, weights: Any) -> int:
-  """Experts of one rank of a level."""
+  """Number of experts on one rank of a level."""
   return jax.tree.leaves(weights)[0].shape[0] * level.inner
 
 
 def _relative(experts, first, own: int):
-  """Ids counted from a rank's first expert; `own`, nobody, if elsewhere."""
+  """Ids counted from a rank's first expert; `own` for experts elsewhere."""
   ids = experts - first
   return jnp.where((ids >= 0) & (ids < own), ids, own)
 
@@ -182,7 +183,7 @@ def _relative(experts, first, own: int):
 def _gathered(
   experts: Experts, level: Level, x_TD, gates_TA, experts_TA, weights
 ):
-  """Every rank computes its experts' share for the tokens of all ranks."""
+  """Each rank computes its experts' share of the tokens of all ranks."""
   axis, own = level.axis, _own(level, weights)
   gather = functools.partial(jax.lax.all_gather, axis_name=axis, tiled=True)
   first = jax.lax.axis_index(axis) * own
@@ -195,7 +196,7 @@ def _gathered(
 def _exchanged(
   experts: Experts, level: Level, x_TD, gates_TA, experts_TA, weights
 ):
-  """Tokens to the ranks of their experts and their outputs back, in rounds."""
+  """Sends tokens to the ranks of their experts and outputs back, in rounds."""
   trip = _Trip(level, experts_TA, weights)
 
   def go(number):
@@ -216,7 +217,7 @@ def _exchanged_backward(experts, level, saved, cotangents):
   """The same rounds, with the outputs' gradients sent beside the tokens."""
   x_TD, gates_TA, experts_TA, weights = saved
   dy_TD = cotangents[0].astype(x_TD.dtype)
-  # Or the compiler would keep what arrived in the forward pass.
+  # Otherwise the compiler would keep what arrived in the forward pass.
   x_TD, gates_TA, experts_TA, dy_TD = jax.lax.optimization_barrier(
     (x_TD, gates_TA, experts_TA, dy_TD)
   )
@@ -247,16 +248,16 @@ _exchanged.defvjp(_exchanged_forward, _exchanged_backward)
 
 @struct.dataclass
 class Items:
-  """What is to be sent: I items, a token to one rank each.
+  """The I items that are to be sent, each a token to one rank.
 
   Attributes:
-    experts_IK: the choices that go with it, as ids of that rank; out of range
-      for nobody's.
-    rank_I: the rank; R is nowhere.
-    place_I: position among the items of the rank.
+    experts_IK: the item's choices as ids on its rank; out of range where a
+      choice is on no expert there.
+    rank_I: destination rank; R for none.
+    place_I: position among the items for that rank.
     order_I: items sorted by rank.
-    starts_R: the first item of each rank in order_I.
-    sizes_R: items of each rank.
+    starts_R: index of each rank's first item in order_I.
+    sizes_R: number of items for each rank.
   """
 
   experts_IK: jax.Array
@@ -268,15 +269,15 @@ class Items:
 
 
 def find_items(level: Level, experts_TA, own: int) -> Items:
-  """Each token to every rank of its choices, or each choice by itself.
+  """Makes items: each token per rank of its choices, or each choice alone.
 
   Args:
-    level: where they go.
-    experts_TA: chosen experts; those past the last rank's are nobody's.
-    own: experts of one rank.
+    level: the level that they are sent over.
+    experts_TA: chosen experts; ids past the last rank's mean none.
+    own: number of experts on one rank.
 
   Returns:
-    The items. Those of a token stand together: item i is of token i // (I / T).
+    The items. A token's items are adjacent: item i is of token i // (I / T).
   """
   ranks = level.ranks
   rank_TA = jnp.minimum(experts_TA // own, ranks)
@@ -301,11 +302,11 @@ def find_items(level: Level, experts_TA, own: int) -> Items:
 
 
 class _Trip:
-  """The rounds of one exchange. Rows that arrive are P = R * C.
+  """The rounds of one exchange. P = R * C rows arrive in a round.
 
   Attributes:
-    rounds: int32, the same on every device of the mesh or of a stage of its
-      pipeline, so that all of them meet in the same collectives.
+    rounds: number of rounds, int32, equal on every device of the mesh or of a
+      pipeline stage, so that all of them meet in the same collectives.
   """
 
   def __init__(self, level: Level, experts_TA, weights):
@@ -321,10 +322,10 @@ class _Trip:
     self.rounds = jnp.maximum(-(-most // level.rows), 1)
 
   def over_rounds(self, go: Callable[[jax.Array], Any]) -> Any:
-    """Sums what rounds give.
+    """Adds up what `go` returns for each round.
 
-    The first one, which always is, stands outside of the loop: there the
-    compiler can compute something else while rows are under way.
+    The first round always happens, so it stands outside of the loop, where the
+    compiler can compute something else while rows are being sent.
     """
 
     def step(carry):
@@ -335,7 +336,7 @@ class _Trip:
     return jax.lax.while_loop(lambda c: c[0] < self.rounds, step, start)[1]
 
   def send(self, number, x_TD, gates_TA):
-    """What arrives in a round: tokens, gates and own ids of their choices."""
+    """Returns the tokens that arrive in a round, their gates and local ids."""
     item_RC = self._in_round(number)
     if self._level.once:
       gates_IK = jnp.repeat(gates_TA, self._per_token, axis=0)
@@ -344,11 +345,11 @@ class _Trip:
     gates_RCK = _rows(gates_IK, item_RC, 0)
     experts_RCK = _rows(self._items.experts_IK, item_RC, self._own)
     x_PD = self.send_rows(number, x_TD, self._level.float8)
-    # What marks a row as nobody's has to arrive for every row.
+    # Every row needs its ids, because they mark the rows that are empty.
     return x_PD, self._swap(gates_RCK), self._swap(experts_RCK)
 
   def send_rows(self, number, x_TD, float8: bool = False) -> jax.Array:
-    """The rows of tokens that arrive in a round: [P, D]."""
+    """Sends a round's rows of tokens; returns those that arrive, [P, D]."""
     token_RC = self._in_round(number) // self._per_token
     x_RCD = _rows(x_TD, token_RC, 0)
     swap = functools.partial(self._swap_rows, number)
@@ -358,19 +359,19 @@ class _Trip:
     return block_fp8.dequantize(tiles, DISPATCH).astype(x_TD.dtype)
 
   def to_tokens(self, number, y_PD) -> jax.Array:
-    """float32 [T, D], the sum of each token's rows of a round."""
+    """float32 [T, D], the sum of each token's rows in a round."""
     y_RCD = y_PD.reshape(self._level.ranks, self._level.rows, -1)
     y_PD = self._swap_rows(number, y_RCD, back=True)
     return self._of_items(number, y_PD).sum(axis=1, dtype=jnp.float32)
 
   def to_choices(self, number, dgates_PK) -> jax.Array:
-    """[T, A], what comes back for each choice: of one rank each."""
+    """[T, A], what returns for each choice; each returns from one rank."""
     d_RCK = dgates_PK.reshape(self._level.ranks, self._level.rows, -1)
     d_TXK = self._of_items(number, self._swap(d_RCK))
     return d_TXK.sum(axis=1) if self._level.once else d_TXK[..., 0]
 
   def _in_round(self, number) -> jax.Array:
-    """[R, C]: the item in each row of a round; I for none."""
+    """[R, C], the item in each row of a round; I where there is none."""
     items, rows = self._items, self._level.rows
     place_RC = number * rows + jnp.arange(rows)[None, :]
     at_RC = items.starts_R[:, None] + place_RC
@@ -379,12 +380,12 @@ class _Trip:
     return jnp.where(place_RC < items.sizes_R[:, None], item_RC, none)
 
   def _swap(self, x_RCK) -> jax.Array:
-    """Rows for each rank to rows from each rank: [P, ...]."""
+    """Exchanges rows for each rank for rows from each rank: [P, ...]."""
     x = jax.lax.all_to_all(x_RCK, self._level.axis, 0, 0, tiled=True)
     return x.reshape(-1, *x.shape[2:])
 
   def _swap_rows(self, number, x_RCD, back: bool = False) -> jax.Array:
-    """The same, of a ragged level without the rows that aren't there: 0."""
+    """The same; a ragged level doesn't send empty rows, which become 0."""
     level = self._level
     if not level.ragged:
       return self._swap(x_RCD)
@@ -406,7 +407,7 @@ class _Trip:
     )
 
   def _of_items(self, number, y_PK) -> jax.Array:
-    """Rows that came back of items, [T, I / T, ...]; 0 for another round's."""
+    """The returned row of each item, [T, I / T, ...]; 0 in other rounds."""
     level, items = self._level, self._items
     within_I = items.place_I - number * level.rows
     here_I = (within_I >= 0) & (within_I < level.rows)

@@ -1,4 +1,4 @@
-"""Device meshes, from their description in the config."""
+"""Builds device meshes from their description in the config."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -15,7 +15,7 @@ from seekax.configuration.errors import ConfigError
 from seekax.configuration.fit_on_mesh import check_mesh
 from seekax.configuration.mesh import mesh_sizes, parse_mesh
 
-# Of the `ranks.apart` that is being traced: its axes.
+# Mesh axes of the `ranks.apart` that is being traced.
 APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
   'apart', default=frozenset()
 )
@@ -24,16 +24,16 @@ APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
   """Builds the mesh over all devices, or over the first one.
 
-  It has every axis, those that aren't named with size 1. Devices are numbered
+  It has every axis; those that aren't named have size 1. Devices are numbered
   along the last axes first, so that `tensor` and `expert` stay within a node.
   The axis types are Auto: the compiler chooses what isn't constrained.
 
   Args:
     description: `parallel.mesh`.
-    devices: all there are; JAX's if None.
+    devices: all devices; JAX's if None.
 
   Raises:
-    ConfigError: the description can't be read or has other devices.
+    ConfigError: the description can't be read or needs other devices.
   """
   devices = jax.devices() if devices is None else devices
   advice = {}
@@ -50,15 +50,15 @@ def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-  """The mesh of a run.
+  """Builds the mesh of a run.
 
   Args:
-    config: the run.
-    devices: all there are; JAX's if None.
+    config: the run's config.
+    devices: all devices; JAX's if None.
 
   Raises:
-    ConfigError: it has other devices than there are, or can't be used for this
-      run.
+    ConfigError: the mesh needs other devices than there are, or can't be used
+      for this run.
   """
   mesh = make_mesh(config.parallel.mesh, devices)
   if mesh.size == 1 and jax.process_count() > 1:
@@ -78,7 +78,7 @@ def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def current_sizes() -> dict[str, int]:
-  """Axes of more than one device of the mesh that is set; {} without one."""
+  """Sizes of the current mesh's axes above 1; {} without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return {}
@@ -86,7 +86,7 @@ def current_sizes() -> dict[str, int]:
 
 
 def shared_sizes() -> dict[str, int]:
-  """Those over which arrays are split here: not of ranks that work apart."""
+  """The sizes of axes that split arrays here: not those of ranks apart."""
   apart = APART.get()
   return {a: size for a, size in current_sizes().items() if a not in apart}
 
@@ -94,10 +94,10 @@ def shared_sizes() -> dict[str, int]:
 def stages_differ() -> bool:
   """Whether ranks of different pipeline stages may run different code.
 
-  They may as long as they meet in collectives among the ranks of one stage
-  alone. Where the compiler lays arrays out over two axes, it also permutes
-  parts between their ranks, and for a permutation all devices of the mesh have
-  to come: on a CPU those that did would wait for ever.
+  They may if they meet only in collectives among the ranks of one stage. Where
+  the compiler splits arrays over two axes, it also permutes parts between their
+  ranks, and a permutation needs all devices of the mesh: on a CPU the devices
+  that take part in it would wait forever.
   """
   sizes = current_sizes()
   return sum(axis in sizes for axis in ('fsdp', 'context', 'tensor')) <= 1
@@ -105,9 +105,9 @@ def stages_differ() -> bool:
 
 @contextlib.contextmanager
 def none() -> Iterator[None]:
-  """What is traced in it is traced for one device, whatever mesh is set.
+  """Traces its body as for one device, whatever mesh is set.
 
-  A layer that is traced within ranks that work apart has their part of its
+  A layer that is traced within ranks that work apart has only their part of its
   experts.
   """
   token = APART.set(frozenset())
@@ -119,6 +119,6 @@ def none() -> Iterator[None]:
 
 
 def describe(mesh: Mesh) -> str:
-  """Its axes of more than one device, as `parallel.mesh` names them."""
+  """The mesh's axes above size 1, in the notation of `parallel.mesh`."""
   sizes = [f'{name}:{size}' for name, size in mesh.shape.items() if size > 1]
   return ','.join(sizes) or 'data:1'

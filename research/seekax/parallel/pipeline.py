@@ -1,31 +1,30 @@
-"""Pipeline parallelism: 1F1B in lockstep, knowing no model.
+"""Pipeline parallelism: 1F1B in lockstep, for stages of any model.
 
 Every stage is a function, and stages may differ: the first can have layers that
-others lack, the last what is made of several of its outputs. They lie over the
-mesh axis `pipeline`, one each, and a rank runs its own and nothing else. (On
-some meshes it runs all kinds and keeps its own: `mesh.stages_differ`.) What
-enters the first and what leaves the last is computed by all ranks together, who
-may share it out among themselves (as they do with a vocabulary).
+others lack, the last can return several outputs. Each rank of the mesh axis
+`pipeline` has one stage and runs only that. (On some meshes it runs all kinds
+and keeps its own: `mesh.stages_differ`.) All ranks together compute what enters
+the first stage and what leaves the last, and may split this work (as they do
+with a vocabulary).
 
-A tick is one forward pass of every stage and one backward pass, each of another
-micro-batch. At tick t stage s of S
+A tick is one forward and one backward pass of every stage, each of another
+micro-batch. At tick t, stage s of S computes
 
-  makes forward the micro-batch       t - s,
-  makes backward the micro-batch      t - (2 S - 2 - s),
+  the forward pass of micro-batch     t - s,
+  the backward pass of micro-batch    t - (2 S - 2 - s),
 
-so that the last stage makes both of the same one, with its loss between them.
-A stage keeps of a micro-batch its input alone, and computes the rest again for
-the backward pass. It needs it 2 (S - 1 - s) ticks later, so that the first one
-has 2 S - 1 inputs alive and the last has one. (Where stages are not in
-lockstep, as in PipeDream's 1F1B, a gradient comes back after half as many
-ticks.) No rank keeps more than S, whatever the number of micro-batches: as in
-BPipe (Kim et al., ICML 2023), stage s of the first half leaves each input with
-stage S - 1 - s, which has room to spare, and takes it back S - 1 ticks before
-its use.
+so the last stage computes both of the same micro-batch, with its loss between
+them. A stage keeps only its input of a micro-batch, and recomputes the rest for
+the backward pass. It needs the input 2 (S - 1 - s) ticks later, so the first
+stage has 2 S - 1 live inputs and the last has one. (Where stages are not in
+lockstep, as in PipeDream's 1F1B, a gradient returns after half as many ticks.)
+No rank keeps more than S, for any number of micro-batches: as in BPipe (Kim et
+al., ICML 2023), stage s of the first half sends each input to stage S - 1 - s,
+which has free memory, and gets it back S - 1 ticks before it is used.
 
-A rank that has no micro-batch does nothing: in the first S - 1 ticks nothing
-goes backward, in the last S - 1 nothing forward, so that the bubble is that of
-1F1B (arXiv 2104.04473): S - 1 passes of each kind beside those of M
+A rank that has no micro-batch does nothing: in the first S - 1 ticks there is
+no backward pass, in the last S - 1 no forward pass, so that the bubble is that
+of 1F1B (arXiv 2104.04473): S - 1 passes of each kind in addition to those of M
 micro-batches.
 
 Letters: S stages, M micro-batches.
@@ -47,17 +46,17 @@ AXIS = 'pipeline'
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What a pipeline runs. Sums are trees of numbers that nobody trains on.
+  """The functions that a pipeline runs. Sums are trees without gradients.
 
   Attributes:
-    enter: (outer parameters, micro-batch) to the first stage's input x.
-    beside: (outer parameters, micro-batch) to what else the last stage reads, a
-      tree; others get zeros.
-    stages: (a stage's parameters, its constants, x, beside, micro-batch) to
-      (x, a tree that leaves, a float32 scalar that is added to the objective,
-      sums). One for each stage; equal stages are the same function, and what
-      all of them return has the same shapes.
-    leave: (outer parameters, what leaves the last stage, micro-batch) to
+    enter: maps (outer parameters, micro-batch) to the first stage's input x.
+    beside: maps (outer parameters, micro-batch) to a tree of the last stage's
+      other inputs; the other stages get zeros.
+    stages: one function per stage; it maps (the stage's parameters, its
+      constants, x, beside, micro-batch) to (x, a tree that leaves, a float32
+      scalar that is added to the objective, sums). Equal stages are the same
+      function, and the results of all stages have the same shapes.
+    leave: maps (outer parameters, what leaves the last stage, micro-batch) to
       (float32 scalar, sums).
   """
 
@@ -69,13 +68,13 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """Of all micro-batches.
+  """Gradients and sums over all micro-batches.
 
   Attributes:
     outer: gradients of the outer parameters, float32.
-    staged: those of the stages' parameters, float32 [S, ...].
-    left: sums of `leave`.
-    passed: sums of every stage, [S, ...].
+    staged: gradients of the stages' parameters, float32 [S, ...].
+    left: sums that `leave` returned.
+    passed: sums that each stage returned, [S, ...].
   """
 
   outer: Any
@@ -85,7 +84,7 @@ class Result:
 
 
 def num_ticks(micro_batches: int, stages: int) -> int:
-  """Of a step; in M of them a stage has a micro-batch for each direction."""
+  """Ticks in a step; a stage has a micro-batch each way in M of them."""
   return micro_batches + 2 * stages - 2
 
 
@@ -100,13 +99,13 @@ def gradients(
   """Gradients of the sum of the objectives of all micro-batches.
 
   Args:
-    model: what is run.
+    model: functions to run.
     outer: parameters of `enter`, `beside` and `leave`.
-    staged: those of the stages, [S, ...]; S is the size of the mesh axis.
-    constants: what else a stage has of its own, [S, ...].
+    staged: parameters of the stages, [S, ...]; S is the size of the mesh axis.
+    constants: other arrays of each stage, [S, ...].
     micro_batches: a tree of [M, ...].
-    lay_out: of (outer, staged) gradients: constrains how they lie on the other
-      mesh axes while they are added up.
+    lay_out: maps (outer, staged) gradients to the same, constrained to a layout
+      on the other mesh axes while they are accumulated.
 
   Returns:
     Gradients and sums.
@@ -125,17 +124,17 @@ def gradients(
 )
 @dataclasses.dataclass(frozen=True)
 class _Carry:
-  """What goes from tick to tick.
+  """State that passes from tick to tick.
 
   Attributes:
     y: outputs of the stages, [S, ...].
-    dx: gradients of their inputs, [S, ...].
-    kept: inputs of the stages that are to be used again, [S, S, ...]: a rank
-      has S slots, some of them for another stage's.
-    outer: so far, as the rest, which is that of `Result`.
-    staged: so far.
-    left: so far.
-    passed: so far.
+    dx: gradients of the stages' inputs, [S, ...].
+    kept: inputs of the stages that are used again, [S, S, ...]: a rank has S
+      slots, some of them for another stage.
+    outer: `Result.outer` so far.
+    staged: `Result.staged` so far.
+    left: `Result.left` so far.
+    passed: `Result.passed` so far.
   """
 
   y: jax.Array
@@ -154,13 +153,13 @@ class _Carry:
 )
 @dataclasses.dataclass(frozen=True)
 class _Rank:
-  """What a rank of the pipeline has, or all of them, [S, ...].
+  """The data of one pipeline rank, or of all ranks, [S, ...].
 
   Attributes:
-    params: of its stage.
-    constants: of its stage.
-    rank: its number, and its stage's.
-    kind: which of the different functions its stage is.
+    params: parameters of its stage.
+    constants: constants of its stage.
+    rank: number of the rank, which is that of its stage.
+    kind: index of its stage's function among the different ones.
   """
 
   params: Any
@@ -170,7 +169,7 @@ class _Rank:
 
 
 class _Ticks:
-  """What happens in a tick."""
+  """The computation of each tick."""
 
   def __init__(self, model, outer, staged, constants, micro_batches, lay_out):
     self._model, self._outer, self._lay_out = model, outer, lay_out
@@ -182,14 +181,14 @@ class _Ticks:
     self._trip = 2 * self._stages - 2
     self._kinds = list(dict.fromkeys(model.stages))
     kinds = [self._kinds.index(stage) for stage in model.stages]
-    # In arrays of their own: inside a mesh that is manual in one axis alone,
-    # not every compiler knows the index along it.
+    # Arrays of their own: in a mesh that is manual over one axis only, not
+    # every compiler knows the index along it.
     self._kind_S = jnp.array(kinds)
     self._rank_S = jnp.arange(self._stages)
     self._x, self._out, self._passed, self._sums = jax.eval_shape(self._shapes)
 
   def start(self) -> _Carry:
-    """Zeros of everything."""
+    """Returns the state before the first tick: zeros."""
     stages = self._stages
 
     def float32(tree):
@@ -209,11 +208,11 @@ class _Ticks:
     )
 
   def tick(self, t: jax.Array, carry: _Carry) -> _Carry:
-    """Stages forward, the loss of what comes out, stages backward.
+    """Runs stages forward, the loss of what leaves, and stages backward.
 
     Args:
-      t: the tick's number.
-      carry: of the ticks before.
+      t: number of the tick.
+      carry: state after the previous tick.
     """
     index = t - (self._stages - 1)
     micro_batch = _micro_batch(self._micro_batches, index)
@@ -254,7 +253,7 @@ class _Ticks:
     return x, out, passed, left
 
   def _all_forward(self, carry, t, beside):
-    """(carry, what leaves the last stage)."""
+    """Returns (carry, what leaves the last stage)."""
 
     def own(mine, arrays, shared):
       y, kept = arrays
@@ -289,15 +288,15 @@ class _Ticks:
     return carry, _of_stage(self._stages - 1, out)
 
   def _put_away(self, kept, rank, t, x):
-    """A rank's `kept` with the input x of its stage in this tick.
+    """Puts the stage's input x of this tick into a rank's `kept`.
 
-    Slot (t + 1) % `_own_slots` then holds the input of its backward pass of
-    this tick: the one that it put there longest ago.
+    Slot (t + 1) % `_own_slots` then holds the input of this tick's backward
+    pass: the one that has been there longest.
     """
     stages = self._stages
     pairs = [(s, stages - 1 - s) for s in range(stages) if 2 * s != stages - 1]
     leaves, slots = 2 * rank < stages - 1, self._own_slots(rank)
-    # An input lies with another stage for as many ticks as that has slots.
+    # An input stays at another stage for as many ticks as that has slots.
     slot = slots + t % jnp.maximum(stages - slots, 1)
     out = jnp.where(leaves, x, _at(kept, slot))
     got = jax.lax.ppermute(out, AXIS, pairs)
@@ -305,17 +304,17 @@ class _Ticks:
     return _set(kept, slot, jnp.where(slots < stages, got, _at(kept, slot)))
 
   def _own_slots(self, rank):
-    """Slots of a rank for its own inputs; the rest are for another stage's."""
+    """Slots of a rank for its own inputs; the rest are another stage's."""
     return jnp.minimum(self._stages, 2 * (self._stages - 1 - rank) + 1)
 
   def _all_backward(self, carry, t, beside, d_out):
-    """Gradients of a micro-batch per stage: of parameters, x and `beside`.
+    """Gradients of one micro-batch per stage: of parameters, x and `beside`.
 
     Args:
-      carry: after the forward passes of the tick.
-      t: the tick.
-      beside: of the last stage.
-      d_out: gradients of what leaves it.
+      carry: state after the tick's forward passes.
+      t: number of the tick.
+      beside: the last stage's other inputs.
+      d_out: gradients of what leaves the last stage.
     """
 
     def own(mine, arrays, shared):
@@ -342,7 +341,7 @@ class _Ticks:
         del dy
         return jax.tree.map(jnp.zeros_like, given)
 
-      # Of the last stage, whose own output goes nowhere, dy is 0.
+      # The last stage's own output goes nowhere, so its dy is 0.
       dy = self._shifted(dx, -1)
       return self._by_kind(mine, index, run, idle, dy, *given)
 
@@ -354,14 +353,14 @@ class _Ticks:
     return d_staged, dx, _of_stage(self._stages - 1, d_beside)
 
   def _with_gradients(self, carry, t, d_outer, d_staged, dx):
-    """The carry with the gradients of a tick, those of `enter` made here.
+    """Adds a tick's gradients to the carry; computes those of `enter`.
 
     Args:
-      carry: without them.
-      t: the tick.
+      carry: state without them.
+      t: number of the tick.
       d_outer: gradients of `beside` and `leave`.
-      d_staged: those of the stages.
-      dx: of their inputs.
+      d_staged: gradients of the stages' parameters.
+      dx: gradients of the stages' inputs.
     """
     micro_batch = _micro_batch(self._micro_batches, t - self._trip)
     _, vjp = jax.vjp(
@@ -377,18 +376,18 @@ class _Ticks:
     )
 
   def _there(self, index):
-    """Whether there is such a micro-batch."""
+    """Whether a micro-batch of this index exists."""
     return (index >= 0) & (index < self._count)
 
   def _if_last(self, mine, tree):
-    """A tree on the last stage, zeros on others."""
+    """The tree on the last stage, zeros on the others."""
     is_last = mine.rank == self._stages - 1
     return jax.tree.map(
       lambda v: jnp.where(is_last, v, jnp.zeros((), v.dtype)), tree
     )
 
   def _by_kind(self, mine, index, run, idle, *arguments):
-    """The stage's own branch, or `idle` if there is no such micro-batch."""
+    """Runs the stage's own branch, or `idle` if there is no micro-batch."""
     branches = [functools.partial(run, stage) for stage in self._kinds]
     which = jnp.where(self._there(index), mine.kind, len(branches))
     branches.append(idle)
@@ -400,13 +399,13 @@ class _Ticks:
     )
 
   def _on_stages(self, function, arrays, shared):
-    """Calls it on every rank; the rest of the mesh is the compiler's.
+    """Calls a function on every rank; the compiler handles other mesh axes.
 
     Args:
-      function: of (a stage's `_Rank`, its parts of arrays, shared) to a tree
-        of arrays of its own.
+      function: maps (a stage's `_Rank`, its parts of arrays, shared) to a tree
+        of the rank's own arrays.
       arrays: a tree of [S, ...].
-      shared: a tree of what every rank has whole.
+      shared: a tree of arrays that every rank has whole.
 
     Returns:
       A tree of arrays [S, ...].
@@ -427,7 +426,7 @@ class _Ticks:
     )((stages, arrays), shared)
 
   def _shifted(self, x, by: int):
-    """x of the stage before (1) or after (-1); 0 where there is none."""
+    """x of the stage before (by=1) or after (by=-1); 0 where there is none."""
     ranks = range(self._stages)
     pairs = [(rank, rank + by) for rank in ranks if rank + by in ranks]
     return jax.lax.ppermute(x, AXIS, pairs)
@@ -436,7 +435,7 @@ class _Ticks:
 def _of_stage(stage: int, tree: Any) -> Any:
   """One stage's part of arrays [S, ...], on every rank.
 
-  Each is a sum of that part and of zeros, in its dtype.
+  It is computed as the sum of that part and of zeros, in its dtype.
   """
 
   def one(x_S):
@@ -453,7 +452,7 @@ def _zeros(tree: Any, *leading: int) -> Any:
 
 
 def _micro_batch(micro_batches, index):
-  """One of them; any for an index that is out of range."""
+  """One micro-batch; any of them for an index that is out of range."""
   return jax.tree.map(
     lambda x: _at(x, jnp.clip(index, 0, x.shape[0] - 1)), micro_batches
   )

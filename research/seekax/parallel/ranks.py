@@ -1,17 +1,17 @@
-"""Gradients of the ranks of a batch, each by itself, summed once.
+"""Each rank of a batch computes its gradients alone; they are summed once.
 
-Arrays that the compiler lays out are whole: it sums a gradient over all ranks
-as soon as there is one, with every micro-batch. Here every rank of the batch
-computes as if it were alone, on its own sequences, and adds up what it finds;
-the ranks exchange tokens with each other's experts and nothing else until a
-step's end (ZeRO-1, arXiv 1910.02054: one sum, whose parts lie where the
-optimizer's state does).
+In arrays that the compiler lays out, a gradient is summed over all ranks as
+soon as it is computed, for every micro-batch. Here every rank of the batch
+computes as if it were alone, on its own sequences, and accumulates its
+gradients; until the end of a step the ranks only exchange tokens with each
+other's experts (ZeRO-1, arXiv 1910.02054: one sum, whose parts are on the ranks
+that hold the same part of the optimizer's state).
 
-`fsdp` isn't among these ranks: it splits weights too, which are gathered, and
-whose gradients are scattered, where they are used.
+`fsdp` isn't among these ranks: it also splits weights, which are gathered where
+they are used, and whose gradients are scattered there.
 
-A partial sum has a leading axis of the ranks that it is to be summed over, one
-entry each. Without such ranks it has none.
+A partial sum has a leading axis with one entry for each of the ranks that it is
+still to be summed over. Without such ranks it has no such axis.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _AXES = tuple(axis for axis in BATCH_AXES if axis != 'fsdp')
 
 
 def rank_axes() -> tuple[str, ...]:
-  """The mesh axes of more than one device whose ranks can work apart."""
+  """Mesh axes above size 1 whose ranks can compute alone."""
   sizes = mesh.current_sizes()
   return tuple(axis for axis in _AXES if axis in sizes)
 
@@ -37,21 +37,21 @@ def rank_axes() -> tuple[str, ...]:
 def apart(
   fn: Callable[..., tuple[Any, Any]], inputs: Any, names: Any
 ) -> Callable[..., tuple[Any, Any]]:
-  """fn on every rank by itself; the rest of the mesh stays the compiler's.
+  """Runs fn on every rank alone; the compiler handles the other mesh axes.
 
-  Inside, `rules` knows of the other axes alone: `rules.total` over the batch is
-  the sum of a rank's own. Without ranks, fn.
+  Inside, `rules` only uses the other axes, so `rules.total` over the batch is
+  the sum over one rank's part. Without ranks this is fn.
 
   Args:
-    fn: to (arrays, sums): what has to be differentiated is differentiated in
-      it, and adds up over the ranks.
-    inputs: for each argument the `Names` of its axes, of all arrays in it or
-      as a tree; `axes()` where ranks have it whole.
-    names: of the axes of the arrays, the same.
+    fn: returns (arrays, sums). Gradients have to be computed inside it; arrays
+      are partial sums over the ranks.
+    inputs: for each argument, the `Names` of its axes, one for all its arrays
+      or a tree; `axes()` where every rank has it whole.
+    names: likewise, for the arrays that fn returns.
 
   Returns:
-    Of whole arguments: (partial sums of the arrays; the sums, summed over all
-    ranks).
+    A function of whole arguments that returns (partial sums of the arrays, the
+    sums, summed over all ranks).
   """
   ranks = rank_axes()
 
@@ -69,7 +69,7 @@ def apart(
   if not ranks:
     return alone
   shared = set(mesh.current_sizes()).difference(ranks)
-  # Axes of one device too, or the compiler would still have arrays to split.
+  # Includes axes of size 1; otherwise the compiler would have arrays to split.
   manual = set(jax.sharding.get_abstract_mesh().axis_names) - shared
   return jax.shard_map(
     alone,
@@ -81,19 +81,19 @@ def apart(
 
 
 def as_partial(arrays: Any, names: Any) -> Any:
-  """Inside `apart`: laid out as gradients that are being added up."""
+  """Inside `apart`: lays arrays out as gradients during accumulation."""
   return rules.constrain_all(arrays, names, 'gradient')
 
 
 def summed(partial: Any, names: Any, specs: Any = None) -> Any:
-  """Partial sums, summed over their ranks and laid out as masters.
+  """Sums partial sums over their ranks and lays them out as masters.
 
-  Each rank gets its part of the sum and nothing else, where the master has an
-  axis that divides so.
+  Each rank gets only its part of the sum, where the master has an axis that
+  divides accordingly.
 
   Args:
-    partial: a tree, from `apart` or added up from several.
-    names: of the axes of its arrays, without the leading one.
+    partial: a tree, from `apart` or accumulated from several calls.
+    names: names of its arrays' axes, without the leading one.
     specs: another layout than that of masters.
   """
   ranks, sizes = rank_axes(), mesh.current_sizes()
@@ -111,11 +111,11 @@ def summed(partial: Any, names: Any, specs: Any = None) -> Any:
 
 
 def zeros(arrays: Any, names: Any) -> Any:
-  """Partial sums of nothing, float32.
+  """Partial sums that are zero, float32.
 
   Args:
-    arrays: a tree of what has the shapes of the whole arrays.
-    names: of their axes.
+    arrays: a tree whose leaves have the shapes of the whole arrays.
+    names: names of their axes.
   """
   sizes = mesh.current_sizes()
 
@@ -133,7 +133,7 @@ def zeros(arrays: Any, names: Any) -> Any:
 
 
 def _scattered(x, names, spec):
-  """[R, ...] to [...]: every rank's part of the sum on that rank."""
+  """[R, ...] to [...]: each rank's part of the sum on that rank."""
   over = _summed_over(names)
   parts = rules.axes_of(spec)
   before = [tuple(axis for axis in part if axis not in over) for part in parts]
@@ -156,7 +156,7 @@ def _scattered(x, names, spec):
 
 
 def _summed_over(names) -> tuple[str, ...]:
-  """The ranks that have a part each in an array's sum, and not of the array."""
+  """The ranks that an array is summed over, not those that split it."""
   own = {axis for part in rules.axes_of(_own_spec(names)) for axis in part}
   return tuple(axis for axis in rank_axes() if axis not in own)
 
@@ -170,5 +170,5 @@ def _own_spec(names) -> PartitionSpec:
 
 
 def _as_parts(names) -> PartitionSpec:
-  """How `apart` puts the ranks' results together."""
+  """The layout in which `apart` joins the ranks' results."""
   return PartitionSpec(_summed_over(names), *_own_spec(names))

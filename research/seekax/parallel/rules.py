@@ -1,11 +1,11 @@
-"""The one table from logical axes to mesh axes, and what follows from it.
+"""The table from logical axes to mesh axes, and the layouts it implies.
 
 Every array's axes have names. The table says for each name which mesh axes
-split it: in activations, in weights as they are used, in their gradients while
-these are added up, and in masters, the float32 parameters and the optimizer's
-state (ZeRO, arXiv 1910.02054). Masters are split over the ranks of the batch
-too; a step gathers weights from them in the compute dtype and scatters
-gradients to them.
+split it: in activations, in weights where they are used, in gradients while
+they are accumulated, and in masters, which are the float32 parameters and the
+optimizer's state (ZeRO, arXiv 1910.02054). Masters are split over the ranks of
+the batch too; a step gathers weights from them in the compute dtype and
+scatters gradients to them.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seekax.configuration.mesh import BATCH_AXES
 from seekax.parallel.mesh import APART, current_sizes, shared_sizes
 
-# Of those, an array's axes take mesh axes that divide them.
+# In these roles an array's axes only use mesh axes that divide them.
 _DIVIDED = 'gradient', 'master'
 Role = Literal['activation', 'weight', 'gradient', 'master']
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """Mesh axes of one logical axis, in each role."""
+  """The mesh axes that split one logical axis, in each role."""
 
   activation: tuple[str, ...] = ()
   weight: tuple[str, ...] = ()
@@ -39,10 +39,10 @@ def _same(*axes: str) -> Rule:
   return Rule(axes, axes, axes, axes)
 
 
-# What weights are gathered over when they are used, and what more masters are
-# split over, in the order in which it is tried: an array uses a mesh axis once,
-# the first of its axes that it divides takes it. Ranks whose sums are taken at
-# the end of a step (`ranks.apart`) come last.
+# Weights are gathered over `weight` where they are used; masters are split over
+# more axes, tried in this order. An array uses a mesh axis once: the first of
+# its axes that the mesh axis divides takes it. Ranks whose gradients are summed
+# at the end of a step (`ranks.apart`) come last.
 _EMBED = Rule(
   weight=('fsdp',),
   gradient=('fsdp',),
@@ -53,11 +53,11 @@ RULES: dict[str, Rule] = {
   'batch': Rule(activation=BATCH_AXES),
   'length': _same('context'),
   'stages': _same('pipeline'),
-  # Used one after the other, and dealt out to 'stages' unevenly.
+  # Layers run one after the other; `dealing` divides them among the stages.
   'layers': Rule(),
   'embed': _EMBED,
   'latent': dataclasses.replace(_EMBED, weight=()),
-  # One copy of each table for all stages, which compute logits together.
+  # All stages share one copy of each table and compute logits together.
   'vocab': _same('pipeline'),
   'heads': _same('tensor'),
   'head_width': Rule(),
@@ -69,7 +69,7 @@ RULES: dict[str, Rule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-  """Logical names of one array's axes, None for one that isn't split."""
+  """Logical names of one array's axes; None for an axis that isn't split."""
 
   names: tuple[str | None, ...]
 
@@ -85,17 +85,18 @@ def spec(
   sizes: dict[str, int] | None = None,
   shape: tuple[int, ...] = (),
 ) -> PartitionSpec:
-  """Mesh axes of an array whose axes bear these logical names.
+  """Mesh axes of an array whose axes have these logical names.
 
   Args:
-    names: of the array's axes; None for one that isn't split.
+    names: name of each axis of the array; None for one that isn't split.
     role: what the array is.
-    sizes: of the mesh's axes; those of the set mesh if None. An axis of one
-      device is left out.
-    shape: of the array. If it is given, an axis of a gradient or master takes
-      those mesh axes that divide it and over which none of the weight's other
-      axes lies, `pipeline` innermost, and an activation's axis all of its own
-      or, where they don't divide it, none: it is then whole on every device.
+    sizes: size of each mesh axis; those of the current mesh if None. An axis of
+      size 1 is left out.
+    shape: shape of the array. If it is given, an axis of a gradient or master
+      uses only mesh axes that divide it and that split none of the weight's
+      other axes, with `pipeline` innermost. An activation's axis uses all of
+      its mesh axes or, where they don't divide it, none: then every device has
+      it whole.
 
   Raises:
     KeyError: a name isn't in the table.
@@ -128,15 +129,15 @@ def spec(
 
 
 def _innermost(last: str, split: tuple[str, ...]) -> tuple[str, ...]:
-  """The same mesh axes with this one the last, whose parts lie side by side.
+  """Puts one mesh axis last, so that the parts along it are adjacent.
 
-  Between masters and pipeline stages parts then move over it alone.
+  Between masters and pipeline stages, parts then move over this axis only.
   """
   return tuple(sorted(split, key=lambda axis: axis == last))
 
 
 def _dividing(split, taken, sizes, width) -> tuple[str, ...]:
-  """The mesh axes that are free and divide a width, one after the other."""
+  """The free mesh axes that divide a width, one after the other."""
   chosen = []
   for axis in split:
     if axis not in taken and width % sizes[axis] == 0:
@@ -146,7 +147,7 @@ def _dividing(split, taken, sizes, width) -> tuple[str, ...]:
 
 
 def axes_of(spec: PartitionSpec) -> list[tuple[str, ...]]:
-  """The mesh axes of every axis of an array, as tuples."""
+  """The mesh axes of each array axis, as tuples."""
   return [
     entry if isinstance(entry, tuple) else ((entry,) if entry else ())
     for entry in spec
@@ -159,7 +160,7 @@ def sharding(
   role: Role = 'activation',
   shape: tuple[int, ...] = (),
 ) -> NamedSharding:
-  """How an array with these logical axes lies on the mesh."""
+  """The layout on the mesh of an array with these logical axes."""
   return NamedSharding(mesh, spec(names, role, dict(mesh.shape), shape))
 
 
@@ -174,14 +175,14 @@ def constrain(
 
 
 def constrain_all(arrays: Any, names: Any, role: Role) -> Any:
-  """A tree laid out by a tree of `Names`."""
+  """Constrains a tree of arrays by a tree of `Names`."""
   return jax.tree.map(
     lambda x, own: constrain(x, *own.names, role=role), arrays, names
   )
 
 
-# Of the `per_shard` that is being traced: axes that are whole after all, since
-# the mesh doesn't divide them.
+# Mesh axes of the `per_shard` that is being traced that split nothing, because
+# they don't divide an axis.
 _WHOLE: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
   'whole', default=frozenset()
 )
@@ -190,20 +191,20 @@ _WHOLE: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 def per_shard(
   fn: Callable[..., Any], inputs: Any, outputs: Any
 ) -> Callable[..., Any]:
-  """fn on every device's own part of its arguments; on one device, fn.
+  """Runs fn on each device's own part of its arguments; on one device, fn.
 
-  What is whole in the inputs is gathered before, and its gradient summed after.
-  What is whole in the outputs has to be the same on every device: `total` makes
-  it so. Kernels and sorts belong in here, for the compiler can't split them and
-  would gather what they read.
+  An input that isn't split is gathered before, and its gradient summed after.
+  An output that isn't split must be equal on every device: `total` makes it so.
+  Kernels and sorts belong in here, because the compiler can't split them and
+  would gather their operands.
 
-  An axis that its mesh axes don't divide, as the batch of one prompt, is whole
-  in all arguments. Within a stage of a pipeline a device is one of that stage.
+  An axis that its mesh axes don't divide, such as the batch of one prompt, is
+  whole in all arguments. In a pipeline stage only the stage's devices count.
 
   Args:
-    fn: of arrays, written for one part.
-    inputs: for each argument the `Names` of its axes, or a tree of them.
-    outputs: the same of what it returns.
+    fn: a function of arrays, written for one part.
+    inputs: for each argument, the `Names` of its axes, or a tree of them.
+    outputs: likewise, for what it returns.
   """
 
   def call(*arguments):
@@ -243,7 +244,7 @@ def per_shard(
 
 
 def _free_axes() -> set[str]:
-  """The mesh axes that no shard_map around here has taken."""
+  """The mesh axes that no enclosing shard_map has taken."""
   mesh = jax.sharding.get_abstract_mesh()
   kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
   return {axis for axis, kind in kinds if kind != AxisType.Manual}
@@ -256,13 +257,13 @@ def total(x: Any, *names: str) -> Any:
 
 
 def num_parts(*names: str) -> int:
-  """How many parts these axes of an activation are split into."""
+  """Number of parts that these axes of an activation are split into."""
   sizes = shared_sizes()
   return math.prod(sizes[axis] for axis in mesh_axes(*names))
 
 
 def parts_apart(*names: str) -> int:
-  """How many parts ranks that work apart have split these axes into."""
+  """Number of parts that these axes are split into by ranks that work alone."""
   sizes, ranks = current_sizes(), APART.get()
   return math.prod(
     sizes[axis]

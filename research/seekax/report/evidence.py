@@ -1,4 +1,4 @@
-"""What a run showed, as sections of its page: curves, loads, samples."""
+"""Results of a run, as sections of its page: curves, loads, samples."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,12 @@ from seekax.report.page import Sample, SampleBlock, Section
 from seekax.report.words import time_unit
 from seekax.storage.rows import Row
 
-# Steps of samples that the page shows; all are in the folder samples/.
+# Number of steps whose samples the page shows; samples/ has all of them.
 _SAMPLE_STEPS = 6
 
 
 def bits_per_byte(run: Run) -> Section:
-  """Over steps, time and cost: compression against gzip and xz."""
+  """Bits per byte over steps, time and cost, compared with gzip and xz."""
   unit, seconds = time_unit(run.train[-1].get('seconds') or 0)
   axes = [
     ('steps', lambda row: row['step']),
@@ -54,7 +54,7 @@ def bits_per_byte(run: Run) -> Section:
 
 
 def _heldout_words(run: Run) -> str:
-  """What open and filled dots stand for."""
+  """Explains the open and filled dots."""
   partial = [row for row in run.evals if not run.is_full(row)]
   full = [row for row in run.evals if run.is_full(row)]
   words = []
@@ -89,7 +89,7 @@ def _bits_series(run: Run, place) -> list[plots.Series]:
 def _curve(
   name, rows, key, color, place=lambda row: row['step'], smooth=True, scale=1.0
 ) -> plots.Series:
-  """A column of the rows."""
+  """A curve of one column of the rows."""
   points = [(place(row), _ratio(row.get(key), scale)) for row in rows]
   return plots.Series(name, points, color, smooth=smooth)
 
@@ -135,14 +135,14 @@ def optimization(run: Run) -> Section:
 
 
 def _third(title, curves, levels=(), **options) -> str:
-  """A figure over the steps for a row of three."""
+  """A figure over the steps, narrow enough for a row of three."""
   return plots.lines(
     title, 'steps', curves, levels, width=plots.NARROW, **options
   )
 
 
 def expert_load(run: Run) -> Section | None:
-  """First and last load of every expert; None without experts."""
+  """First and last load of every expert; None if the model has no experts."""
   if not run.model.uses_experts:
     return None
   first, depth = run.model.num_dense_layers, run.model.mtp_depth
@@ -172,9 +172,9 @@ def expert_load(run: Run) -> Section | None:
 
 
 def _violations(run: Run, layers, mtp) -> list[plots.Series]:
-  """A curve for every router."""
+  """One curve per router."""
   names = layers + mtp
-  # More names than this would not fit beside the curves.
+  # There is no room for more names beside the curves.
   if len(names) > 10:
     names = [layers[0]] + [''] * (len(layers) - 2) + [layers[-1]] + mtp
   colors = plots.shades(len(layers)) + [plots.ORANGE] * len(mtp)
@@ -224,7 +224,7 @@ def speed(run: Run, summary: Row) -> Section:
 
 
 def samples(run: Run) -> Section | None:
-  """What the model wrote at the newest steps; None if nothing yet."""
+  """The model's text at the newest steps; None if there is none yet."""
   groups: dict[int, list[Sample]] = {}
   for row in run.samples:
     groups.setdefault(row['step'], []).append(

@@ -1,4 +1,4 @@
-"""A run as its workdir tells it: run.json and the rows of metrics.jsonl."""
+"""Reads a run from its workdir: run.json and the rows of metrics.jsonl."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -15,7 +15,7 @@ from seekax.storage.rows import read_rows, Row
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a workdir says about its run; rows are in the order of the steps."""
+  """The contents of a run's workdir; rows are in the order of the steps."""
 
   name: str
   info: dict[str, Any]  # run.json
@@ -34,14 +34,14 @@ class Run:
     return (self.info.get('platform') or {}).get('device', 'cpu') == 'cpu'
 
   def is_full(self, row: Row) -> bool:
-    """Whether an evaluation was on all held-out text, not on a part."""
+    """Whether an evaluation used all held-out text, not only a part."""
     most = max(row.get('heldout_bytes') or 0 for row in self.evals)
     return (row.get('heldout_bytes') or 0) >= self.data.get(
       'heldout_bytes', most
     )
 
   def share(self, row: Row) -> str:
-    """How much text an evaluation was on, in words."""
+    """Says in words how much text an evaluation used."""
     documents, size = row.get('heldout_documents'), row.get('heldout_bytes')
     if documents is None or size is None:
       return 'documents'
@@ -49,19 +49,19 @@ class Run:
     return f'all {words}' if self.is_full(row) else words
 
   def setting(self, group: str, key: str, default: Any = None) -> Any:
-    """A value of the config, which an older run may lack."""
+    """A value from the config; the default if an older run lacks it."""
     return self.info['config'].get(group, {}).get(key, default)
 
 
 def read(workdir: pathlib.Path) -> Run:
-  """Reads a run that logged a step; it may still be training.
+  """Reads a run that has logged a step; it may still be training.
 
   Raises:
     StorageError: there is no run, or it has no train row yet.
   """
   info = workdir_lib.read_run(workdir)
   try:
-    # Of the config only the model must be one of this version.
+    # Only the model's part of the config must be valid in this version.
     model = ModelConfig(**info['config']['model'])
   except (KeyError, TypeError, ConfigError) as error:
     raise StorageError(f'{workdir / workdir_lib.RUN}: {error}') from error
@@ -85,5 +85,5 @@ def read(workdir: pathlib.Path) -> Run:
 
 
 def present(values: Iterable[Any]) -> list[Any]:
-  """The values that are not None: older rows lack some."""
+  """The values that are not None; older rows lack some."""
   return [value for value in values if value is not None]

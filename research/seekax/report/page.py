@@ -1,6 +1,6 @@
-"""A page of evidence as one HTML file: what it is made of, and `render`.
+"""A page of results as one HTML file: its elements, and `render`.
 
-The types are those of the template, report.html; they know nothing of runs.
+The types are those of the template, report.html; they don't depend on runs.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import jinja2
 
-# Control characters that no HTML may hold, escaped or not.
+# Control characters that HTML must not contain, escaped or not.
 _CONTROL = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]')
 
 
 class Tile(NamedTuple):
-  """A key figure: its name, the figure, what to compare it with."""
+  """A key figure: its name, its value, what to compare it with."""
 
   label: str
   value: str
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 class Table(NamedTuple):
-  """Entries that fold away under a title; `head` names three columns."""
+  """A table that folds away under a title; `head` names its three columns."""
 
   title: str
   rows: Sequence[Entry]
@@ -43,9 +43,9 @@ class Table(NamedTuple):
 
 
 class Grid(NamedTuple):
-  """Rows of cells under a head; on a narrow screen each cell says its head.
+  """Rows of cells under a head; on a narrow screen each cell repeats its head.
 
-  `marked` is the number of the row that counts most, from 0; -1: none does.
+  `marked` is the number of the most important row, from 0; -1 for none.
   """
 
   title: str
@@ -70,7 +70,7 @@ class SampleBlock(NamedTuple):
 
 
 class Section(NamedTuple):
-  """A heading, what to see below it, and figures, samples or tables."""
+  """A heading, a sentence on what it shows, and figures, samples or tables."""
 
   title: str
   lead: str = ''
@@ -81,7 +81,7 @@ class Section(NamedTuple):
 
 
 class Page(NamedTuple):
-  """A whole page: its kind, title and finding in words, then the evidence."""
+  """A whole page: its kind, title and finding in words, then the sections."""
 
   kind: str
   title: str
@@ -93,7 +93,7 @@ class Page(NamedTuple):
 
 
 def render(page: Page) -> str:
-  """The page as one HTML file that loads nothing."""
+  """Returns the page as one HTML file that loads nothing else."""
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined
   )
@@ -102,5 +102,5 @@ def render(page: Page) -> str:
   html = _CONTROL.sub(
     '\ufffd', environment.from_string(source).render(page=page)
   )
-  # JSON may hold half a surrogate pair, UTF-8 may not.
+  # JSON may hold half a surrogate pair; UTF-8 must not.
   return html.encode('utf-8', 'replace').decode() + '\n'

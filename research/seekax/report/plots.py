@@ -1,7 +1,8 @@
-"""Figures as SVG text for HTML pages: no script, no network, text stays text.
+"""Figures as SVG text for HTML pages, without scripts or network.
 
-Sizes are in points, one to a unit of the SVG. The functions are pure: they draw
-on a `Figure` of their own and leave matplotlib's global state as it was.
+Text in them stays text. Sizes are in points, one per unit of the SVG. The
+functions are pure: they draw on a `Figure` of their own and don't change
+matplotlib's global state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,21 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 import numpy as np
 
-# Okabe and Ito's palette, which the colour-blind can tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#5f6b7a'
 _PARTS = (BLUE, ORANGE, GREEN, '#56b4e9', '#e69f00', '#cc79a7', GREY)
 WIDTH, HEIGHT = 380, 236
-NARROW = 320  # for three in a row
+NARROW = 320  # Width of a figure in a row of three.
 _LEFT, _TOP, _BOTTOM = 42, 26, 40
 _FONT = 10
 _LINE_HEIGHT = 1.25 * _FONT
-# Wider than most system fonts, which the page puts in place of matplotlib's.
+# Wider than most system fonts, with which the page replaces matplotlib's.
 _CHARACTER = 0.56 * _FONT
-# More points than this can't be told apart at this width.
+# At this width, more points than this can't be told apart.
 _MOST_POINTS = 800
-# More curves than this are named on one line each, without faint points.
+# With more curves than this, names take one line each and points aren't drawn.
 _FEW = 3
-# Expert loads beyond 4 times the mean, or below a quarter, share a colour.
+# Expert loads above 4 times the mean or below a quarter of it share a colour.
 _LOAD_LIMIT = 2.0
 
 _STYLE = {
@@ -62,12 +63,12 @@ _STYLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """A curve, named beside its last point, with the value there.
+  """A curve, with its name and last value beside its last point.
 
   Attributes:
     label: its name; '' for none.
-    points: (x, y); pairs that hold None are left out.
-    color: of curve and label.
+    points: (x, y) pairs; pairs that contain None are left out.
+    color: colour of curve and label.
     marker: '' for none, 'open' or 'full'.
     smooth: draw the running median, and, where there are few curves, the points
       faintly behind it.
@@ -82,7 +83,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """A horizontal dashed line to compare with, named at its right end."""
+  """A horizontal dashed line for comparison, named at its right end."""
 
   label: str
   y: float
@@ -90,7 +91,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class _Label:
-  """Text wanted in the right margin at height `y` of the data."""
+  """Text for the right margin, at height `y` in data units."""
 
   text: str
   y: float
@@ -110,17 +111,17 @@ def lines(
   skip_start: bool = False,
   width: float = WIDTH,
 ) -> str:
-  """Curves over a common axis, with their names in the right margin.
+  """Draws curves over a common axis, with their names in the right margin.
 
   Args:
     title: what the vertical axis shows, and its unit.
-    x_label: the same of the horizontal axis.
+    x_label: what the horizontal axis shows, and its unit.
     series: curves; those without points are left out.
-    levels: lines to compare with.
-    from_zero: let the vertical axis begin at 0.
-    skip_start: let a steep beginning run out at the top, so that the rest
-      fills the height.
-    width: in points.
+    levels: lines for comparison.
+    from_zero: whether the vertical axis starts at 0.
+    skip_start: whether a steep beginning may leave the figure at the top, so
+      that the rest fills the height.
+    width: width in points.
 
   Returns:
     An <svg> element.
@@ -156,13 +157,13 @@ def stacked_bars(
   bars: Mapping[str, Mapping[str, float]],
   width: float = WIDTH,
 ) -> str:
-  """Horizontal bars cut into parts, with a legend that gives their values.
+  """Draws horizontal bars divided into parts, with values in the legend.
 
   Args:
-    title: what is cut up.
+    title: what the bars show.
     x_label: the unit.
-    bars: of each bar's name its parts, by name; parts of 0 are left out.
-    width: in points.
+    bars: for each bar's name, its parts by name; parts of 0 are left out.
+    width: width in points.
 
   Returns:
     An <svg> element.
@@ -214,23 +215,23 @@ def load_map(
   row_labels: Sequence[str],
   width: float = WIDTH,
 ) -> str:
-  """Expert load over the mean of its row, on a scale common to all maps.
+  """Draws expert load over its row's mean, on the same scale for all maps.
 
   Args:
     title: when the load was taken.
-    rows: choices per expert, one row per router.
-    row_labels: their names.
-    width: in points.
+    rows: number of choices of each expert, one row per router.
+    row_labels: names of the rows.
+    width: width in points.
 
   Returns:
-    An <svg> element. White is the mean; the colour goes with log2(load / mean).
+    An <svg> element. White is the mean; colour shows log2(load / mean).
   """
   loads = np.asarray(rows, np.float64)
   ratio = loads / np.maximum(loads.mean(axis=1, keepdims=True), 1e-9)
   shade = np.log2(np.clip(ratio, 2.0**-_LOAD_LIMIT, 2.0**_LOAD_LIMIT))
   names = max(len(label) for label in row_labels) * _CHARACTER
   row_height = min(26.0, max(6.0, 360 / len(rows)))
-  # The bottom holds ticks, their name, the scale and its ticks.
+  # The bottom holds tick labels, the axis label, and the scale with its ticks.
   bottom, left = 96, 12 + names
   with matplotlib.rc_context():
     _set_style(title)
@@ -250,7 +251,7 @@ def load_map(
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     stride = math.ceil(1.1 * _LINE_HEIGHT / row_height)
     shown = [i for i in range(len(rows)) if i % stride == 0]
-    # The last row may be MTP's, which is worth a name.
+    # The last row is always named, because it may be that of an MTP module.
     shown = [i for i in shown if len(rows) - i > stride] + [len(rows) - 1]
     axes.set_yticks(shown, [row_labels[i] for i in shown])
     axes.tick_params(length=0)
@@ -275,16 +276,16 @@ def shades(number: int) -> list[str]:
 
 
 def short(number: float) -> str:
-  """A number as people say it: 950, 2.9k, 15M, 671B, 14.8T."""
+  """A number in short form: 950, 2.9k, 15M, 671B, 14.8T."""
   for power, letter in ((12, 'T'), (9, 'B'), (6, 'M'), (3, 'k')):
-    # What rounds up to a thousand belongs to the next letter.
+    # A number that rounds up to a thousand gets the next letter.
     if abs(number) >= 0.9995 * 10**power:
       return f'{float(f"{number / 10**power:.3g}"):.12g}{letter}'
   return f'{float(f"{number:.3g}"):g}'
 
 
 def _set_style(salt: str) -> None:
-  """Also away from what the reader's matplotlibrc says."""
+  """Sets matplotlib's style, also against the user's matplotlibrc."""
   matplotlib.rcdefaults()
   # Names in an SVG are hashes; those of two figures on a page must differ.
   matplotlib.rcParams.update(_STYLE | {'svg.hashsalt': salt})
@@ -295,7 +296,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _axes(figure: Figure, left, bottom, width, top, height=None) -> Axes:
-  """Axes at a place in points; `top` is their distance from the upper edge."""
+  """Axes at a position in points; `top` is the distance from the upper edge."""
   whole_width, whole_height = figure.get_size_inches() * 72
   if height is None:
     height = whole_height - bottom - top
@@ -326,12 +327,12 @@ def _present(points) -> list[tuple[float, float]]:
 
 def _thin(points: list) -> list:
   stride = math.ceil(len(points) / _MOST_POINTS) or 1
-  # Counted from the end: the last point is the one that is named.
+  # Counted from the end, because the last point is labelled.
   return points[::-1][::stride][::-1]
 
 
 def _drawn(series: Series) -> list[tuple[float, float]]:
-  """The points, or their running median, shorter at both ends."""
+  """The points, or their running median, which is shorter at both ends."""
   if not series.smooth:
     return list(series.points)
   reach = len(series.points) // 30
@@ -366,14 +367,14 @@ def _draw(axes: Axes, series: Series, faint: bool) -> None:
 
 def _set_limits(axes: Axes, series, levels, from_zero, skip_start) -> None:
   x = [x for s in series for x, _ in s.points]
-  # Room for half a marker at the end.
+  # This leaves space for half a marker at the end.
   axes.set_xlim(0, 1.02 * max(x, default=0) or 1)
   tops = [level.y for level in levels]
   bottoms = list(tops)
   for item in series:
     y = [y for _, y in item.points]
     bottoms.append(min(y))
-    # The last nine tenths of a curve that falls.
+    # The quantile of a falling curve leaves out its first tenth.
     tops.append(float(np.quantile(y, 0.9)) if skip_start else max(y))
   low, high = min(bottoms, default=0), max(tops, default=1)
   if from_zero:
@@ -389,7 +390,7 @@ def _set_limits(axes: Axes, series, levels, from_zero, skip_start) -> None:
 
 
 def _write_labels(axes: Axes, labels: Sequence[_Label]) -> None:
-  """Names in the right margin, moved apart, each tied to its height."""
+  """Writes names in the right margin, moved apart and tied to their height."""
   width, height = _inner(axes)
   low, high = axes.get_ylim()
   wanted = [

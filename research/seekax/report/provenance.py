@@ -1,4 +1,4 @@
-"""What a run was made of, as sections of its page: config, data, machine."""
+"""The origin of a run, as sections of its page: config, data, machine."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from seekax.storage.rows import Row
 
 
 def config(run: Run) -> Section:
-  """Every key of the config, the overridden ones marked."""
+  """Every key of the config; overridden ones are marked."""
   overrides = run.info.get('overrides') or {}
   tables = []
   for group, values in run.info['config'].items():
@@ -43,7 +43,7 @@ def config(run: Run) -> Section:
 
 
 def making(run: Run) -> Section:
-  """Command, commit, machine and data; what is not known is left out."""
+  """Command, commit, machine and data; unknown values are left out."""
   info, data = run.info, run.data
   machine = info.get('platform') or {}
   hardware = [

@@ -1,7 +1,7 @@
-"""What a run came to: summary.json for programs, report.html for people.
+"""The results of a run: summary.json for programs, report.html for people.
 
-Both are made from run.json and metrics.jsonl alone, without JAX, so that they
-can be made anew at any time and on any machine.
+Both are made from run.json and metrics.jsonl alone, without JAX, so they can be
+made again at any time and on any machine.
 """
 
 import json
@@ -22,7 +22,7 @@ def write(workdir: pathlib.Path) -> None:
   """Writes summary.json and report.html from run.json and metrics.jsonl.
 
   Args:
-    workdir: of a run that logged a step; it may still be training.
+    workdir: workdir of a run that logged a step; it may still be training.
 
   Raises:
     StorageError: there is no run, or it has no train row yet.
@@ -36,7 +36,7 @@ def write(workdir: pathlib.Path) -> None:
 
 
 def _summarize(run: Run) -> dict[str, float | int | None]:
-  """The fields of summary.json; None where the run has no such figure."""
+  """The fields of summary.json; None where the run has no value."""
   counts = count_parameters(run.model)
   last = run.train[-1]
   memory = present(
@@ -97,7 +97,7 @@ def _page(run: Run, summary: Row) -> Page:
 
 
 def _finding(run: Run, summary: Row) -> str:
-  """The run in one sentence."""
+  """Describes the run in one sentence."""
   size = f'{plots.short(summary["parameters_total"])}-parameter '
   if run.model.uses_experts:
     activated = plots.short(summary['parameters_activated'])

@@ -1,13 +1,13 @@
-"""Counts, times, sizes and prices as a person reads them."""
+"""Formats counts, times, sizes and prices for people."""
 
 
 def counted(number: int, noun: str) -> str:
-  """1 step, 2 steps."""
+  """For example 1 step, 2 steps."""
   return f'{number:,} {noun}{"s" * (number != 1)}'
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
-  """The unit in which a time is read best, and its seconds."""
+  """The most readable unit for a time, and the seconds in it."""
   units = (
     ('seconds', 1.0, 90.0),
     ('minutes', 60.0, 90.0),
@@ -20,7 +20,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 
 
 def duration(seconds: float) -> str:
-  """A time in the unit in which it is read best; a dash for none."""
+  """A time in its most readable unit; a dash for 0."""
   if not seconds:
     return '–'
   unit, length = time_unit(seconds)
@@ -37,7 +37,7 @@ def byte_size(number: float) -> str:
 
 
 def dollars(amount: float) -> str:
-  """A price: cents from a dollar on, two digits below."""
+  """A price with two decimals, or two significant digits below a dollar."""
   if amount >= 1:
     return f'${amount:,.2f}'
   return f'${amount:.2g}'

@@ -176,7 +176,7 @@ class Journal:
       'max_violation': violation.get('layers', []),
       'max_violation_mtp': violation.get('mtp', []),
       'exchange_rounds': float(metrics.exchange_rounds),
-      # Of all routers, the MTP modules' last.
+      # One entry per router; those of the MTP modules are last.
       'load_entropy': balance.entropy(load_NE).tolist(),
       'unused_experts': balance.unused_share(load_NE).tolist(),
       'peak_memory_bytes': peak_memory_bytes(),

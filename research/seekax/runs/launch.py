@@ -34,7 +34,7 @@ from seekax.training.schedules import Schedule
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 _PACKAGES += ('tokenizers', 'numpy', 'ml-collections')
-# Of run.json's `data`: what tells other data from the run's in words.
+# Keys of run.json's `data` that show how other data differ from the run's.
 _TELLING = ('train_documents', 'heldout_documents', 'train_bytes')
 _TELLING += ('heldout_bytes', 'tokenizer_sha256')
 

@@ -29,7 +29,7 @@ _LISTS = (
   'unused_experts',
 )
 _LISTS += ('mtp_acceptance',)
-# Of these, what the MTP modules alone have.
+# The keys among these that only MTP modules have.
 _MTP_LISTS = ('max_violation_mtp', 'mtp_acceptance')
 
 

@@ -1,6 +1,6 @@
-"""A run in its workdir: begun, gone on with, or found to be finished.
+"""Starts or resumes the run of a workdir, or finds that it is finished.
 
-JAX is imported late: what can be refused is refused in a fraction of a second.
+JAX is imported late, so that errors show within a fraction of a second.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from seekax.data import sources
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
-# Characters of a value in a message.
+# Number of characters that a message shows of a value.
 _SHOWN = 90
 
-# Keys that a run may change when it goes on: none of them touches the state.
+# Keys that may change when a run resumes, because none affects the state.
 _FREE_GROUPS = ('compute', 'eval', 'parallel')
 _FREE_KEYS = (
   'data.max_document_bytes',
@@ -33,8 +33,8 @@ _FREE_KEYS = (
   'train.profile_steps',
   'train.replay_every',
 )
-# Those that decide what a step's rates and batch are: they may change as long
-# as the steps behind stay what they were.
+# Keys that decide a step's rates and batch: they may change as long as the
+# steps already done stay the same.
 _SCHEDULE_KEYS = (
   'train.steps',
   'train.ramp_tokens',
@@ -60,7 +60,7 @@ class Outcome(enum.Enum):
 
 
 def check(config: Config, workdir: pathlib.Path) -> None:
-  """Refuses what can be refused before a byte is written.
+  """Raises the errors that can be found before anything is written.
 
   Raises:
     ConfigError: the mesh doesn't fit the model or the batch.
@@ -81,17 +81,17 @@ def run(
   verbose: bool = False,
   first: bool = True,
 ) -> Outcome:
-  """Trains in a workdir, from where it is to the last step.
+  """Trains in a workdir, from its current step to the last one.
 
   Args:
-    config: the run, checked by `check`.
-    workdir: new, empty, or that of the same run.
-    overrides: what the user changed in a named config.
+    config: the run's config, checked by `check`.
+    workdir: a new or empty folder, or that of the same run.
+    overrides: keys of a named config that the user changed.
     about: what the user typed and where, for run.json: `command`,
       `config_file`, `folder`.
-    restore: the checkpoint to go on from: newest, previous, or a step.
-    should_stop: asked after every step; true saves and returns.
-    verbose: prints the whole config and every parameter.
+    restore: the checkpoint to resume from: newest, previous, or a step.
+    should_stop: called after every step; if true, the run saves and returns.
+    verbose: whether to print the whole config and every parameter.
     first: whether this is the first process of the run.
 
   Raises:
@@ -100,7 +100,7 @@ def run(
     ReplayError: see loop.train.
   """
   made = workdir_lib.prepare(workdir)
-  # One lock for all processes of a run.
+  # All processes of a run share one lock.
   with workdir_lib.lock(workdir) if first else contextlib.nullcontext():
     try:
       step = _step_to_go_on_from(workdir, config, restore)
@@ -128,7 +128,7 @@ def run(
 
 
 def _look_again(workdir: pathlib.Path, step: int) -> None:
-  """Verifies a finished run's last checkpoint; makes report and summary anew.
+  """Verifies a finished run's last checkpoint; writes report and summary again.
 
   Raises:
     StorageError: a file of the checkpoint was changed.
@@ -143,10 +143,10 @@ def _look_again(workdir: pathlib.Path, step: int) -> None:
 def _step_to_go_on_from(
   workdir: pathlib.Path, config: Config, restore: str
 ) -> int | None:
-  """The step of the checkpoint to go on from; None for a new run.
+  """Returns the step of the checkpoint to resume from; None for a new run.
 
   Raises:
-    StorageError: the workdir holds another run, or no such checkpoint.
+    StorageError: the workdir holds another run, or lacks the checkpoint.
   """
   if not workdir_lib.has_checkpoint(workdir):
     if restore != 'newest':
@@ -166,8 +166,8 @@ def _refuse_other_config(
 ) -> None:
   """Raises StorageError, with the difference, for another run's workdir.
 
-  The schedule may change where the steps behind remain what they were: a
-  finished run goes on with more of them.
+  The schedule may change if the steps already done stay the same: a finished
+  run can be continued with more steps.
   """
   run = workdir_lib.read_run(workdir)
   there = workdir_lib.read_config(workdir)
@@ -199,7 +199,7 @@ def _refuse_other_config(
 
 
 def _shown(value: Any) -> str:
-  """A value for a message of several: of a long one the end tells most."""
+  """A value for a message; if it is long, its end, which tells the most."""
   text = repr(value)
   return text if len(text) <= _SHOWN else f'...{text[-_SHOWN:]}'
 
@@ -207,7 +207,7 @@ def _shown(value: Any) -> str:
 def _refuse_other_schedule(
   workdir: pathlib.Path, there: Config, here: Config, step: int
 ) -> None:
-  """Raises StorageError if steps that are done would have been others."""
+  """Raises StorageError if the schedule would change steps already done."""
   from seekax.training.schedules import Schedule
 
   if here.train.steps < step:
@@ -233,7 +233,7 @@ def _refuse_other_schedule(
 
 
 def _with_absolute_paths(config: Config, run: dict[str, Any]) -> Config:
-  """A config of a run.json whose paths may be relative, as older ones' are."""
+  """A run.json's config with absolute paths; older ones may be relative."""
   folder = run.get('folder')
   return sources.absolute_paths(config, folder if folder else os.getcwd())
 

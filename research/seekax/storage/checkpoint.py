@@ -1,4 +1,4 @@
-"""Training states on disk: orbax checkpoints, proved by a manifest.
+"""Training states on disk: orbax checkpoints, verified by a manifest.
 
 `checkpoints/<step>/` is written and committed by orbax; only then
 `checkpoints/<step>.sha256` is written. A step without its manifest counts as
@@ -36,29 +36,29 @@ _TEMPORARY = 'orbax-checkpoint-tmp'
 # Orbax writes these into every checkpoint.
 _MARKS = ('_CHECKPOINT_METADATA', 'orbax.checkpoint', 'commit_success.txt')
 _UNPROVEN = '.unproven'
-# Orbax ends a save after 20 minutes of the wall clock, which may jump; a slow
-# disk is better waited for.
+# Orbax aborts a save after 20 minutes by the wall clock, which may jump; it is
+# better to wait for a slow disk.
 _SAVE_SECONDS = 10**8
-# Small leaves are read many at once, up to this.
+# Small leaves are read together, up to this size.
 _LEAST_READ_BYTES = 64 << 20
-# Parts of a state that are weights; in others infinity has its place.
+# The parts of a state that are weights; other parts may hold infinity.
 WEIGHTS, AVERAGE = 'weights', 'ema'
-# As much is in memory while the numbers of a state are looked at, or a leaf.
+# Limit of memory for checking the numbers of a state, unless a leaf needs more.
 _CHECKED_BYTES = 1 << 30
-# A leaf that takes more than this part of the memory is left alone.
+# A leaf that takes a larger share of the memory isn't checked.
 _MOST_OF_MEMORY = 0.5
-# What is shown of an error of orbax's.
+# Number of characters that are shown of an orbax error.
 _SHOWN = 200
 _MOST_CAUSES = 20
 
 
 def manifest_path(folder: pathlib.Path, step: int) -> pathlib.Path:
-  """What proves a step."""
+  """Path of the manifest that proves a step."""
   return folder / f'{step}.sha256'
 
 
 def proven_steps(folder: pathlib.Path) -> list[int]:
-  """Steps whose manifest is there, oldest first."""
+  """Steps that have a manifest, oldest first."""
   if not folder.is_dir():
     return []
   steps = [int(p.stem) for p in folder.glob('*.sha256') if p.stem.isdecimal()]
@@ -66,7 +66,7 @@ def proven_steps(folder: pathlib.Path) -> list[int]:
 
 
 def unproven_steps(folder: pathlib.Path) -> list[int]:
-  """Steps without a manifest: a save that was interrupted."""
+  """Steps without a manifest: saves that were interrupted."""
   if not folder.is_dir():
     return []
   steps = {int(p.name) for p in folder.iterdir() if _is_checkpoint(p)}
@@ -74,7 +74,7 @@ def unproven_steps(folder: pathlib.Path) -> list[int]:
 
 
 def _is_checkpoint(path: pathlib.Path) -> bool:
-  """Whether orbax wrote a folder: only then may it be deleted or replaced."""
+  """Whether orbax wrote this folder: only then may it be deleted, replaced."""
   return (
     path.name.isdecimal()
     and path.is_dir()
@@ -88,18 +88,18 @@ def save(
   parts: dict[str, Any],
   progress: dict[str, Any],
 ) -> None:
-  """Saves and proves a state.
+  """Saves a state and proves it with a manifest.
 
   Args:
-    folder: the workdir's checkpoints.
-    step: names the checkpoint.
+    folder: the workdir's folder of checkpoints.
+    step: number of the step, which names the checkpoint.
     parts: trees of arrays by name; each can be restored alone.
-    progress: JSON kept with it (data position, seconds so far).
+    progress: JSON that is saved with it (data position, seconds so far).
 
   Raises:
-    StorageError: the disk refused; older checkpoints are untouched.
+    StorageError: the disk can't take it; older checkpoints are untouched.
   """
-  folder = folder.absolute()  # As orbax wants it.
+  folder = folder.absolute()  # Orbax needs an absolute path.
   target = folder / str(step)
   first = processes.is_first()
   _check_room(folder, parts)
@@ -107,9 +107,9 @@ def save(
     if first and target.exists():
       if not _is_checkpoint(target):
         raise StorageError(
-          f'{target} is in the way of a checkpoint and is none; move it away'
+          f'{target} is in the way of a checkpoint and is not one; move it away'
         )
-      # An interrupted save of this very step: out of the way, `clean` takes it.
+      # An interrupted save of the same step is renamed; `clean` deletes it.
       aside = folder / f'{step}{_UNPROVEN}'
       shutil.rmtree(aside, ignore_errors=True)
       target.rename(aside)
@@ -129,9 +129,9 @@ def save(
 
 
 def _check_room(folder: pathlib.Path, parts: dict[str, Any]) -> None:
-  """Raises StorageError if a state surely doesn't fit on the disk.
+  """Raises StorageError if a state certainly doesn't fit on the disk.
 
-  Orbax would find out halfway, with pages of its threads' tracebacks.
+  Orbax would find out halfway and print pages of its threads' tracebacks.
   """
   existing = folder
   while not existing.exists():
@@ -148,13 +148,13 @@ def _check_room(folder: pathlib.Path, parts: dict[str, Any]) -> None:
 def clean(folder: pathlib.Path, keep: int) -> None:
   """Deletes all but the newest `keep` proven steps, and older leftovers.
 
-  Nothing unproven is deleted before a newer proven step exists, and nothing
-  that orbax didn't write.
+  An unproven step is only deleted once a newer proven one exists, and a folder
+  that orbax didn't write never is.
   """
   proven = proven_steps(folder)
   for step in proven[:-keep]:
-    # The manifest first, then the name: what is left of a half-deleted step is
-    # unproven, and known as one of ours.
+    # The manifest goes first, then the name, so that what is left of a
+    # half-deleted step is unproven and recognised as ours.
     manifest_path(folder, step).unlink()
     aside = folder / f'{step}{_UNPROVEN}'
     shutil.rmtree(aside, ignore_errors=True)
@@ -173,7 +173,7 @@ def clean(folder: pathlib.Path, keep: int) -> None:
 
 
 def newest(folder: pathlib.Path) -> int | None:
-  """The newest proven step, or None; says which newer ones are skipped."""
+  """The newest proven step, or None; logs which newer ones are skipped."""
   proven = proven_steps(folder)
   for step in unproven_steps(folder):
     if not proven or step > proven[-1]:
@@ -188,13 +188,13 @@ def verify(folder: pathlib.Path, step: int) -> None:
   """Raises StorageError if a file of this step differs from its SHA-256."""
   try:
     for path in sorted((folder / str(step)).rglob('*')):
-      # Orbax reads these whole; arrays lie in files named by numbers.
+      # Orbax reads these whole; arrays are in files named by numbers.
       if path.name.startswith('_') and path.is_file():
         size = path.stat().st_size
         check_size(path, size, 'metadata of a checkpoint', StorageError)
     verify_manifest(folder / str(step), manifest_path(folder, step))
   except StrayFileError:
-    raise  # Nothing of the state is lost.
+    raise  # The state is complete.
   except StorageError as error:
     older = [proven for proven in proven_steps(folder) if proven < step]
     fix = f'start anew in another folder than {folder.parent}'
@@ -204,7 +204,7 @@ def verify(folder: pathlib.Path, step: int) -> None:
 
 
 def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  """What a checkpoint keeps beside the state.
+  """Reads what a checkpoint keeps beside the state.
 
   Raises:
     StorageError: it can't be read.
@@ -222,12 +222,12 @@ def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
-  """Makes one line of whatever orbax says of a checkpoint that it can't load.
+  """Turns any error of orbax about a checkpoint into one line.
 
-  A damaged or forged file may end in any error, of thousands of characters,
-  with more of them from threads.
+  A damaged or forged file may cause any error, of thousands of characters, and
+  more of them in threads.
   """
-  # A load that succeeds may have given up parts that nobody asked for.
+  # Even a load that succeeds may have cancelled the reading of other parts.
   std_logging.getLogger('asyncio').addFilter(forget_given_up)
   try:
     with held_back(logging.get_absl_logger(), with_warnings=True):
@@ -235,9 +235,9 @@ def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
   except StorageError:
     raise
   except Exception as error:
-    # What orbax had begun besides is given up, and would be complained of.
+    # Orbax's cancelled coroutines would cause warnings.
     warnings.filterwarnings('ignore', "coroutine '", RuntimeWarning)
-    verify(folder, step)  # Names the file, if one was changed.
+    verify(folder, step)  # Names a file that was changed.
     path = folder.absolute() / str(step)
     raise StorageError(
       f'checkpoint {path} can not be loaded: {_culprit(path, error)}'
@@ -245,7 +245,7 @@ def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
 
 
 def set_aside(folder: pathlib.Path, step: int) -> list[int]:
-  """Makes all steps after this one unproven, and returns them."""
+  """Makes all later steps unproven, and returns them."""
   later = [proven for proven in proven_steps(folder) if proven > step]
   for proven in later:
     manifest_path(folder, proven).unlink()
@@ -255,10 +255,10 @@ def set_aside(folder: pathlib.Path, step: int) -> list[int]:
 def restore(
   folder: pathlib.Path, step: int, abstract_parts: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Verifies a checkpoint and loads the parts asked for.
+  """Verifies a checkpoint and loads the given parts.
 
   Args:
-    folder: the workdir's checkpoints.
+    folder: the workdir's folder of checkpoints.
     step: a proven step.
     abstract_parts: shapes and dtypes of the parts, with shardings if there
       are several devices.
@@ -267,7 +267,7 @@ def restore(
     (parts, progress).
 
   Raises:
-    StorageError: a file differs from its hash, or the state from the config.
+    StorageError: a file doesn't match its hash, or the state the config.
   """
   verify(folder, step)
   path = folder.absolute() / str(step)
@@ -283,15 +283,15 @@ def restore(
 def restore_some(
   folder: pathlib.Path, step: int, part: str, abstract: Any
 ) -> Any:
-  """Loads some leaves of a part; call `verify` before.
+  """Loads some leaves of a part; call `verify` first.
 
-  Beside the result, at most as much as the largest leaf takes is in memory.
+  Beside the result, the memory holds at most the size of the largest leaf.
 
   Args:
-    folder: the workdir's checkpoints.
+    folder: the workdir's folder of checkpoints.
     step: a proven step.
     part: name of the part.
-    abstract: shapes and dtypes of the leaves wanted, nested as stored.
+    abstract: shapes and dtypes of the leaves to load, nested as stored.
   """
   path = folder.absolute() / str(step)
   context = ocp.Context()
@@ -309,7 +309,7 @@ def restore_some(
 def check_numbers(
   folder: pathlib.Path, step: int, part: str, abstract: Any
 ) -> None:
-  """Reads all leaves of a part, some at a time; call `verify` before.
+  """Reads all leaves of a part, some at a time; call `verify` first.
 
   Raises:
     StorageError: a leaf can't be read, or holds NaN or infinity.
@@ -338,7 +338,7 @@ def check_numbers(
 
 
 def _culprit(path: pathlib.Path, error: BaseException) -> str:
-  """The file that an error, or what caused it, tells of; else its words."""
+  """The file that an error or its causes name; else the error's message."""
   found: list[tuple[str, str]] = []
   first, cause = error, error
   for _ in range(_MOST_CAUSES):
@@ -350,13 +350,13 @@ def _culprit(path: pathlib.Path, error: BaseException) -> str:
     cause = cause.__cause__ or cause.__context__
   if not found:
     return _brief(first)
-  # What is furthest inside tells most.
+  # The innermost file is the most precise.
   name, kind = max(found, key=lambda pair: pair[0].count('/'))
   return f'{name} is damaged or forged ({kind})'
 
 
 def _brief(error: BaseException) -> str:
-  """The first words of an error, however many it has."""
+  """The beginning of an error's message."""
   if isinstance(error, OSError):
     return reason(error)
   words = ' '.join(str(error).split())

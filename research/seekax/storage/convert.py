@@ -1,9 +1,9 @@
-"""From one folder of weights to another, tensor by tensor.
+"""Converts a folder of weights to another format, tensor by tensor.
 
-Between safetensors nothing larger than a block is ever in memory; from a
-training state, one leaf. Every shard is written under a temporary name and
-carries the conversion's fingerprint, so that the same command goes on with the
-shards that are missing. What makes a target look complete is written last.
+Between safetensors never more than a block is in memory; from a training state,
+one leaf. Every shard is written under a temporary name and carries the
+conversion's fingerprint, so that the same command resumes with the shards that
+are missing. The file that makes a target complete is written last.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,16 +35,16 @@ from seekax.storage.safetensors_file import (
 
 _TARGET_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float8': 'F8_E4M3'}
 FINGERPRINT = 'seekax_conversion'
-# Small files that belong to the weights; code is never among them.
+# Small files that belong to the weights; none of them is code.
 _CARRIED = (
   workdir_lib.TOKENIZER,
   *workdir_lib.TOKENIZER_COMPANIONS,
   'tokenizer.model',
   'tiktoken.model',
 )
-# A name that a file has while it is written.
+# Ending of a file's name while it is being written.
 _TEMPORARY = re.compile(r'\.tmp(-\d+)?$')
-# What is written once every shard is there.
+# Files that are written once every shard is there.
 _FINISHING = (
   *_CARRIED,
   weights.INDEX,
@@ -57,14 +57,14 @@ _FINISHING = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What the user asks for.
+  """The user's choices.
 
   Attributes:
     format: seekax (a workdir) or huggingface.
     dtype: keep, float32, bfloat16 or float8.
-    drop_mtp: leave the MTP modules out.
-    shard_bytes: a file takes tensors until it would be larger.
-    averaged: of a run, take the exponential moving average of its weights.
+    drop_mtp: whether to leave out the MTP modules.
+    shard_bytes: maximum size of a file.
+    averaged: whether to take the exponential moving average of a run's weights.
   """
 
   format: str = 'seekax'
@@ -74,7 +74,7 @@ class Options:
   averaged: bool = False
 
 
-# (files done, of how many, name, bytes of the file)
+# Called with (files done, number of files, name of the file, its bytes).
 Progress = Callable[[int, int, str, int], None]
 
 
@@ -84,11 +84,11 @@ def convert(
   options: Options,
   progress: Progress = lambda *unused: None,
 ) -> bool:
-  """Converts a model; the same call again goes on where it stopped.
+  """Converts a model; the same call resumes after an interruption.
 
   Args:
     source: a workdir or a folder of published weights.
-    target: a folder; made if missing.
+    target: a folder; created if missing.
     options: what to write.
     progress: called after every file.
 
@@ -96,9 +96,9 @@ def convert(
     False if the target was complete already.
 
   Raises:
-    StorageError: source or target can't be used. What headers and configs
-      show is found before anything is written; what only checksums show, before
-      the target looks complete, and then nothing of it is left.
+    StorageError: source or target can't be used. Errors in headers and configs
+      are found before anything is written; errors that only checksums show,
+      before the target looks complete, and its files are then deleted.
   """
   found = find(source, options.drop_mtp, options.averaged)
   for name in _CARRIED:
@@ -118,7 +118,7 @@ def convert(
 
 
 class _Conversion:
-  """One conversion: its plan and its parts."""
+  """One conversion: its plan and its steps."""
 
   def __init__(self, found: Found, target: pathlib.Path, options: Options):
     self.found, self.target, self.options = found, target, options
@@ -131,7 +131,7 @@ class _Conversion:
     self.shards = _shards(self.outputs, options.shard_bytes)
     self.fingerprint = self._fingerprint()
     self.files = Files()
-    # Here, so that a model without a published form is refused early.
+    # Made here, so that a model without a published form is refused early.
     self.config = self._published_config()
 
   def _output(self, slot: Slot) -> Output:
@@ -148,7 +148,7 @@ class _Conversion:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where the safetensors go."""
+    """The folder for the safetensors."""
     return self.target / workdir_lib.WEIGHTS if self.seekax else self.target
 
   @property
@@ -164,7 +164,7 @@ class _Conversion:
     return f'model-{number + 1:05d}-of-{count:06d}.safetensors'
 
   def _fingerprint(self) -> str:
-    """Of the source's files and of what is asked for."""
+    """Fingerprint of the source's files and the options."""
     found, stamps = self.found, []
     for path in sorted({tensor.file for tensor in found.tensors.values()}):
       status = path.stat()
@@ -182,7 +182,7 @@ class _Conversion:
     return hashlib.sha256(text.encode()).hexdigest()
 
   def is_done(self) -> bool:
-    """Whether the target is this very conversion, complete."""
+    """Whether the target is this conversion, and complete."""
     return self.final.is_file() and all(
       self._has_shard(number) for number in range(len(self.shards))
     )
@@ -191,7 +191,7 @@ class _Conversion:
     return self._is_ours(self.folder / self.shard_name(number))
 
   def _is_ours(self, path: pathlib.Path) -> bool:
-    """Whether this conversion wrote a file; names are given to whole ones."""
+    """Whether this conversion wrote a file; only complete files have names."""
     if not path.is_file():
       return False
     try:
@@ -214,7 +214,7 @@ class _Conversion:
     if self.target.exists() and not self.target.is_dir():
       raise StorageError(f'--target={self.target} is a file; choose a folder')
     done = [self._has_shard(number) for number in range(len(self.shards))]
-    # What finishes a target is there before its last file, or not at all.
+    # Files that finish a target exist only once its shards are complete.
     finishing = _FINISHING if all(done) and not self.final.exists() else ()
     for folder in {self.target, self.folder}:
       for path in folder.iterdir() if folder.is_dir() else ():
@@ -238,7 +238,7 @@ class _Conversion:
   def _refuse_foreign(
     self, path: pathlib.Path, finishing: Sequence[str]
   ) -> None:
-    """Refuses a target with files that this conversion didn't write."""
+    """Refuses a target that holds a file which this conversion didn't write."""
     name = _TEMPORARY.sub('', path.name)
     if path == self.folder or name.startswith('.probe-'):
       return
@@ -266,16 +266,16 @@ class _Conversion:
     return carry_fields(made, self.found.published) | (_control_ids(self.found))
 
   def run(self, progress: Progress) -> None:
-    """Writes what is missing of the target."""
+    """Writes the target's missing files."""
     self.folder.mkdir(parents=True, exist_ok=True)
     for folder in {self.target, self.folder}:
       for path in folder.iterdir():
-        if _TEMPORARY.search(path.name):  # Of a process that was killed.
+        if _TEMPORARY.search(path.name):  # Left by a killed process.
           path.unlink()
-    # Checksums of the source are checked meanwhile.
+    # The source's checksums are verified in the background.
     verified = _Background(self.found.verify)
     if self.found.step is not None:
-      verified.result()  # Orbax would wait for a pipe, or worse.
+      verified.result()  # Opening a pipe, for example, would block orbax.
     try:
       with self.files:
         hashes = self._write_shards(progress, verified)
@@ -290,11 +290,11 @@ class _Conversion:
   def _write_shards(
     self, progress: Progress, verified: '_Background'
   ) -> dict[str, str]:
-    """Writes the missing files; returns SHA-256 by name, where it is wanted."""
+    """Writes the missing files; returns the SHA-256 of files that need one."""
     reader, base, hashes = open_reader(self.found, self.files), None, {}
     if self.options.dtype == 'float8':
       base = open_base(self.found, self.files)
-    # A file is made durable while the next one is written.
+    # A file is flushed to the disk while the next one is written.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       durable: concurrent.futures.Future | None = None
       for number, shard in enumerate(self.shards):
@@ -372,7 +372,7 @@ class _Conversion:
 
 
 class _Background:
-  """A function in a thread that doesn't outlive the process."""
+  """A function in a thread that ends with the process."""
 
   def __init__(self, function: Callable[[], None]):
     self._function = function
@@ -383,15 +383,15 @@ class _Background:
   def _run(self) -> None:
     try:
       self._function()
-    except Exception as error:  # Raised again by `result`.
+    except Exception as error:  # `result` raises it again.
       self._error = error
 
   def failed(self) -> bool:
-    """Whether it has ended, and badly."""
+    """Whether it ended with an error."""
     return self._error is not None
 
   def result(self) -> None:
-    """Waits for its end; raises what it raised."""
+    """Waits until it ends; raises its error."""
     self._thread.join()
     if self._error is not None:
       raise self._error
@@ -404,7 +404,7 @@ def _power_of_two(found: Found) -> bool:
 
 
 def _shards(outputs: Sequence[Output], limit: int) -> list[list[Output]]:
-  """Tensors in order, cut where a file would become larger than the limit."""
+  """Groups tensors in order, so that no file grows larger than the limit."""
   shards: list[list[Output]] = [[]]
   size = 0
   for output in outputs:
@@ -417,7 +417,7 @@ def _shards(outputs: Sequence[Output], limit: int) -> list[list[Output]]:
 
 
 def _control_ids(found: Found) -> dict[str, Any]:
-  """BOS and EOS for config.json, where the published one has none."""
+  """BOS and EOS for config.json, if the published one lacks them."""
   if found.published or not (found.folder / workdir_lib.TOKENIZER).is_file():
     return {}
   ends = list(found.end_ids())
@@ -428,10 +428,10 @@ def _control_ids(found: Found) -> dict[str, Any]:
 
 
 def _complete_tokenizer(found: Found, target: pathlib.Path) -> None:
-  """What other tools need beside a tokenizer.json of our own making.
+  """Writes what other tools need beside a tokenizer.json that we trained.
 
-  They put BOS before a text only if the files say so, as our own training and
-  scoring do.
+  They put BOS before a text only if the files say so; our own training and
+  scoring always do.
   """
   path = target / 'tokenizer_config.json'
   if path.exists() or not (target / workdir_lib.TOKENIZER).is_file():

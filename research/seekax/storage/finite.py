@@ -1,8 +1,8 @@
-"""Numbers that are none: NaN, infinity, scales that nothing can be scaled by.
+"""Finds values that aren't finite numbers, and scales that can't scale.
 
-The bits of a number tell: sorted as whole numbers, NaN and infinity lie above
-all others, once among the positive and once among the negative ones. Two
-maxima of a block in the cache cost a twentieth of reading it.
+The check reads a number's bits: as integers, NaN and infinity are larger than
+all others, once among the positive and once among the negative ones. Two maxima
+of a block in the cache take a twentieth of the time to read it.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from seekax.storage.manifest import StorageError
 
 
 class NotFiniteError(StorageError):
-  """Weights that are no numbers."""
+  """Weights that aren't finite numbers."""
 
   exit_code = 3
 
 
-# Bytes that are looked at together; they fit into a core's cache.
+# Number of bytes that are checked together; they fit into a core's cache.
 CHUNK = 1 << 20
-# dtype -> (signed, unsigned, the first of its positive bits that is no number).
+# dtype -> (signed, unsigned, the lowest positive bits that aren't finite).
 _BITS = {
   'F32': (np.int32, np.uint32, 0x7F80_0000),
   'BF16': (np.int16, np.uint16, 0x7F80),
@@ -42,12 +42,12 @@ _VALUES = {
 
 
 def first_bad(raw: memoryview | np.ndarray, dtype: str, name: str) -> int:
-  """Position of the first value that is no number; -1: all are.
+  """Position of the first value that isn't finite; -1 if all are.
 
   Args:
-    raw: bytes of whole values.
-    dtype: as safetensors call it; of others nothing is known.
-    name: of the tensor; scales must be above zero too.
+    raw: the bytes of whole values.
+    dtype: dtype in safetensors' spelling; other dtypes aren't checked.
+    name: name of the tensor; scales must also be above zero.
   """
   if dtype not in _BITS or not len(raw):
     return -1
@@ -73,18 +73,18 @@ def check_block(
   shape: tuple[int, ...],
   first: int,
 ) -> None:
-  """Refuses a block of a tensor that holds something that is no number.
+  """Raises for a block of a tensor that holds a value that isn't finite.
 
   Args:
-    raw: its bytes.
-    dtype: of the tensor.
-    name: of the tensor.
+    raw: the block's bytes.
+    dtype: dtype of the tensor.
+    name: name of the tensor.
     where: the file or folder that holds it.
-    shape: of the tensor.
+    shape: shape of the tensor.
     first: position of the block's first value in the tensor.
 
   Raises:
-    NotFiniteError: the tensor and the position of the first one are named.
+    NotFiniteError: names the tensor and the position of the first such value.
   """
   at = first_bad(raw, dtype, name)
   if at < 0:
@@ -100,15 +100,15 @@ def check_block(
 
 
 def check_tree(tree: Any, where: Any, name: str = '') -> None:
-  """Refuses arrays that hold NaN or infinity; of each, what is here of it.
+  """Raises for arrays that hold NaN or infinity; checks this process's parts.
 
   Args:
     tree: arrays of weights.
-    where: what they were read from.
-    name: of the tree.
+    where: the file or folder that they were read from.
+    name: name of the tree.
 
   Raises:
-    NotFiniteError: the first such array is named.
+    NotFiniteError: names the first such array.
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     words = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -116,7 +116,7 @@ def check_tree(tree: Any, where: Any, name: str = '') -> None:
     if not isinstance(leaf, jax.Array):
       _check_array(leaf, full, where, ())
       continue
-    # Of copies on several devices, one.
+    # One of several equal copies on different devices is enough.
     parts = {str(shard.index): shard for shard in leaf.addressable_shards}
     for shard in parts.values():
       _check_array(shard.data, full, where, shard.index)
@@ -124,19 +124,19 @@ def check_tree(tree: Any, where: Any, name: str = '') -> None:
 
 @jax.jit
 def _all_finite(array: jax.Array) -> jax.Array:
-  """In one program, which needs no memory for the answers of every value."""
+  """One compiled program, which needs no memory for a mask of every value."""
   return jnp.isfinite(array).all()
 
 
 def _check_array(array: Any, name: str, where: Any, index: Any) -> None:
-  """Checks an array, or the part of one that begins at an index of slices."""
+  """Checks an array, or the part of one that starts at an index of slices."""
   dtype = _NAMES.get(np.dtype(array.dtype))
   if dtype is None or not array.size:
     return
   if isinstance(array, jax.Array):
     (device,) = array.devices()
     if device.platform != 'cpu' and bool(_all_finite(array)):
-      return  # Looked at where it is.
+      return  # Checked on its device.
   values = np.asarray(array)
   raw = values.reshape(-1).view(np.uint8)
   for start in range(0, len(raw), CHUNK):

@@ -1,12 +1,12 @@
-"""Blocks of 128 x 128 FP8 values with one scale each, at rest.
+"""FP8 matrices on disk: blocks of 128 x 128 values with one scale each.
 
 A weight W [out, in] is stored as E4M3 codes and, under the weight's name plus
 `_scale_inv`, float32 scales [ceil(out/128), ceil(in/128)]. The scale is the
-multiplier, whatever its name says:
+multiplier, although its name says inverse:
 
   W[r, c] = code[r, c] * scale[r // 128, c // 128]
 
-Blocks at the edges are partial.
+Blocks at the edges may be partial.
 """
 
 import math
@@ -30,20 +30,20 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def dequantize(
   codes: np.ndarray, scales: np.ndarray, dtype: np.dtype
 ) -> np.ndarray:
-  """Values of codes: product in float32, rounded once.
+  """Expands codes: the product is float32 and is rounded once.
 
   Args:
     codes: E4M3 [out, in].
     scales: float32 [ceil(out/128), ceil(in/128)].
-    dtype: of the result.
+    dtype: dtype of the result.
 
   Returns:
     [out, in].
   """
   out = np.empty(codes.shape, dtype)
   codes = codes.view(np.uint8)
-  # A block has one scale, so its 256 possible values are a table. What a
-  # scale makes of codes that the block has not may overflow.
+  # A block has one scale, so a table holds its 256 possible values. The entries
+  # of codes that don't occur in the block may overflow.
   for i, row in enumerate(scales):
     with np.errstate(over='ignore', invalid='ignore'):
       tables = (_VALUES * row[:, None]).astype(dtype)
@@ -57,10 +57,10 @@ def dequantize(
 def quantize(
   values: np.ndarray, power_of_two: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Codes and scales: scale = amax / 448, code = round(value / scale).
+  """Returns codes and scales: scale = amax / 448, code = round(value / scale).
 
   Args:
-    values: float32 [out, in]; `out` may be ragged in the last block only.
+    values: float32 [out, in]; only the last block of an axis may be partial.
     power_of_two: raise every scale to a power of two (DeepSeek-V3.1, ue8m0).
 
   Returns:

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub, by names such as `hf://owner/name@revision`.
+"""Fetches models of the Hugging Face Hub, such as `hf://owner/name@revision`.
 
 huggingface_hub fetches and caches them; the environment variables that it reads
 (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE) work as they do elsewhere.
@@ -11,7 +11,7 @@ from seekax.files import reason
 from seekax.storage.manifest import StorageError
 
 SCHEME = 'hf://'
-# Weights, configs and tokenizers; nothing that would be unpickled or run.
+# Weights, configs and tokenizers, but nothing that could run code.
 _WANTED = ('*.safetensors', '*.json', '*.jinja')
 _NAME = re.compile(
   r'hf://(?P<name>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?/?', re.ASCII
@@ -24,7 +24,7 @@ def is_on_hub(path: str) -> bool:
 
 
 def local(path: str | pathlib.Path) -> pathlib.Path:
-  """The folder of a --checkpoint, fetched first where it is on the Hub.
+  """The folder of a --checkpoint; fetches it first if it is on the Hub.
 
   Raises:
     StorageError: see `fetch`.
@@ -34,22 +34,22 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def fetch(path: str) -> pathlib.Path:
-  """Fetches a model, but for the files that are here already.
+  """Fetches the files of a model that aren't cached yet.
 
   Args:
-    path: hf://owner/name, with @ and a branch, tag or commit, or without.
+    path: hf://owner/name, optionally with @ and a branch, tag or commit.
 
   Returns:
     The folder of its files.
 
   Raises:
-    StorageError: the name can't be, the model isn't there, or the Hub can't be
-      reached.
+    StorageError: the name is malformed, the model doesn't exist, or the Hub
+      can't be reached.
   """
   match = _NAME.fullmatch(path)
   if not match:
     raise StorageError(f'{path}: write hf://owner/name or hf://owner/name@v1')
-  # Only here: it takes a third of a second to import.
+  # Imported here, because it takes a third of a second.
   import huggingface_hub
   from huggingface_hub import errors
 
@@ -79,6 +79,6 @@ def fetch(path: str) -> pathlib.Path:
       f'{path}: the Hub can not be reached, and the model is not here yet; '
       'give the path of a folder, or come back with a network'
     ) from error
-  # What isn't the Hub may answer anything.
+  # A server that isn't the Hub may answer anything.
   except (errors.HfHubHTTPError, OSError, ValueError, TypeError) as error:
     raise StorageError(f'{path}: {reason(error)}') from error

@@ -1,9 +1,9 @@
-"""A published config.json to a ModelConfig; published_config.py goes back.
+"""Reads a published config.json as a ModelConfig.
 
-Both spellings are read: the published one (rope_scaling with `type`,
-rope_theta beside it) and that of newer transformers (rope_parameters with
-`rope_type`). A field that would change what the model computes, and that isn't
-supported, is refused by name; `auto_map` and remote code are never followed.
+Two spellings are read: the published one (rope_scaling with `type`, rope_theta
+beside it) and that of newer transformers (rope_parameters with `rope_type`). A
+field that changes what the model computes and isn't supported is refused by
+name; `auto_map` and remote code are never used. published_config.py writes.
 """
 
 import pathlib
@@ -23,9 +23,9 @@ _MAX_NUMBER = 1e30
 
 _V3_TYPES = ('deepseek_v3', 'kimi_k2')
 MODEL_TYPES = (*_V3_TYPES, 'deepseek_v2', 'llama')
-# What transformers gives the norms of the two latents, whatever the config.
+# transformers gives the norms of both latents this epsilon, for any config.
 LATENT_NORM_EPS = 1e-6
-# Fields that may not be left out.
+# Fields that must be present.
 _REQUIRED = (
   'vocab_size',
   'hidden_size',
@@ -40,9 +40,9 @@ _REQUIRED_LATENT = (
   'v_head_dim',
 )
 _REQUIRED_EXPERTS = ('num_experts_per_tok', 'moe_intermediate_size')
-# Left out, transformers would take the values of the 671B model for these.
+# transformers would give these, if missing, the values of the 671B model.
 _REQUIRED_V3 = ('n_group', 'topk_group', 'routed_scaling_factor')
-# What our fields are called there, for refusals.
+# The published names of our fields, for error messages.
 _PUBLISHED_NAMES = {
   'vocab_size': 'vocab_size',
   'embed_dim': 'hidden_size',
@@ -73,7 +73,7 @@ _PUBLISHED_NAMES = {
   'llama3_low_freq_factor': 'low_freq_factor',
   'llama3_high_freq_factor': 'high_freq_factor',
 }
-# Field -> values with which it changes nothing; absent is always one of them.
+# Values with which a field changes nothing; a missing field is always neutral.
 _NEUTRAL = {
   'attention_bias': (False,),
   'mlp_bias': (False,),
@@ -87,7 +87,7 @@ _NEUTRAL = {
   'use_qk_norm': (False,),
   'index_topk': (None,),
 }
-# Kinds of rotary scaling that a family's published code has.
+# Kinds of rotary scaling in the published code of each family.
 _ROPE_KINDS = {
   'llama': ('default', 'llama3'),
   'deepseek': ('default', 'yarn'),
@@ -128,10 +128,10 @@ POWER_OF_TWO = 'ue8m0'
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-  """The fields of a config.json.
+  """Reads the fields of a config.json.
 
   Raises:
-    StorageError: it is missing, too large, or no JSON object.
+    StorageError: it is missing, too large, or not a JSON object.
   """
   text = read_bounded(path, 'config.json', StorageError)
   published = parse_json(path, text, StorageError)
@@ -145,7 +145,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def is_published(path: pathlib.Path) -> bool:
-  """Whether a folder has the looks of a Hugging Face model."""
+  """Whether a folder looks like a Hugging Face model."""
   return (path / CONFIG).is_file()
 
 
@@ -153,8 +153,8 @@ def model_config(published: dict[str, Any], where: str) -> ModelConfig:
   """The architecture that a config.json describes.
 
   Args:
-    published: its fields.
-    where: named in errors.
+    published: the fields of config.json.
+    where: names the file in errors.
 
   Raises:
     StorageError: a field is missing, contradicts another or isn't supported.
@@ -182,11 +182,11 @@ def model_config(published: dict[str, Any], where: str) -> ModelConfig:
 
 
 def end_ids(fields: dict[str, Any], where: str) -> list[int]:
-  """The ids of `eos_token_id`, which is a number or a list of them.
+  """Returns the ids of `eos_token_id`, which is a number or a list of them.
 
   Args:
-    fields: of a config.json or generation_config.json.
-    where: named in errors.
+    fields: fields of a config.json or generation_config.json.
+    where: names the file in errors.
 
   Raises:
     StorageError: it is neither.
@@ -204,10 +204,10 @@ def end_ids(fields: dict[str, Any], where: str) -> list[int]:
 
 
 def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
-  """(stored as FP8 blocks, scales are powers of two).
+  """Returns (stored as FP8 blocks, scales are powers of two).
 
   Raises:
-    StorageError: it is quantised in another way.
+    StorageError: the weights are quantised in another way.
   """
   found = published.get('quantization_config')
   if found is None:
@@ -236,7 +236,7 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
 
 
 class _Fields:
-  """A config.json's fields, with refusals that name them."""
+  """A config.json's fields, with errors that name them."""
 
   def __init__(self, published: dict[str, Any], where: str):
     self.published, self.where = published, where
@@ -248,9 +248,9 @@ class _Fields:
     )
 
   def count(self, name: str, default: int | None = None) -> int:
-    """A whole number; 0 where the file says null.
+    """Reads a whole number; 0 where the file says null.
 
-    Without a default, the field may not be left out.
+    Without a default, the field must be present.
     """
     value = self.published.get(name, default)
     if value is None and name in self.published:
@@ -262,7 +262,7 @@ class _Fields:
     return value
 
   def number(self, name: str, default: float | None = None) -> float:
-    """A number of no huge size; without a default, it may not be left out."""
+    """Reads a number of limited size; without a default, it must be present."""
     value = self.published.get(name, default)
     if value is None and name not in self.published:
       raise StorageError(f'{self.where}: {name} is missing')
@@ -277,7 +277,7 @@ class _Fields:
     return value
 
   def same(self, name: str, value: Any) -> None:
-    """Refuses a field that contradicts what the others imply."""
+    """Raises for a field that contradicts what the other fields imply."""
     found = self.published.get(name)
     if found is not None and found != value:
       self.refuse(name, f'the other fields imply {value!r}')
@@ -298,7 +298,7 @@ def _shared(fields: _Fields) -> dict[str, Any]:
 
 
 def _rope(fields: _Fields) -> dict[str, Any]:
-  """Rotary fields from either spelling."""
+  """The rotary fields, from either spelling."""
   rope = _rope_fields(fields)
   kind = _rope_kind(fields, rope)
   theta = rope if 'rope_theta' in rope.published else fields
@@ -329,9 +329,9 @@ def _rope(fields: _Fields) -> dict[str, Any]:
 def rotary_note(published: dict[str, Any]) -> str:
   """Says where implementations differ on a config's YaRN; '' if they don't.
 
-  DeepSeek's hub code, and we, scale the rotated parts by the ratio of both
-  factors and the softmax by the second; others have other rules for what is
-  left out or unequal. Every release has two equal ones.
+  DeepSeek's hub code and seekax scale the rotated parts by the ratio of the two
+  factors, and the softmax by the second; other implementations differ where one
+  is missing or the two are unequal. All releases have two equal factors.
   """
   rope: dict[str, Any] = {}
   for name in ('rope_scaling', 'rope_parameters'):
@@ -352,7 +352,7 @@ def rotary_note(published: dict[str, Any]) -> str:
 
 
 def _rope_fields(fields: _Fields) -> _Fields:
-  """The fields of rope_scaling and rope_parameters, which may not differ."""
+  """The fields of rope_scaling and rope_parameters, which must agree."""
   older = fields.published.get('rope_scaling')
   newer = fields.published.get('rope_parameters')
   for name, value in (('rope_scaling', older), ('rope_parameters', newer)):
@@ -365,7 +365,7 @@ def _rope_fields(fields: _Fields) -> _Fields:
 
 
 def _rope_kind(fields: _Fields, rope: _Fields) -> str:
-  """`default`, or a kind of scaling whose fields are all known."""
+  """Returns `default`, or a kind of scaling all of whose fields are known."""
   name = 'rope_type' if 'rope_type' in rope.published else 'type'
   kind = rope.published.get(name)
   kind = 'default' if kind is None else kind
@@ -469,13 +469,13 @@ def _normalize_gates(fields: _Fields, v3: bool) -> bool:
 
 
 def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:
-  """The kind of router and its groups."""
+  """Returns the kind of router and its groups."""
   router, methods = 'sigmoid', ('noaux_tc',)
   if not v3:
     router, methods = 'softmax', ('greedy', 'group_limited_greedy')
   fields.same('scoring_func', router)
   for name in ('n_group', 'topk_group'):
-    # Null is how some configs say that there are none; zero can't be.
+    # Null in some configs means that there are no groups; zero is an error.
     if fields.published.get(name) is not None and not fields.count(name):
       fields.refuse(name, 'a whole number above 0, or null, is wanted')
   method = fields.published.get('topk_method', methods[0])

@@ -1,9 +1,9 @@
-"""Published tensors straight into arrays of our tree, leaf by leaf.
+"""Reads published tensors straight into the arrays of our tree, leaf by leaf.
 
 Every shard of a leaf is one buffer, filled from byte ranges of the files and
-handed to its device without a copy where the device is the CPU. A process
-reads the rows of a matrix that its shards need; of a part of the columns it
-reads whole rows where the part is smaller than a page, since the disk would
+given to its device, without a copy where the device is the CPU. A process reads
+the rows of a matrix that its shards need. If a shard needs a part of the
+columns that is smaller than a page, whole rows are read, because the disk would
 read them anyway.
 """
 
@@ -38,15 +38,15 @@ from seekax.storage.safetensors_file import (
 )
 
 _PAGE = 4096
-_ALIGNMENT = 64  # XLA takes over host memory that is aligned like this.
+_ALIGNMENT = 64  # XLA uses host memory of this alignment without a copy.
 _THREADS = 4
-_STRIP = 64  # Rows that are transposed together.
+_STRIP = 64  # Number of rows that are transposed together.
 Slices = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """What a leaf is filled from."""
+  """What the leaves are read from."""
 
   files: Files
   tensors: dict[str, Tensor]
@@ -66,15 +66,15 @@ def load(
 
   Args:
     config: the model.
-    tensors: of a folder, compared with the model's list before.
+    tensors: tensors of a folder, already compared with the model's list.
     dtype: float32 or bfloat16; router, norms and router bias are float32.
     expand_fp8: whether FP8 weights become arrays (to train them) or stay
       BlockScaled pairs.
-    shardings: of every leaf, in the tree's structure; None: one device.
-    files: open files, to count what is read.
+    shardings: sharding of each leaf, in the tree's structure; None: one device.
+    files: open files, which count the bytes read.
 
   Returns:
-    {'params', 'router_bias'}, as the model takes them.
+    {'params', 'router_bias'} in the model's layout.
   """
   source = _Source(files or Files(), tensors, dtype, expand_fp8)
   by_path: dict[Path, list[Slot]] = {}
@@ -97,7 +97,7 @@ def _leaf(
   shape: tuple[int, ...],
   sharding: jax.sharding.Sharding,
 ) -> Any:
-  """One leaf: an array, or codes and scales if all its tensors are FP8."""
+  """Reads a leaf: an array, or codes and scales if all its tensors are FP8."""
   stored = {source.tensors[slot.name].dtype for slot in members}
   dtype = _dtype(source, members[0])
   if stored != {'F8_E4M3'} or source.expand_fp8:
@@ -134,19 +134,19 @@ def _dtype(source: _Source, slot: Slot) -> np.dtype:
 def _leading(
   sharding: jax.sharding.Sharding, lead: int
 ) -> jax.sharding.Sharding:
-  """The same for scales: only the leading axes are split."""
+  """The sharding of scales: only the leading axes are split."""
   if not isinstance(sharding, jax.sharding.NamedSharding):
     return sharding
   spec = jax.sharding.PartitionSpec(*sharding.spec[:lead])
   return jax.sharding.NamedSharding(sharding.mesh, spec)
 
 
-# (slot, first row, last row, columns) -> that part, in the published layout.
+# Maps (slot, first row, last row, columns) to that part in published layout.
 Reader = Callable[[Slot, int, int, slice], np.ndarray]
 
 
 def _stored(source: _Source) -> Reader:
-  """Reads a part as it is stored."""
+  """Reads a part in its stored dtype."""
 
   def read(slot: Slot, first: int, last: int, columns: slice) -> np.ndarray:
     tensor = source.tensors[slot.name]
@@ -174,7 +174,7 @@ def _stored(source: _Source) -> Reader:
 
 
 def _codes(source: _Source) -> Reader:
-  """Reads a part of FP8 codes as the bytes that they are."""
+  """Reads a part of FP8 codes as bytes."""
   stored = _stored(source)
   return lambda *part: stored(*part).view(np.uint8)
 
@@ -186,7 +186,7 @@ def _values(source: _Source, dtype: np.dtype) -> Reader:
   def read(slot: Slot, first: int, last: int, columns: slice) -> np.ndarray:
     if source.tensors[slot.name].dtype != 'F8_E4M3':
       return stored(slot, first, last, columns).astype(dtype, copy=False)
-    # Blocks are expanded whole.
+    # Only whole blocks can be expanded.
     top = first // fp8.BLOCK * fp8.BLOCK
     bottom = -(-last // fp8.BLOCK)
     codes = stored(slot, top, last, slice(0, slot.shape[1]))
@@ -205,7 +205,7 @@ def _array(
   members: Sequence[Slot],
   read: Reader,
 ) -> jax.Array:
-  """An array whose shards are filled one after the other."""
+  """Makes an array; its shards are filled one after the other."""
 
   def shard(index: Slices) -> np.ndarray:
     whole = [
@@ -222,7 +222,7 @@ def _array(
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Uninitialised memory that XLA on a CPU takes over without a copy."""
+  """Uninitialised memory that XLA uses on a CPU without a copy."""
   size = math.prod(shape) * dtype.itemsize
   raw = np.empty(size + _ALIGNMENT, np.uint8)
   start = -raw.ctypes.data % _ALIGNMENT
@@ -235,13 +235,13 @@ def _jobs(
   wanted: Sequence[tuple[int, int]],
   read: Reader,
 ) -> Iterator[Callable[[], None]]:
-  """The pieces of work that fill a slot's part of a shard, block by block.
+  """Yields the tasks that fill a slot's part of a shard, block by block.
 
   Args:
     out: the shard.
     slot: a tensor of the leaf.
     wanted: (start, stop) of the shard on every axis of the leaf.
-    read: gives parts in the published layout.
+    read: reads parts in the published layout.
   """
   lead = len(slot.index)
   position = []
@@ -251,7 +251,7 @@ def _jobs(
     position.append(at - start)
   target = out[tuple(position)]
   inner = wanted[lead:]
-  # Published rows are our outputs, or our first axis if nothing is transposed.
+  # Published rows are our output axis, or our first axis without transposition.
   row_axis = slot.inputs if slot.inputs else 0
   per_row = math.prod(slot.inner[row_axis + 1 :]) if slot.inputs else 1
   columns = _columns(slot, inner)
@@ -269,7 +269,7 @@ def _row_bytes(slot: Slot) -> int:
 
 
 def _columns(slot: Slot, inner: Sequence[tuple[int, int]]) -> slice:
-  """Published columns that a shard needs: those of our first input axis."""
+  """The published columns that a shard needs, from our first input axis."""
   if not slot.inputs:
     return slice(0, math.prod(slot.shape[1:]))
   per_column = math.prod(slot.inner[1 : slot.inputs])
@@ -279,15 +279,15 @@ def _columns(slot: Slot, inner: Sequence[tuple[int, int]]) -> slice:
 def _copy(
   target, slot, inner, row_axis, per_row, first, last, columns, read
 ) -> None:
-  """Reads rows and puts them where they belong in the shard."""
+  """Reads rows and writes them to their place in the shard."""
   part = read(slot, first * per_row, last * per_row, columns)
   begin = inner[row_axis][0]
   if not slot.inputs:
     rest = tuple(slice(*axis) for axis in inner[1:])
     target[first - begin : last - begin] = part[(slice(None), *rest)]
     return
-  # [rows, columns] -> our axes, of which the first input and the first output
-  # axis are already cut.
+  # [rows, columns] to our axes; the first input axis and the first output axis
+  # are limited to the part that was read.
   shape = list(slot.inner)
   shape[0] = inner[0][1] - inner[0][0]
   shape[row_axis] = last - first
@@ -300,9 +300,9 @@ def _copy(
 
 
 def _transposed(part: np.ndarray) -> np.ndarray:
-  """A transposed copy, in strips whose lines stay in the cache.
+  """A transposed copy, made in strips whose lines stay in the cache.
 
-  NumPy's own way took twelve times as long for bytes, seven for floats.
+  NumPy's own transposition took 12 times as long for bytes, 7 times for floats.
   """
   out = np.empty(part.shape[::-1], part.dtype)
   for row in range(0, part.shape[0], _STRIP):

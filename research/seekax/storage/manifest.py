@@ -1,6 +1,6 @@
-"""SHA-256 manifests beside what they prove.
+"""SHA-256 manifests beside the folders that they prove.
 
-Orbax restores flipped bits in array data without a word; a manifest that is
+Orbax restores flipped bits in array data without an error; a manifest that is
 written after the commit and checked on restore finds them.
 """
 
@@ -27,9 +27,9 @@ _LINE = re.compile(r'([0-9a-f]{64})  (.+)', re.DOTALL)
 
 
 class StorageError(InputError):
-  """Something on disk can't be used; the message says what and the fix.
+  """Something on disk can't be used; the message says what, and the fix.
 
-  Names in it may come from files of others, so it is made one line.
+  The message may quote names from untrusted files, so it is made one line.
   """
 
   def __init__(self, message: str):
@@ -37,7 +37,7 @@ class StorageError(InputError):
 
 
 class StrayFileError(StorageError):
-  """A file that is too much; nothing is lost."""
+  """There is a file that doesn't belong here; all others are sound."""
 
 
 def file_hash(path: pathlib.Path) -> str:
@@ -60,11 +60,11 @@ def write_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
 def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
   """Compares a folder's files with their hashes.
 
-  What systems leave behind in folders is passed over, with a line.
+  Files that operating systems leave in folders are skipped and logged.
 
   Raises:
-    StrayFileError: all files are sound, but there is one more.
-    StorageError: a file is missing, differs, or is none; it is named.
+    StrayFileError: all listed files are sound, but there is another one.
+    StorageError: a file is missing, differs or isn't regular; it is named.
   """
   listed = _read_manifest(folder, manifest)
   found = _files_below(folder, manifest.parent)
@@ -82,7 +82,7 @@ def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
     if not left_by_system(path.name):
       raise StrayFileError(
         f'{path} is not listed in {manifest}, all files of which are sound: '
-        'it is none of the checkpoint; delete it, or move it elsewhere'
+        'it is not part of the checkpoint; delete it, or move it elsewhere'
       )
     logging.warning('%s is passed over: a system left it there', path)
 
@@ -90,13 +90,13 @@ def verify_manifest(folder: pathlib.Path, manifest: pathlib.Path) -> None:
 def _read_manifest(
   folder: pathlib.Path, manifest: pathlib.Path
 ) -> dict[str, str]:
-  """Hash by name, of files in the folder alone.
+  """Returns the hash of each file by name; all names are in the folder.
 
   Raises:
-    StorageError: it is no list of hashes, or names files elsewhere.
+    StorageError: it isn't a list of hashes, or names files elsewhere.
   """
   text = read_bounded(manifest, 'a manifest of SHA-256', StorageError)
-  # No other line end: a flipped bit can make one of this one.
+  # Only this line end counts: a flipped bit can turn one into another.
   *lines, rest = text.decode('utf-8', errors='replace').split('\n')
   if rest or not lines:
     raise StorageError(f'{manifest} is cut short: it has no last line')
@@ -117,7 +117,7 @@ def _read_manifest(
 
 
 def _files_below(folder: pathlib.Path, base: pathlib.Path) -> set[str]:
-  """Names of all files in a folder, none of which is a link out of it.
+  """Names of all files in a folder; raises for links that leave it.
 
   Raises:
     StorageError: something is neither a file nor a folder.

@@ -1,9 +1,9 @@
-"""Published tensor names, and where each tensor goes in our tree.
+"""Published tensor names, and the place of each tensor in our tree.
 
-One table read in both directions: `slots(config)` lists every tensor that a
+One table serves both directions: `slots(config)` lists every tensor that a
 published checkpoint of this model has, in the order of the layers. Published
-matrices are [out, in]; ours are [in, out] with heads apart, so that a matrix
-is transposed and reshaped on its way.
+matrices are [out, in]; ours are [in, out] with a separate axis of heads, so a
+matrix is transposed and reshaped.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ class Slot:
   """A published tensor and its place.
 
   Attributes:
-    name: published.
-    shape: published, (out, in) for a matrix.
-    path: leaf of {'params', 'router_bias'}.
+    name: published name.
+    shape: published shape, (out, in) for a matrix.
+    path: path of the leaf in {'params', 'router_bias'}.
     index: position in the leaf's leading axes: layer, expert.
-    inner: shape of ours at that position.
-    inputs: how many of the inner axes are the matrix's input; 0: the tensor
-      is stored as it is, a vector or the embedding.
+    inner: our shape at that position.
+    inputs: number of inner axes that are the matrix's input; 0: the tensor is
+      stored as it is, a vector or the embedding.
     in_fp8: whether published FP8 checkpoints hold it as codes and scales.
-    is_copy: stored once more under another name; not read into the tree.
+    is_copy: whether it is another tensor's copy; it is not read into the tree.
   """
 
   name: str
@@ -48,11 +48,11 @@ class Slot:
 
   @property
   def is_bias(self) -> bool:
-    """The selection bias is float32 whatever the weights are."""
+    """Whether this is the selection bias, which is always float32."""
     return self.path[0] == BIAS
 
   def to_published(self, ours: np.ndarray) -> np.ndarray:
-    """Ours at this slot's position, in the published shape; a view."""
+    """The slot's part of our leaf, as a view in the published shape."""
     return ours.reshape(self.shape[::-1]).T if self.inputs else ours
 
   def to_ours(self, published: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class Slot:
 
 
 def slots(config: ModelConfig) -> Iterator[Slot]:
-  """Every tensor of the published checkpoint of a model.
+  """Yields every tensor of a model's published checkpoint.
 
   References:
     DeepSeek-V3's released index: 46,183 weights (and 45,808 scales).
@@ -105,9 +105,9 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
 
 
 def count(config: ModelConfig) -> int:
-  """How many `slots` there are, without listing them."""
+  """The number of `slots`, without listing them."""
   latent = 7 if config.query_latent_dim else 5
-  # With two norms.
+  # The 2 are norms.
   shared = 2 + (latent if config.attention == 'mla' else 4)
   plain = shared + 3
   experts = shared + 1 + 3 * config.num_experts
@@ -139,7 +139,7 @@ def _block(
   bias: Path,
   bias_index: tuple[int, ...],
 ) -> Iterator[Slot]:
-  """One layer; `bias` is the leaf of its router's bias, () without experts."""
+  """One layer; `bias` is the leaf of its router bias, () without experts."""
   width = config.embed_dim
   attention = _latent if config.attention == 'mla' else _grouped
   yield _scale(
@@ -234,7 +234,7 @@ def _latent(config, prefix, path, index) -> Iterator[Slot]:
 
 
 def _grouped(config, prefix, path, index) -> Iterator[Slot]:
-  """GQA; MHA and MQA are its ends."""
+  """GQA, which includes MHA and MQA."""
   width, heads, kv_heads = config.embed_dim, config.num_heads, config.kv_heads
   qk, value = config.qk_head_dim, config.value_head_dim
   for name, ours, outputs in (
@@ -281,8 +281,8 @@ def _linear(name, path, index, inputs, outputs) -> Slot:
 def abstract_tree(config: ModelConfig) -> dict[str, Any]:
   """Shapes of the float32 weights that `slots` fill, as nested dicts.
 
-  They are those of `model.parameters.abstract_weights`, which takes seconds to
-  trace the model for them.
+  They equal those of `model.parameters.abstract_weights`, which traces the
+  model and takes seconds.
   """
   leading: dict[Path, tuple[int, ...]] = {}
   inner: dict[Path, tuple[int, ...]] = {}
@@ -304,7 +304,7 @@ def abstract_tree(config: ModelConfig) -> dict[str, Any]:
 
 
 def leaf(tree: Any, path: Path) -> Any:
-  """The leaf of a nested dict."""
+  """The leaf at a path of a nested dict."""
   for name in path:
     tree = tree[name]
   return tree
@@ -313,12 +313,12 @@ def leaf(tree: Any, path: Path) -> Any:
 def to_published(
   config: ModelConfig, tree: dict[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """The tensors of a tree by their published names and in their shapes.
+  """Yields the tensors of a tree with published names and shapes.
 
   Args:
     config: the model.
-    tree: {'params', 'router_bias'}, or anything of the same structure and
-      shapes, gradients for instance.
+    tree: {'params', 'router_bias'}, or anything of this structure and these
+      shapes, such as gradients.
   """
   arrays: dict[Path, np.ndarray] = {}
   for slot in slots(config):

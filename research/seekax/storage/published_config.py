@@ -1,4 +1,4 @@
-"""A ModelConfig to the config.json that describes it, in published spelling."""
+"""Writes a ModelConfig as the config.json that describes it."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def published_config(
 
   Args:
     model: the architecture.
-    dtype: float32 or bfloat16, of what isn't FP8.
+    dtype: float32 or bfloat16, the dtype of everything that isn't FP8.
     fp8: whether matrices are FP8 codes and scales.
-    power_of_two: whether those scales are powers of two.
+    power_of_two: whether the scales are powers of two.
 
   Raises:
     StorageError: no published architecture computes this.
@@ -158,7 +158,7 @@ def _published_latent(model: ModelConfig) -> dict[str, Any]:
   }
 
 
-# Never carried on: they name code, or another spelling of what is written.
+# Never kept: they name code, or say what is written in another spelling.
 _NOT_CARRIED = ('auto_map', 'quantization_config', 'rope_parameters', 'dtype')
 _NOT_CARRIED += ('transformers_version', '_name_or_path')
 
@@ -166,14 +166,14 @@ _NOT_CARRIED += ('transformers_version', '_name_or_path')
 def carry_fields(
   made: dict[str, Any], published: dict[str, Any]
 ) -> dict[str, Any]:
-  """A config.json with what the older one of this model said besides.
+  """Adds to a config.json the other fields of the model's published one.
 
   Args:
-    made: by published_config; it wins.
-    published: what the weights came with; {}: nothing.
+    made: the result of published_config; its fields take precedence.
+    published: fields of the weights' own config.json; {} for none.
 
   Returns:
-    `made`, plus the ids of control tokens, values for training and the like.
+    `made`, plus ids of control tokens, values for training and the like.
   """
   kept = {k: v for k, v in published.items() if k not in _NOT_CARRIED}
   return kept | made

@@ -1,4 +1,4 @@
-"""What a conversion writes: values of the source in the target's dtypes."""
+"""Converts the source's values to the target's dtypes for writing."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -52,13 +52,13 @@ class Output:
 
 
 class _TensorReader:
-  """Rows of safetensors."""
+  """Reads rows of safetensors."""
 
   def __init__(self, tensors: weights.Tensors, files: Files):
     self.tensors, self.files = tensors, files
 
   def rows(self, slot: Slot, first: int, last: int) -> np.ndarray:
-    """Rows as float32 or bfloat16 values; `first` begins a block of FP8."""
+    """Rows as float32 or bfloat16 values; `first` must start an FP8 block."""
     tensor = self.tensors[slot.name]
     part = self.files.rows(tensor, first, last)
     if tensor.dtype != 'F8_E4M3':
@@ -72,7 +72,7 @@ class _TensorReader:
 
 
 class _StateReader:
-  """Rows of a training state, of which one leaf is held at a time."""
+  """Reads rows of a training state; one leaf at a time is in memory."""
 
   def __init__(self, found: Found):
     self.folder = found.folder / workdir_lib.CHECKPOINTS
@@ -83,7 +83,7 @@ class _StateReader:
 
   def rows(self, slot: Slot, first: int, last: int) -> np.ndarray:
     if slot.path != self.path:
-      self.array = np.empty(0)  # Freed before the next one is read.
+      self.array = np.empty(0)  # Free it before the next leaf is read.
       self.array, self.path = self._leaf(slot.path), slot.path
     return slot.to_published(self.array[slot.index])[first:last]
 
@@ -107,9 +107,9 @@ def open_reader(found: Found, files: Files) -> Reader:
 
 
 def open_base(found: Found, files: Files) -> _TensorReader | None:
-  """The FP8 weights that a training run started from, if it did.
+  """Opens the FP8 weights that a training run started from, if it did.
 
-  A weight that training left as it was keeps its codes and scales.
+  A weight that training didn't change keeps its codes and scales.
   """
   if found.step is None:
     return None
@@ -146,7 +146,7 @@ def parts(
   base: _TensorReader | None,
   power_of_two: bool,
 ) -> Iterator[memoryview | Tensor]:
-  """The data of a file, end to end."""
+  """Yields the data of a file, end to end."""
   for output in shard:
     name = output.slot.name
     if output.dtype == 'F8_E4M3':
@@ -168,7 +168,7 @@ def parts(
 
 
 def _row_blocks(slot: Slot) -> Iterator[tuple[int, int]]:
-  """Row ranges of a tensor; each begins a block of FP8."""
+  """Yields row ranges of a tensor; each starts an FP8 block."""
   row_bytes = max(math.prod(slot.shape[1:]) * itemsize('F32'), 1)
   step = max(BLOCK_BYTES // row_bytes // fp8.BLOCK, 1) * fp8.BLOCK
   for first in range(0, slot.shape[0], step):
@@ -178,7 +178,7 @@ def _row_blocks(slot: Slot) -> Iterator[tuple[int, int]]:
 def _quantized(
   output: Output, reader: Reader, power_of_two: bool
 ) -> Iterator[memoryview]:
-  """Codes block by block, then all scales."""
+  """Yields codes block by block, then all scales."""
   scales = []
   for first, last in _row_blocks(output.slot):
     part = reader.rows(output.slot, first, last).astype(np.float32, copy=False)
@@ -194,7 +194,7 @@ def _quantized(
 
 
 def _unchanged(slot: Slot, reader: Reader, base: _TensorReader | None) -> bool:
-  """Whether a weight still has the values of the FP8 weight it started as."""
+  """Whether a weight still equals the FP8 weight that it started as."""
   if base is None or slot.name not in base.tensors:
     return False
   if base.tensors[slot.name].shape != slot.shape:

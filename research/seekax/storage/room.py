@@ -1,7 +1,7 @@
-"""Whether a model can be in the memory of the machines at hand at all.
+"""Checks that a model can fit in this machine's memory at all.
 
-Sizes in a config cost nothing to write: without this, two thousand million
-experts would be listed one by one until the memory is full.
+A config can name any sizes: without this check, a model of two billion experts
+would be listed one by one until the memory is full.
 """
 
 import os
@@ -16,19 +16,19 @@ from seekax.planning.parameters import count_parameters
 from seekax.storage import names
 from seekax.storage.manifest import StorageError
 
-# Kimi-K2 has 70,000.
+# For comparison, Kimi-K2 has 70,000.
 _MAX_TENSORS = 1_000_000
 
 
 def check_room(
   model: ModelConfig, value_bytes: int, num_bytes: int | None = None
 ) -> None:
-  """Refuses weights that surely don't fit, before anything is made of them.
+  """Raises for weights that certainly don't fit, before allocating any.
 
   Args:
     model: the architecture.
-    value_bytes: of a weight in memory.
-    num_bytes: of all weights, if that is known better.
+    value_bytes: bytes per weight in memory.
+    num_bytes: bytes of all weights, if known more precisely.
 
   Raises:
     StorageError: they need more than all memory of hosts and devices together.
@@ -48,14 +48,14 @@ def check_room(
 
 
 def check_count(model: ModelConfig, where: Any) -> None:
-  """Refuses a model of so many tensors that listing them takes for ever.
+  """Raises for a model of too many tensors, which would take forever to list.
 
   Args:
     model: the architecture.
-    where: what describes it, for the error.
+    where: names the model's source, for the error.
 
   Raises:
-    StorageError: it has more than any model.
+    StorageError: it has more tensors than any real model.
   """
   found = names.count(model)
   if found > _MAX_TENSORS * limit_factor():
@@ -66,12 +66,12 @@ def check_count(model: ModelConfig, where: Any) -> None:
 
 
 def host_memory() -> int:
-  """Bytes of this host, with what it swaps to."""
+  """Bytes of this host's memory and swap space."""
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') + _swap()
 
 
 def _memory() -> int | None:
-  """Bytes of all hosts and devices; None where a device doesn't tell."""
+  """Bytes of all hosts and devices; None where a device doesn't report its."""
   total = host_memory()
   for device in jax.local_devices():
     if device.platform == 'cpu':

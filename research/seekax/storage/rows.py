@@ -1,4 +1,4 @@
-"""Rows of a metrics.jsonl: one JSON object a line, each with its step.
+"""Rows of a metrics.jsonl: one JSON object per line, each with its step.
 
 Nothing here needs JAX, so that a report can be made on any machine.
 """
@@ -13,17 +13,18 @@ from seekax.files import check_size, open_regular, write_atomically
 from seekax.storage.manifest import StorageError
 
 Row = dict[str, Any]
-# Rows with the load of every expert of 61 layers have a tenth of that.
+# Rows with the load of every expert of 61 layers take a tenth of this.
 _MAX_ROW_BYTES = 4_000_000
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-  """All rows but a last one that is being written or that a crash cut short.
+  """Reads all rows, except an incomplete last one.
 
-  No file means no rows: a run that logged nothing yet has none.
+  The last row may be in the middle of being written, or cut by a crash. A
+  missing file has no rows: the run has logged nothing yet.
 
   Raises:
-    StorageError: a row before the last one is broken, or it is no file.
+    StorageError: a row before the last is broken, or it isn't a regular file.
   """
   if not os.path.lexists(path):
     return []
@@ -47,10 +48,10 @@ def read_rows(path: pathlib.Path) -> list[Row]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
-  """Lines that aren't longer than any row is.
+  """Yields lines no longer than a row can be.
 
   Raises:
-    StorageError: one is, or it is no file, or too large.
+    StorageError: a line is longer, or it isn't a regular file or is too large.
   """
   descriptor, size = open_regular(path, StorageError)
   with open(descriptor, 'rb') as file:
@@ -67,6 +68,6 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:
-  """Drops the rows after a step: what follows is trained again."""
+  """Drops the rows after a step, whose training is repeated."""
   kept = [row for row in read_rows(path) if row['step'] <= step]
   write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))

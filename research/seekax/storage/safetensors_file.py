@@ -1,9 +1,9 @@
-"""One safetensors file: its checked header, byte ranges of it, a writer.
+"""One safetensors file: its checked header, reads of byte ranges, a writer.
 
-The container is a length of eight bytes, a JSON header and raw data. The
-safetensors package accepts names such as `../../x` and a key twice, and its
-NumPy front end knows no FP8; so the container is read and written here, by
-ranges and blocks, never as a whole.
+A file is eight bytes with a length, a JSON header and raw data. The safetensors
+package accepts names such as `../../x` and duplicate keys, and its NumPy
+interface has no FP8; so files are read and written here, by ranges and blocks,
+never as a whole.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,13 +33,13 @@ from seekax.files import (
 from seekax.storage.finite import check_block, CHUNK
 from seekax.storage.manifest import StorageError
 
-# Names in the container, and what NumPy calls them.
+# dtype names in safetensors, and the NumPy dtypes.
 DTYPES: dict[str, np.dtype] = {
   'F32': np.dtype(np.float32),
   'BF16': np.dtype(ml_dtypes.bfloat16),
   'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
 }
-# Known to the format; never the dtype of a weight that is used here.
+# Valid in safetensors, but not the dtype of any weight that is used here.
 _OTHER_DTYPES = {'F64': 8, 'F16': 2, 'F8_E5M2': 1, 'F8_E8M0': 1, 'BOOL': 1}
 _OTHER_DTYPES |= {
   f'{kind}{bits}': bits // 8 for kind in 'IU' for bits in (8, 16, 32, 64)
@@ -48,16 +48,16 @@ _OTHER_DTYPES |= {
 _LENGTH_BYTES = 8
 _PAGE = 4096
 _NAME = re.compile(r'[A-Za-z0-9_.\-]{1,512}')
-# Beyond these, products of sizes would take long or have no decimal spelling.
+# Larger products of sizes would be slow to compute or too long to print.
 _MAX_AXES = 8
 _MAX_SIZE = 2**63
 _METADATA = '__metadata__'
-# Data moves in blocks of this many bytes.
+# Number of bytes in a block of data.
 BLOCK_BYTES = 16 << 20
-# Hashed, written and read ahead by this much, while it is in the cache.
+# Number of bytes that are hashed, written and read ahead while in the cache.
 _COPY_BYTES = 1 << 20
-# Files that are open at a time; of the usual limit of 1,024, several folders
-# are read at once and Python and JAX hold some as well.
+# Number of files that are open at a time. The usual limit is 1,024; several
+# folders may be read at once, and Python and JAX hold some files as well.
 _MAX_OPEN = 64
 
 
@@ -67,9 +67,9 @@ class Tensor:
 
   Attributes:
     file: the safetensors file.
-    name: its key.
-    dtype: as the container spells it, e.g. BF16.
-    shape: as published, (out, in) for a matrix.
+    name: key in the file.
+    dtype: dtype in safetensors' spelling, e.g. BF16.
+    shape: published shape, (out, in) for a matrix.
     start: offset of its first byte in the file.
   """
 
@@ -85,7 +85,7 @@ class Tensor:
 
 
 def itemsize(dtype: str) -> int:
-  """Bytes of one value."""
+  """Number of bytes of one value."""
   known = DTYPES.get(dtype)
   return known.itemsize if known else _OTHER_DTYPES[dtype]
 
@@ -93,13 +93,13 @@ def itemsize(dtype: str) -> int:
 def read_header(
   path: pathlib.Path,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-  """Reads and checks a header; the data is not touched.
+  """Reads and checks a header, without reading the data.
 
   Returns:
     (tensors by name, the file's metadata).
 
   Raises:
-    StorageError: the header lies, in any of the ways that are known.
+    StorageError: the header is wrong in any of the known ways.
   """
   descriptor, size = open_regular(path, StorageError)
   with open(descriptor, 'rb') as file:
@@ -176,7 +176,7 @@ def _sizes(values: Any) -> bool:
 def _check_cover(
   path: pathlib.Path, tensors: Sequence[Tensor], data_start: int, size: int
 ) -> None:
-  """The tensors lie end to end and fill the file: no hole, no overlap."""
+  """Checks that the tensors fill the file without holes or overlap."""
   position = data_start
   for tensor in sorted(tensors, key=lambda t: (t.start, t.num_bytes)):
     if tensor.start != position:
@@ -192,20 +192,20 @@ def _check_cover(
 
 @dataclasses.dataclass
 class _Open:
-  """An open file and how many threads read it."""
+  """An open file and the number of threads that read it."""
 
   descriptor: int
   readers: int = 0
 
 
 class Files:
-  """Files read by ranges, a bounded number of them open at a time.
+  """Reads files by ranges and keeps a limited number of them open.
 
-  Safe to use from several threads; a file that one of them reads stays open.
+  Several threads may use it; a file that one of them reads stays open.
   """
 
   def __init__(self):
-    # The one that was used longest ago comes first.
+    # The least recently used file comes first.
     self._open: dict[pathlib.Path, _Open] = {}
     self._lock = threading.Lock()
     self._scratch: np.ndarray | None = None
@@ -223,12 +223,12 @@ class Files:
     """Fills `out` with a tensor's bytes from `offset` on.
 
     Raises:
-      StorageError: the file ends too early, or can't be read, or one of the
-        values is no number.
+      StorageError: the file ends too early or can't be read, or a value isn't
+        finite.
     """
     size = itemsize(tensor.dtype)
     for start in range(0, len(out), CHUNK):
-      # Looked at while it is in the cache.
+      # Values are checked while they are in the cache.
       chunk = out[start : start + CHUNK]
       self.read_unchecked(tensor, offset + start, chunk)
       first = (offset + start) // size
@@ -239,7 +239,7 @@ class Files:
   def read_unchecked(
     self, tensor: Tensor, offset: int, out: memoryview
   ) -> None:
-    """The same, whatever the values are.
+    """The same, without checking values.
 
     Raises:
       StorageError: the file ends too early, or can't be read.
@@ -263,7 +263,7 @@ class Files:
 
   @contextlib.contextmanager
   def _reading(self, path: pathlib.Path) -> Iterator[int]:
-    """A file's descriptor; it is not closed meanwhile."""
+    """Yields a file's descriptor, which stays open meanwhile."""
     with self._lock:
       entry = self._open.pop(path, None)
       if entry is None:
@@ -281,13 +281,13 @@ class Files:
     try:
       return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-      # A limit below ours: with fewer files it goes on, only slower.
+      # The system's limit is lower than ours: fewer open files are slower.
       if error.errno != errno.EMFILE or not self._close_idle(0):
         raise
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
   def _close_idle(self, keep: int) -> int:
-    """Closes files nobody reads until so many are left; returns how many."""
+    """Closes unused files until `keep` are left; returns the number closed."""
     idle = [path for path, entry in self._open.items() if not entry.readers]
     surplus = idle[: max(len(self._open) - keep, 0)]
     for path in surplus:
@@ -295,7 +295,7 @@ class Files:
     return len(surplus)
 
   def rows(self, tensor: Tensor, first: int, last: int) -> np.ndarray:
-    """Rows [first, last) of a tensor, in its stored dtype."""
+    """Reads rows [first, last) of a tensor in its stored dtype."""
     shape = (last - first, *tensor.shape[1:])
     out = np.empty(shape, DTYPES[tensor.dtype])
     view = memoryview(out.reshape(-1).view(np.uint8))
@@ -304,9 +304,9 @@ class Files:
     return out
 
   def blocks(self, tensor: Tensor) -> Iterator[memoryview]:
-    """All bytes of a tensor, in blocks; each is gone when the next is asked."""
+    """Yields a tensor's bytes in blocks; each is valid until the next one."""
     if self._scratch is None:
-      # One for all: fresh memory would cost a page fault for every page.
+      # Reused: new memory would cost a page fault for every page.
       self._scratch = np.empty(BLOCK_BYTES, np.uint8)
     total = tensor.num_bytes
     for offset in range(0, total, BLOCK_BYTES):
@@ -317,11 +317,11 @@ class Files:
   def copy(self, tensor: Tensor, target: int) -> None:
     """Appends all bytes of a tensor to an open file.
 
-    They have to be looked at, so that copying inside the kernel would read
-    them once more; in blocks of the cache's size this is faster than that.
+    The values are checked, so copying inside the kernel would read them twice;
+    in blocks of the cache's size this is faster.
 
     Raises:
-      StorageError: the source ends too early, or holds what is no number.
+      StorageError: the source ends too early, or a value isn't finite.
       OSError: the target can't take them.
     """
     block = memoryview(bytearray(CHUNK))
@@ -345,7 +345,7 @@ class Entry:
 
 
 def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
-  """The bytes before the data; padded so that the data starts on a page."""
+  """The bytes before the data, padded so that the data starts on a page."""
   fields: dict[str, Any] = {_METADATA: metadata}
   position = 0
   for entry in entries:
@@ -369,22 +369,22 @@ def write(
   files: Files | None = None,
   hashed: bool = True,
 ) -> str:
-  """Writes `<path>.tmp`, block by block; `commit` gives it its name.
+  """Writes `<path>.tmp`, block by block; `commit` renames it to `path`.
 
   Args:
     path: the file.
-    entries: what it holds.
-    parts: the data of all entries, end to end: bytes, or tensors of other
-      files whose bytes are taken.
-    metadata: strings by name.
+    entries: the tensors that it will hold.
+    parts: the data of all entries, end to end: bytes, or tensors of other files
+      whose bytes are copied.
+    metadata: metadata strings by name.
     files: reads those tensors.
-    hashed: whether the SHA-256 is wanted; without, it is faster.
+    hashed: whether to compute the SHA-256; writing is faster without.
 
   Returns:
     The file's SHA-256, in hexadecimal, or ''.
 
   Raises:
-    StorageError: the disk refused; nothing is left behind.
+    StorageError: the disk can't take it; the temporary file is deleted.
   """
   temporary = _temporary(path)
   start = header(entries, metadata)
@@ -412,10 +412,10 @@ def write(
 
 
 def commit(path: pathlib.Path) -> None:
-  """Makes a written file durable and gives it its name.
+  """Flushes a written file to the disk and gives it its final name.
 
   Raises:
-    StorageError: the disk refused; nothing is left behind.
+    StorageError: the disk can't take it; the temporary file is deleted.
   """
   temporary = _temporary(path)
   try:
@@ -441,7 +441,7 @@ def _refused(path: pathlib.Path, error: OSError) -> StorageError:
 
 
 class _Sink:
-  """An open file that takes bytes."""
+  """An open file that bytes are written to."""
 
   def __init__(self, descriptor: int):
     self.descriptor = descriptor
@@ -463,7 +463,7 @@ class _Sink:
 
 
 class _HashingSink(_Sink):
-  """The same; while a block is written it is hashed, and the next one read."""
+  """A sink that hashes a block while writing it, and reads the next one."""
 
   def __init__(self, descriptor: int):
     super().__init__(descriptor)

@@ -1,8 +1,8 @@
-"""Of a call that fails, its own error is shown, not those of its threads.
+"""Shows the error of a call that fails, but not those of its threads.
 
-Orbax's threads print a traceback of the error that it raises as well, and one
-for every write that finds its event loop closed after that: hundreds of lines
-in which the one that helps is lost.
+Orbax's threads also print a traceback of the error that it raises, and another
+for every write that then finds its event loop closed: hundreds of lines that
+hide the useful one.
 """
 
 from collections.abc import Iterator
@@ -16,27 +16,28 @@ from seekax.files import one_line
 
 
 class _Quoted(Exception):
-  """Stands for the error of a record that has none."""
+  """The error of a log record that has none."""
 
 
 @contextlib.contextmanager
 def held_back(
   logger: logging.Logger, with_warnings: bool = False
 ) -> Iterator[None]:
-  """Holds back what other threads print and log of their errors.
+  """Holds back the errors that other threads print and log.
 
-  If the body raises, those of the same type are dropped, as are the closed
-  event loop's, now and later. Everything else is shown after the body.
+  If the body raises an error, theirs of the same type are dropped, and so are,
+  now and later, those about the closed event loop. All others are shown after
+  the body.
 
   Args:
-    logger: where the threads log.
-    with_warnings: whether what they log without an error is held back too, and
-      dropped if the body raises, whatever it raises. It may quote foreign
-      files, so it is shown as one line each. The closed event loop's errors
-      are dropped in any case: a load that succeeds may have given up a part
-      that nobody asked for.
+    logger: the logger that the threads use.
+    with_warnings: whether records without an error are held back too, and
+      dropped if the body raises any error. They may quote untrusted files, so
+      each is shown as one line. Errors about the closed event loop are dropped
+      in any case: a load that succeeds may have cancelled the reading of other
+      parts.
   """
-  held: list[tuple[Any, Any, Any]] = []  # Its type, what shows it, with what.
+  held: list[tuple[Any, Any, Any]] = []  # (type, function to show it, argument)
   shown_by, shown_for_thread = sys.unraisablehook, threading.excepthook
 
   def hold(args):
@@ -59,7 +60,7 @@ def held_back(
     if not _is_closed_loop(args.exc_value):
       shown_by(args)
 
-  # Threads of C++ have the hook of errors that nobody can catch.
+  # Errors that no code can catch, as in C++ threads, go to this hook.
   sys.unraisablehook, threading.excepthook = hold, hold_for_thread
   logger.addFilter(hold_record)
   dropped: tuple[type, ...] = ()
@@ -70,7 +71,7 @@ def held_back(
     raise
   finally:
     quiet = bool(dropped) or with_warnings
-    # Once is enough: every further one would call those before it.
+    # Hooks aren't nested: each further one would call all earlier ones.
     quiet_hook = shown_by if _is_own(shown_by) else show_but_closed_loop
     after = quiet_hook if quiet else shown_by
     sys.unraisablehook, threading.excepthook = after, shown_for_thread
@@ -86,7 +87,7 @@ def _is_own(hook: Any) -> bool:
 
 
 def forget_given_up(record: logging.LogRecord) -> bool:
-  """A filter of asyncio's logger: no word of tasks that were given up."""
+  """A filter for asyncio's logger that drops records on cancelled tasks."""
   return 'was never retrieved' not in record.getMessage()
 
 

@@ -1,7 +1,7 @@
-"""Token ids from a .npy file, of which nothing is believed unchecked.
+"""Reads token ids from an untrusted .npy file.
 
-NumPy would allocate what a header of a hundred bytes promises, and a header of
-nested brackets costs the interpreter's stack.
+NumPy would allocate any size that a header of a hundred bytes claims, and a
+header of nested brackets overflows the interpreter's stack.
 """
 
 import ast
@@ -15,9 +15,9 @@ from seekax.configuration.errors import InputError
 from seekax.files import check_size, open_regular, quoted, reason
 
 _MAGIC = b'\x93NUMPY'
-# Bytes of the header's length, by the version of the format.
+# Number of bytes of the header's length field, by format version.
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
-# NumPy's own of two axes has 118.
+# NumPy's own header for two axes has 118.
 _MAX_HEADER_BYTES = 1000
 _MAX_SIZE = 2**63
 _DTYPES = [
@@ -30,10 +30,10 @@ def read_token_ids(path: str | pathlib.Path, flag: str = '') -> np.ndarray:
 
   Args:
     path: a .npy file.
-    flag: what the user gave it by, for errors.
+    flag: the flag that the user gave it with, for errors.
 
   Raises:
-    InputError: it is no such file, or its header isn't true.
+    InputError: it isn't a .npy file, or its header is wrong.
   """
   where = f'{flag}={path}' if flag else str(path)
   descriptor, size = open_regular(path)
@@ -60,7 +60,7 @@ def read_token_ids(path: str | pathlib.Path, flag: str = '') -> np.ndarray:
 
 
 def _header(where: str, file: Any) -> dict[str, Any]:
-  """The header as Python writes dicts; the file is then at the data."""
+  """Reads the header, a Python dict; the file is then at the data."""
   magic = file.read(len(_MAGIC) + 2)
   count = _LENGTH_BYTES.get(magic[-2]) if len(magic) > len(_MAGIC) else None
   if not magic.startswith(_MAGIC) or count is None:
@@ -89,7 +89,7 @@ def _header(where: str, file: Any) -> dict[str, Any]:
 def _checked(
   where: str, fields: dict[str, Any]
 ) -> tuple[tuple[int, int], np.dtype, bool]:
-  """(shape, dtype, stored column by column) of integers [B, L]."""
+  """Returns (shape, dtype, is column-major) of integers [B, L]."""
   descr, shape, order = (
     fields[name] for name in ('descr', 'shape', 'fortran_order')
   )
@@ -97,7 +97,7 @@ def _checked(
     type(size) is int and 0 < size < _MAX_SIZE for size in shape
   )
   if isinstance(descr, str) and descr[:1] == '|':
-    descr = f'<{descr[1:]}'  # A byte has no order.
+    descr = f'<{descr[1:]}'  # A single byte has no byte order.
   known = isinstance(descr, str) and descr in _DTYPES
   if not known or not sizes or len(shape) != 2 or not isinstance(order, bool):
     raise InputError(

@@ -1,8 +1,8 @@
-"""A folder of safetensors: which tensors it holds, and whether it should.
+"""A folder of safetensors: which tensors it has, and which it should have.
 
-`find_tensors` reads headers only. What a hostile or damaged folder may say is
-refused there: files outside the folder, missing shards, a tensor in two files.
-`compare` holds the tensors against the model's own list.
+`find_tensors` reads only headers. It refuses what a hostile or damaged folder
+may contain: files outside the folder, missing shards, a tensor in two files.
+`compare` compares the tensors with the model's own list.
 """
 
 from collections.abc import Iterable
@@ -31,16 +31,16 @@ from seekax.storage.safetensors_file import (
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
 _SUFFIX = '.safetensors'
-# Formats that can run code when they are read, or that nobody publishes.
+# Formats that can run code when they are read, or that are never published.
 REFUSED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.msgpack')
 REFUSED += ('.npz', '.h5', '.gguf')
-# A folder may be of so many tensors, once fused ones are split; Kimi-K2 has
+# Maximum number of tensors in a folder, after fused ones are split. Kimi-K2 has
 # 139,000 with its scales.
 _MAX_PARTS = 500_000
 _FILE_NAME = re.compile(r'[A-Za-z0-9_.\-]{1,255}')
 # A folder that lacks more than this many tensors holds another model.
 _MAX_MISSING = 10_000
-# Derived buffers that some old files carry along.
+# Derived buffers that some old files contain.
 _DERIVED = re.compile(r'.*\.rotary_emb\.inv_freq')
 # All experts of a layer in one tensor: [E, 2F, D] and [E, D, F].
 _FUSED = re.compile(r'(.*\.mlp\.experts)\.(gate_up|down)_proj(_scale_inv)?')
@@ -61,15 +61,15 @@ def refuse_other_formats(path: pathlib.Path) -> None:
 
 
 def find_tensors(folder: pathlib.Path) -> Tensors:
-  """All tensors of a folder, experts one by one; only headers are read.
+  """Finds all tensors of a folder, experts one by one; only reads headers.
 
   Raises:
-    StorageError: the index or a header lies, or there are no safetensors.
+    StorageError: the index or a header is wrong, or there are no safetensors.
   """
   listed, metadata = _listed(folder)
   shards = sorted(set(listed.values())) if listed else [SINGLE]
   tensors: Tensors = {}
-  # All names are checked before the first file is opened.
+  # Check all names before opening the first file.
   for shard, path in [(shard, _inside(folder, shard)) for shard in shards]:
     found, _ = read_header(path)
     for name, tensor in found.items():
@@ -128,17 +128,17 @@ def _listed(folder: pathlib.Path) -> tuple[dict[str, str], object]:
 
 
 def _say_wrong_total(index: pathlib.Path, metadata: object, total: int) -> None:
-  """Nobody relies on the total, and several releases have another one."""
+  """Logs a wrong total, which nothing uses and several releases have."""
   said = metadata.get('total_size') if isinstance(metadata, dict) else None
   if said is not None and said != total:
     logging.info('%s says total_size=%s; it is %d', index, quoted(said), total)
 
 
 def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """A file named by an index, which may not leave the folder.
+  """The path of a file that an index names; it must be in the folder.
 
   Raises:
-    StorageError: it would, or it isn't there.
+    StorageError: it is outside, or doesn't exist.
   """
   path = folder / name
   if not _FILE_NAME.fullmatch(name):
@@ -184,7 +184,7 @@ def _without_derived(folder: pathlib.Path, tensors: Tensors) -> Tensors:
 
 
 def _split_fused(tensors: Tensors) -> Tensors:
-  """Fused expert tensors as the tensors of single experts, by byte ranges."""
+  """Splits fused expert tensors into single experts, by byte ranges."""
   split: Tensors = {}
   for name, tensor in tensors.items():
     match = _FUSED.fullmatch(name)
@@ -203,7 +203,7 @@ def _split_fused(tensors: Tensors) -> Tensors:
 def _experts(
   tensor: Tensor, limit: int, prefix: str, kind: str, scale: str | None
 ) -> Tensors:
-  """The tensors of single experts; at most `limit` of them."""
+  """The tensors of single experts; raises for more than `limit`."""
 
   def refuse(what: str) -> NoReturn:
     raise StorageError(f'{tensor.file}: tensor {tensor.name!r} {what}')
@@ -213,7 +213,7 @@ def _experts(
   count, rows, columns = tensor.shape
   words = ('gate', 'up') if kind == 'gate_up' else ('down',)
   if count * len(words) > limit:
-    refuse(f'is of {count} experts, with which there are too many')
+    refuse(f'has {count} experts: the folder would have too many tensors')
   if rows % len(words):
     refuse(f'has {rows} rows, which gate and up can not share')
   shape = (rows // len(words), columns)
@@ -234,11 +234,11 @@ def _experts(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What a folder lacks and what it has too much, by the model's own list.
+  """How a folder differs from the model's own list.
 
   Attributes:
     missing: tensors that should be there.
-    unexpected: tensors that the model has no use for.
+    unexpected: tensors that the model doesn't use.
     wrong: one line for each tensor of a wrong shape or dtype.
   """
 
@@ -247,7 +247,7 @@ class Comparison:
   wrong: tuple[str, ...]
 
   def check(self, folder: pathlib.Path) -> None:
-    """Raises StorageError for the first of all that is wrong."""
+    """Raises StorageError for the first difference."""
     if self.wrong:
       raise StorageError(self.wrong[0] + _more(self.wrong))
     if self.missing:
@@ -275,13 +275,13 @@ def _more(items: tuple) -> str:
 def compare(
   tensors: Tensors, slots: Iterable[names.Slot], ignore_layers_from: int = 0
 ) -> Comparison:
-  """Holds a folder's tensors against the model's list.
+  """Compares a folder's tensors with the model's list.
 
   Args:
-    tensors: of the folder.
-    slots: of the model.
-    ignore_layers_from: tensors of this layer and later ones are left alone
-      (an MTP layer that is dropped); 0: none.
+    tensors: tensors of the folder.
+    slots: slots of the model.
+    ignore_layers_from: tensors of this layer and later ones are ignored (an
+      MTP layer that is dropped); 0: none.
   """
   missing, wrong, expected = [], [], set()
   for slot in slots:
@@ -343,9 +343,9 @@ def _scale_problem(
 
 
 def find_mtp(model: ModelConfig, tensors: Tensors) -> ModelConfig:
-  """The model with MTP modules only where the folder holds them.
+  """Returns the model, with MTP modules only if the folder has them.
 
-  Released configs promise an MTP layer that other people's exports leave out.
+  Released configs name an MTP layer that other exports leave out.
   """
   if not model.mtp_depth or any(
     _layer_from(name, model.num_layers) for name in tensors
@@ -356,9 +356,10 @@ def find_mtp(model: ModelConfig, tensors: Tensors) -> ModelConfig:
 
 
 def check_copies(tensors: Tensors, slots: Iterable[names.Slot]) -> None:
-  """Tables that are stored twice must be equal: only one of them is used.
+  """Checks that tables stored twice are equal, since only one is used.
 
   Raises:
+    StorageError: they differ.
     StorageError: they are not.
   """
   first: dict[names.Path, Tensor] = {}
@@ -378,7 +379,7 @@ def check_copies(tensors: Tensors, slots: Iterable[names.Slot]) -> None:
 
 
 def check_numbers(tensors: Tensors) -> None:
-  """Reads every tensor once.
+  """Reads every tensor once to check its values.
 
   Raises:
     StorageError: one holds NaN, infinity, or a scale that isn't above zero.
@@ -390,9 +391,9 @@ def check_numbers(tensors: Tensors) -> None:
 
 
 def two_sets(folder: pathlib.Path, tensors: Tensors) -> str:
-  """Says that a single file lies beside an index of others; '' if not.
+  """Says that a folder has an index and another single file; '' if not.
 
-  The index is taken here and by vLLM, the single file by transformers.
+  seekax and vLLM use the index, transformers the single file.
   """
   index, single = folder / INDEX, folder / SINGLE
   used = {tensor.file for tensor in tensors.values()}
@@ -406,14 +407,14 @@ def two_sets(folder: pathlib.Path, tensors: Tensors) -> str:
 
 
 def check_two_sets(folder: pathlib.Path, tensors: Tensors) -> None:
-  """Two sets of weights must be the same: only one of them is used.
+  """Checks that two sets of weights are equal, since only one is used.
 
   Args:
-    folder: of the tensors.
-    tensors: those that are used.
+    folder: folder of the tensors.
+    tensors: the tensors that are used.
 
   Raises:
-    StorageError: a tensor that both hold differs, or one can't be read.
+    StorageError: a tensor in both sets differs, or one can't be read.
   """
   both, single = two_sets(folder, tensors), folder / SINGLE
   if not both:

@@ -1,4 +1,4 @@
-"""A workdir: its files, its lock, what it was run with."""
+"""A workdir: its files, its lock, and the record of its run."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,9 @@ from seekax.storage.manifest import StorageError
 RUN, TOKENIZER, METRICS = 'run.json', 'tokenizer.json', 'metrics.jsonl'
 SUMMARY, REPORT, SAMPLES = 'summary.json', 'report.html', 'samples'
 CHECKPOINTS, TENSORBOARD, LOCK = 'checkpoints', 'tensorboard', '.lock'
-# Steps that were thrown away, with the documents of their batches.
+# Training steps that were discarded, with the documents of their batches.
 SKIPPED = 'skipped.jsonl'
-# Names of control tokens and the chat template, where the tokenizer came with
+# Names of control tokens and the chat template, if the tokenizer came with
 # them.
 TOKENIZER_COMPANIONS = (
   'tokenizer_config.json',
@@ -36,24 +36,25 @@ TOKENIZER_COMPANIONS = (
   'chat_template.json',
   'generation_config.json',
 )
-# Of a convert target: safetensors, their SHA-256, and the config.json that
-# they were published with.
+# Files of a convert target: safetensors, their SHA-256, and the config.json
+# that they were published with.
 WEIGHTS, WEIGHTS_MANIFEST = 'weights', 'weights.sha256'
 PUBLISHED_CONFIG = 'published_config.json'
 
 
-# What is left of a start that was killed before it had written run.json.
+# Left by a start that was killed before it had written run.json.
 _OWN_TRACES = re.compile(r'\.lock|\.probe-\d+|run\.json\.tmp-\d+')
 _MOST_NAMED = 3
 
 
 def refuse_foreign(workdir: pathlib.Path) -> None:
-  """Refuses a folder that holds something and is no workdir of ours.
+  """Raises for a folder that holds something and isn't a workdir of ours.
 
-  A run writes and deletes files under its own names, so that in a folder of
-  the user's it could replace theirs. Nothing is written here.
+  A run writes and deletes files under its own names, so it could overwrite the
+  user's files there. This function writes nothing.
 
   Raises:
+    StorageError: it isn't new or empty, and has no run.json of ours.
     StorageError: it is neither new, nor empty, nor has a run.json of ours.
   """
   if not workdir.is_dir() or is_workdir(workdir):
@@ -70,13 +71,13 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
     raise StorageError(
       f'--workdir={workdir} holds {names}'
       + (f' and {more:,} more' if more > 0 else '')
-      + f', and no {RUN} of a run: what lies there could be replaced; choose a '
+      + f', and no {RUN} of a run: its files could be replaced; choose a '
       'new or empty folder'
     )
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
-  """Whether a folder has a run.json that a run of ours wrote."""
+  """Whether a folder has a run.json that a seekax run wrote."""
   try:
     config = read_run(folder).get('config')
   except (StorageError, AttributeError):
@@ -85,7 +86,7 @@ def is_workdir(folder: pathlib.Path) -> bool:
 
 
 def _counts(path: pathlib.Path) -> bool:
-  """Whether a file is somebody's, and neither a system's nor a trace of us."""
+  """Whether a file is the user's, not the system's or a trace of ours."""
   if left_by_system(path.name):
     return False
   ours = _OWN_TRACES.fullmatch(path.name) and path.is_file()
@@ -93,13 +94,13 @@ def _counts(path: pathlib.Path) -> bool:
 
 
 def prepare(workdir: pathlib.Path, flag: str = 'workdir') -> list[pathlib.Path]:
-  """Makes the folder, or finds it writable.
+  """Creates the folder, or checks that it is writable.
 
   Returns:
-    The folders that had to be made, the outermost first.
+    The folders that were created, outermost first.
 
   Raises:
-    StorageError: it can't be made or written.
+    StorageError: it can't be created or written.
   """
   missing = [
     folder for folder in (workdir, *workdir.parents) if not folder.exists()
@@ -118,11 +119,11 @@ def prepare(workdir: pathlib.Path, flag: str = 'workdir') -> list[pathlib.Path]:
 
 
 def forget(workdir: pathlib.Path, made: list[pathlib.Path]) -> None:
-  """Leaves nothing of a start that failed before it had written run.json.
+  """Removes the traces of a start that failed before it wrote run.json.
 
   Args:
     workdir: prepared and locked.
-    made: the folders that `prepare` made; those that are empty go.
+    made: the folders that `prepare` created; empty ones are removed.
   """
   if (workdir / RUN).exists():
     return
@@ -138,7 +139,7 @@ def lock(workdir: pathlib.Path, flag: str = 'workdir'):
   Raises:
     StorageError: another run holds it.
   """
-  # To append: whatever is there keeps its content.
+  # Opened to append, so that existing content stays.
   file = open(workdir / LOCK, 'a', encoding='utf-8')
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,7 +153,7 @@ def lock(workdir: pathlib.Path, flag: str = 'workdir'):
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
-  """Whether a run got far enough that another one would destroy something."""
+  """Whether the folder has a checkpoint, which another run would destroy."""
   return any((workdir / CHECKPOINTS).glob('*.sha256'))
 
 
@@ -187,7 +188,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _with_compute(groups: dict[str, Any]) -> dict[str, Any]:
-  """A config as it is now: the keys of `compute` were in `model` before."""
+  """Reads a config of an older version: `compute` was part of `model`."""
   if 'compute' in groups or 'model' not in groups:
     return groups
   keys = {field.name for field in dataclasses.fields(ComputeConfig)}
@@ -200,16 +201,16 @@ def _with_compute(groups: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
-  """What a run came to, from its summary.json."""
+  """Reads the results of a run from its summary.json."""
   path = workdir / SUMMARY
   return parse_json(path, read_bounded(path, SUMMARY))
 
 
 def read_config(workdir: pathlib.Path) -> Config:
-  """The resolved config of the run in a workdir.
+  """Returns the resolved config of a workdir's run.
 
   Raises:
-    StorageError: there is no run, or its config is not one of this version.
+    StorageError: there is no run, or its config isn't one of this version.
   """
   path, groups = workdir / RUN, read_run(workdir).get('config')
   if not isinstance(groups, dict):

@@ -1,7 +1,7 @@
 """An exponential moving average of the weights, in host memory.
 
 DeepSeek-V3, section 3.2.3: the average predicts how good the model will be
-after its learning rate has decayed, and takes no room on the devices.
+after its learning rate has decayed, and takes no memory on the devices.
 """
 
 from typing import Any
@@ -15,19 +15,19 @@ from seekax.training.state import TrainState
 
 
 class Average:
-  """The mean of the weights seen, those of n steps ago weighing decay^n.
+  """The mean of all weights so far; those of n steps ago have weight decay^n.
 
   Attributes:
-    updates: how many there were.
+    updates: number of updates so far.
   """
 
   def __init__(self, optim: OptimConfig, weights: Weights, updates: int = 0):
-    """Begins with weights, or goes on from an average that was saved.
+    """Starts with weights, or with a saved average.
 
     Args:
-      optim: the decay.
-      weights: the ones to begin with.
-      updates: how many the average has seen.
+      optim: gives the decay.
+      weights: the weights or the saved average to start with.
+      updates: number of updates in a saved average.
     """
     self._means = jax.tree.map(_mean_of, weights)
     self.updates = updates
@@ -36,23 +36,22 @@ class Average:
 
   @property
   def weights(self) -> Weights:
-    """The average, float32; before the first update the weights that the run
-    begins with.
+    """The average, float32; before the first update, the initial weights.
 
-    NumPy arrays, or where several processes have a part each, arrays on their
-    devices.
+    They are NumPy arrays or, where several processes have a part each, arrays
+    on their devices.
     """
     return jax.tree.map(lambda mean: mean.array(), self._means)
 
   def is_due(self, step: int) -> bool:
-    """Whether the state after so many steps is to be taken in."""
+    """Whether the average includes the state after this step."""
     return step % self._every == 0
 
   def update(self, state: TrainState) -> None:
-    """Takes in the weights of now.
+    """Adds the current weights to the average.
 
-    The weights of all updates so far add up to 1 (Adam's correction of its
-    bias), so that the first weights are no more than one among others.
+    The weights of all updates add up to 1 (Adam's bias correction), so that the
+    first update counts no more than the others.
     """
     self.updates += 1
     share = (1 - self._decay) / (1 - self._decay**self.updates)
@@ -69,7 +68,7 @@ def _mean_of(x: Any) -> '_Whole | _Spread':
 
 
 class _Whole:
-  """An array that this process has whole."""
+  """The mean of an array that this process has whole."""
 
   def __init__(self, x: Any):
     self._mean = np.array(x, np.float32)
@@ -82,7 +81,7 @@ class _Whole:
 
 
 class _Spread:
-  """The parts of an array that lie on this process's devices."""
+  """The mean of the parts of an array that are on this process's devices."""
 
   def __init__(self, x: jax.Array):
     self._sharding, self._shape = x.sharding, x.shape

@@ -1,4 +1,4 @@
-"""Balance without an auxiliary loss: the bias rule and the load's measures.
+"""Balance without an auxiliary loss: the bias rule, and measures of load.
 
 Letters: N layers, E experts.
 """
@@ -17,15 +17,15 @@ def update_bias(
   """Raises the bias of underloaded experts and lowers that of the others.
 
   b += rate * sign(mean load - load), once per optimizer step, from the load of
-  the whole batch just trained on, outside the gradient. Not centred by default,
-  like the released weights.
+  the whole batch just trained on, outside the gradient. Like the released
+  weights, biases aren't centred by default.
 
   Args:
     bias_NE: float32 selection biases.
-    load_NE: choices of each expert in the global batch.
+    load_NE: number of choices of each expert in the global batch.
     rate: gamma.
-    center: subtracts the mean of the moves of a layer, so that its biases keep
-      their mean; the choice of experts is the same.
+    center: whether to subtract the mean change of a layer, so that its biases
+      keep their mean; the choice of experts is the same.
 
   Returns:
     The new biases.
@@ -42,19 +42,19 @@ def update_bias(
 
 
 def max_violation(load_NE: jax.Array) -> jax.Array:
-  """(max - mean) / mean of the load of every layer (arXiv 2408.15664)."""
+  """(max - mean) / mean of each layer's load (arXiv 2408.15664)."""
   load_NE = load_NE.astype(jnp.float32)
   mean_N = load_NE.mean(axis=-1)
   return (load_NE.max(axis=-1) - mean_N) / mean_N
 
 
 def entropy(load_NE: np.ndarray) -> np.ndarray:
-  """Entropy of every layer's load over that of a balanced one: float64 [N]."""
+  """Each layer's entropy of load over that of balanced load: float64 [N]."""
   share_NE = load_NE / load_NE.sum(axis=-1, keepdims=True, dtype=np.float64)
   logs_NE = np.log(share_NE, where=share_NE > 0, out=np.zeros_like(share_NE))
   return -(share_NE * logs_NE).sum(axis=-1) / np.log(load_NE.shape[-1])
 
 
 def unused_share(load_NE: np.ndarray) -> np.ndarray:
-  """Share of every layer's experts that no token chose: float64 [N]."""
+  """Share of each layer's experts that no token chose: float64 [N]."""
   return (load_NE == 0).mean(axis=-1)

@@ -1,7 +1,7 @@
-"""Which steps are thrown away: losses that are no numbers, and spikes.
+"""Discards steps whose loss isn't finite, and steps that are spikes.
 
-The decision is part of the compiled step; what it remembers is part of the
-state, so that a run that goes on decides alike.
+The decision is part of the compiled step; what it depends on is part of the
+state, so that a resumed run decides alike.
 """
 
 from flax import struct
@@ -13,17 +13,17 @@ from seekax.configuration.train import TrainConfig
 
 @struct.dataclass
 class Guard:
-  """What is remembered between steps.
+  """What the decision depends on, kept from step to step.
 
   Attributes:
-    nonfinite_in_a_row: int32, steps without a finite loss and gradient, up to
-      now.
-    nonfinite: int32, of the whole run.
-    spikes: int32, of the whole run.
-    seen: int32, finite steps.
-    losses_W: float32, the last ones, in a ring; unused, and of one place, if no
-      step is a spike.
-    norms_W: gradient norms.
+    nonfinite_in_a_row: int32, number of latest steps without a finite loss and
+      gradient.
+    nonfinite: int32, number of such steps in the whole run.
+    spikes: int32, number of spikes in the whole run.
+    seen: int32, number of finite steps.
+    losses_W: float32, the last W losses, in a ring; unused and of size 1 if
+      spikes aren't detected.
+    norms_W: the last W gradient norms, likewise.
   """
 
   nonfinite_in_a_row: jax.Array
@@ -35,9 +35,9 @@ class Guard:
 
 
 def init_guard(train: TrainConfig) -> Guard:
-  """Before the first step."""
+  """The guard before the first step."""
   window = train.spike_window if train.spike_deviations else 1
-  # Arrays of their own: a step takes their buffers.
+  # Separate arrays, because a step donates their buffers.
   return Guard(
     *(jnp.zeros((), jnp.int32) for _ in range(4)),
     *(jnp.zeros(window, jnp.float32) for _ in range(2)),
@@ -47,18 +47,18 @@ def init_guard(train: TrainConfig) -> Guard:
 def judge(
   guard: Guard, loss: jax.Array, norm: jax.Array, deviations: float
 ) -> tuple[jax.Array, Guard]:
-  """Whether a step is taken.
+  """Decides whether a step is taken.
 
-  One whose loss or gradient norm is not finite isn't. Nor is a spike: either of
-  them more than `deviations` standard deviations above the mean of the last W
-  finite steps. A spike is remembered like any other step, so that a new level
-  is one only for a while.
+  It isn't if its loss or gradient norm isn't finite, or if it is a spike: if
+  either exceeds its mean in the last W finite steps by more than `deviations`
+  standard deviations. Spikes enter this mean like other steps, so that a
+  lasting new level soon stops being one.
 
   Args:
-    guard: before the step.
+    guard: guard before the step.
     loss: float32 scalar.
     norm: float32 scalar, before clipping.
-    deviations: 0 takes every finite step.
+    deviations: see above; 0 takes every finite step.
 
   Returns:
     (bool scalar, the guard after the step).

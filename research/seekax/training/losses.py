@@ -1,7 +1,7 @@
 """The training loss: main + lambda * MTP + alpha * sequence-wise balance.
 
-With `train.z_loss_weight` every target's cross-entropy, main or MTP, has the
-z-loss added to it in the objective; the sums that are reported leave it out.
+With `train.z_loss_weight` the z-loss is added in the objective to the
+cross-entropy of every target, main or MTP; the reported sums leave it out.
 
 Letters: B batch, L positions, D model width, V vocabulary.
 """
@@ -37,16 +37,16 @@ class LossSums:
   """Sums over a (micro-)batch, to be divided by the global token count.
 
   Attributes:
-    main: nats, sum over main targets.
-    mtp: nats [J], sum over each depth's valid targets.
+    main: sum over main targets, in nats.
+    mtp: sum over each depth's valid targets, in nats [J].
     balance: sum over sequences and routers of the sequence-wise loss.
     squared_log_z: sum over main targets of the softmax's squared
       log-normaliser; 0 unless train.z_loss_weight is on.
-    tokens: main targets.
-    sequences: sequences.
-    rounds: int32, of the exchanges of tokens, summed over routers and ranks of
-      the batch.
-    exchanges: int32, the same sum of ones.
+    tokens: number of main targets.
+    sequences: number of sequences.
+    rounds: int32, rounds of the exchanges of tokens, summed over routers and
+      ranks of the batch.
+    exchanges: int32, number of exchanges, summed likewise.
     load: {'layers': int32 [N, E], 'mtp': int32 [J, E]}; {} without experts.
   """
 
@@ -62,7 +62,7 @@ class LossSums:
 
 
 def zero_sums(model: ModelConfig) -> LossSums:
-  """Of no micro-batch."""
+  """The sums before the first micro-batch."""
   number, count = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   shapes = bias_shapes(model, every_router=True)
   return LossSums(
@@ -79,7 +79,7 @@ def zero_sums(model: ModelConfig) -> LossSums:
 
 
 def main_weights(batch: Batch, isolate_documents: bool) -> jax.Array:
-  """1 for every target that counts: all, or those of the same document."""
+  """1 for each target that counts: all, or those of the input's document."""
   if not isolate_documents:
     return jnp.ones(batch.targets_BL.shape, jnp.float32)
   same_BL = batch.target_segments_BL == batch.segments_BL
@@ -87,7 +87,7 @@ def main_weights(batch: Batch, isolate_documents: bool) -> jax.Array:
 
 
 def mtp_weights(batch: Batch, depth: int) -> jax.Array:
-  """1 where token i + depth + 1 is there and in the document of token i.
+  """1 where token i + depth + 1 exists in the document of token i.
 
   Args:
     batch: the batch.
@@ -109,12 +109,12 @@ def loss_sums(
   config: Config,
   mtp_weight: jax.Array | float | None = None,
 ) -> tuple[jax.Array, LossSums]:
-  """`target_sums` of a model with these masters, in the compute dtype.
+  """`target_sums` of a model with these masters, cast to the compute dtype.
 
   Args:
     masters: float32 weights.
     batch: a whole batch or a micro-batch.
-    config: the run.
+    config: the run's config.
     mtp_weight: lambda of this step; the config's first one if None.
 
   Returns:
@@ -126,7 +126,7 @@ def loss_sums(
 
 
 def compute_weights(params: Any, config: Config) -> Any:
-  """Float32 masters as the passes of a step use them."""
+  """Casts float32 masters for the passes of a step."""
   dtype = jnp.dtype(config.train.compute_dtype)
   policy = precision.for_training(config)
   return placement.as_weights(cast_params(params, dtype, policy), config.model)
@@ -138,7 +138,7 @@ def sums_of_weights(
   config: Config,
   mtp_weight: jax.Array | float | None,
 ) -> tuple[jax.Array, LossSums]:
-  """`loss_sums` from `compute_weights` on, by which it is differentiated."""
+  """`loss_sums` as a function of `compute_weights`, for differentiation."""
   model = Transformer(
     config.model, precision.for_training(config), config.compute
   )
@@ -178,26 +178,26 @@ def target_sums(
   config: Config,
   mtp_weight: jax.Array | float | None,
 ) -> tuple[jax.Array, LossSums]:
-  """The objective times the number of main targets, and its parts.
+  """Returns the objective times the number of main targets, and its parts.
 
   Divided by the targets of the whole batch it is
 
-    main + lambda / J * sum over depths of MTP + alpha * balance,
+    main + lambda / J * sum over depths of MTP + alpha * balance.
 
-  where main and MTP have their z-losses, the MTP sums too are divided by the
-  number of main targets (DeepSeek-V3, equation 24), and the balance loss is the
+  Main and MTP include their z-losses. The MTP sums are also divided by the
+  number of main targets (DeepSeek-V3, equation 24). The balance loss is the
   mean over sequences, summed over layers and MTP modules. (With isolated
-  documents, whose ends are no targets, that mean is weighted by positions over
-  targets, slightly above 1: the divisor is one for the whole objective,
-  whatever the micro-batches.)
+  documents, whose ends have no targets, this mean is weighted by positions over
+  targets, slightly above 1, because the whole objective has one divisor, for
+  any division into micro-batches.)
 
   Args:
-    head_DV: the head, as it is used.
+    head_DV: the head, in the compute dtype.
     hidden_BLD: hidden states after the final norm.
-    further: those of each MTP depth.
-    loads: of the routers that are to be counted.
+    further: hidden states of each MTP depth.
+    loads: loads of the routers that count.
     batch: a whole batch or a micro-batch.
-    config: the run.
+    config: the run's config.
     mtp_weight: lambda of this step; the config's first one if None.
 
   Returns:
@@ -252,12 +252,12 @@ def target_sums(
 def balance_objective(
   config: Config, balance: jax.Array, batch: Batch
 ) -> jax.Array:
-  """What a sum of balance losses adds to the objective."""
+  """The contribution of a sum of balance losses to the objective."""
   return config.train.balance_weight * (balance * batch.tokens_BL.shape[1])
 
 
 def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
-  """Sums over all targets; on a mesh, of what this device has of them."""
+  """Sums over all targets; on a mesh, over those of this device."""
   sums = cross_entropy.loss_sums(
     hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),
     head_DV,
@@ -270,6 +270,6 @@ def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
 
 
 def _total(loads: dict[str, Load], field: str, dtype: Any) -> jax.Array:
-  """A field of all routers, added up."""
+  """The sum of a field over all routers."""
   parts = [getattr(load, field).sum(dtype=dtype) for load in loads.values()]
   return sum(parts, jnp.zeros((), dtype))

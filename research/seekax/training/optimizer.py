@@ -1,4 +1,4 @@
-"""AdamW and Muon; clipping, and decay by parameter name."""
+"""AdamW and Muon, with clipping and with weight decay by parameter name."""
 
 import math
 from typing import Any
@@ -12,17 +12,17 @@ from seekax.configuration.optim import OptimConfig
 from seekax.ops.reductions import sum_of_squares
 from seekax.parallel.mesh import current_sizes
 
-# What numbers matrices, as leading axes: layers in these stacks, and experts.
+# Leading axes that number matrices: layers in these stacks, and experts.
 _STACKS = ('dense_layers', 'expert_layers')
 _PER_EXPERT = ('gate', 'up', 'down')
-# Not for Muon: tables of one vector per token or per expert, and norms.
+# Muon excludes tables of one vector per token or per expert, and norms.
 _NOT_MATRICES = ('embedding', 'head', 'router', 'scale')
 
 
 def decays(params: Any) -> Any:
-  """True for matrices and tables; norms ('scale') aren't decayed.
+  """True for parameters with weight decay: all but the norms ('scale').
 
-  By name, never by rank: stacked norm gains are [N, D].
+  The choice is by name, because stacked norm gains have rank two, [N, D].
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key != 'scale', params
@@ -32,19 +32,19 @@ def decays(params: Any) -> Any:
 def mean_and_clip(
   sums: Any, count: jax.Array, clip_norm: float
 ) -> tuple[Any, jax.Array]:
-  """Sums over targets to a mean, clipped by its global norm.
+  """Turns sums over targets into a mean, clipped by its global norm.
 
-  One factor does both, so that no gradient is written for it.
+  One factor does both, so that no intermediate gradient is written.
 
   Args:
     sums: float32 gradients, summed over targets.
-    count: the targets.
-    clip_norm: largest norm of the result.
+    count: number of targets.
+    clip_norm: maximum norm of the result.
 
   Returns:
     (gradients, the mean's norm before clipping).
   """
-  # A split array stays split only if its axes stay apart.
+  # A split array stays split only if its axes aren't merged.
   squares_of = _sum_of_split_squares if current_sizes() else sum_of_squares
   squares = [squares_of(x) for x in jax.tree.leaves(sums)]
   norm = jnp.sqrt(sum(squares)) / count
@@ -57,9 +57,9 @@ def _sum_of_split_squares(x: jax.Array) -> jax.Array:
 
 
 def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
-  """Directions to be multiplied by minus the learning rate.
+  """Returns the optimizer; its updates are multiplied by -learning rate.
 
-  Decay is decoupled from the gradient and multiplied by the rate with the rest.
+  Weight decay is decoupled from the gradient and also multiplied by the rate.
   """
   adam = _adam(optim)
   if optim.name == 'adamw':
@@ -72,7 +72,7 @@ def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
 
 
 def _adam(optim: OptimConfig) -> optax.GradientTransformation:
-  """Adam, its moments kept in a dtype of choice and computed in float32."""
+  """Adam that stores its moments in a chosen dtype and computes in float32."""
   adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
 
   def cast(state, dtype):
@@ -89,7 +89,7 @@ def _adam(optim: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(optim: OptimConfig) -> optax.GradientTransformation:
-  """Momentum of each matrix, made orthogonal, at the size of Adam's updates.
+  """Orthogonalised momentum of each matrix, at the size of Adam's updates.
 
   References:
     Muon is Scalable for LLM Training (arXiv 2502.16982), sections 2.1 and 2.2.
@@ -124,8 +124,8 @@ def _labels(params: Any) -> Any:
 def matrix_axes(params: Any) -> Any:
   """Which axes of each parameter are a matrix's rows and columns, for Muon.
 
-  By name. The heads of an attention projection are columns of one matrix (rows,
-  for the output's); layers and experts are matrices of their own.
+  The choice is by name. The heads of an attention projection are columns of one
+  matrix (rows, for the output's); each layer and expert has its own matrix.
   """
   return jax.tree_util.tree_map_with_path(_matrix_axes, params)
 

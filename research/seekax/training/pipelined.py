@@ -1,11 +1,11 @@
-"""Gradients of a step whose layers are the stages of a pipeline.
+"""Gradients of a step whose layers are divided into pipeline stages.
 
-The expert layers (the dense ones of a model without experts) are dealt out to
-the stages. The first stage has V3's first, dense layers too, the last one the
-final norm and the MTP modules, and both so many fewer of the others that the
-slowest stage has as little to do as can be. Embedding and head are of all
-stages together, each with its part of the vocabulary. Masters, gradients, loads
-and checkpoints have the shapes that they have without a pipeline.
+The expert layers (in a model without experts, the dense ones) are divided among
+the stages. The first stage also has V3's first, dense layers, and the last one
+the final norm and the MTP modules; both have fewer of the other layers, so that
+the slowest stage has as little work as possible. All stages share embedding and
+head, each with a part of the vocabulary. Masters, gradients, loads and
+checkpoints have the same shapes as without a pipeline.
 
 Letters: S stages, N layers, M micro-batches, B batch, L positions, E experts,
 J prediction depths.
@@ -41,7 +41,7 @@ from seekax.training import placement
 from seekax.training.losses import balance_objective, LossSums, target_sums
 from seekax.training.stages import Stages
 
-# Entries of the tree of parameters that all stages use together.
+# Entries of the tree of parameters that all stages share.
 _OUTER = 'embedding', 'head'
 
 
@@ -51,12 +51,12 @@ def pipelined_gradients(
   config: Config,
   mtp_weight: jax.Array | float,
 ) -> tuple[Any, LossSums]:
-  """What `losses.loss_sums` and its gradient are over all micro-batches.
+  """Returns the gradient and sums of `losses.loss_sums` for all micro-batches.
 
   Args:
     masters: float32 weights.
-    batch: micro-batches of one shape.
-    config: the run.
+    batch: micro-batches of equal shape.
+    config: the run's config.
     mtp_weight: lambda of this step.
 
   Returns:
@@ -104,7 +104,7 @@ def pipelined_gradients(
 
 
 def _biases(router_bias, model, counts) -> dict[str, jax.Array]:
-  """Selection biases of each stage's routers, [S, ...]; zeros where none is."""
+  """Selection biases of each stage's routers, [S, ...]; zeros without any."""
   biases = {
     key: router_bias.get(key, jnp.zeros(shape))
     for key, shape in bias_shapes(model, every_router=True).items()
@@ -146,15 +146,15 @@ def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
 
 @dataclasses.dataclass(frozen=True)
 class _StageFunction:
-  """A stage, as `pipeline.Model` wants it; equal ones are equal.
+  """The function of a stage for `pipeline.Model`; equal stages compare equal.
 
   Attributes:
-    config: the run.
-    policy: of its products.
-    room: layers that any stage has parameters for.
-    count: those that this one has.
-    is_first: whether it has the dense layers too.
-    is_last: whether it has the final norm and the MTP modules too.
+    config: the run's config.
+    policy: precision of its linear maps.
+    room: number of layers that every stage has parameters for.
+    count: number of layers that this stage has.
+    is_first: whether it also has the dense layers.
+    is_last: whether it also has the final norm and the MTP modules.
   """
 
   config: Config
@@ -172,18 +172,18 @@ class _StageFunction:
     beside: list[jax.Array],
     batch: Batch,
   ) -> tuple[jax.Array, Any, jax.Array, dict[str, Load]]:
-    """Its layers.
+    """Runs the stage's layers.
 
     Args:
-      weights: of a stage.
-      biases: of its routers.
+      weights: weights of a stage.
+      biases: selection biases of its routers.
       x_BLD: its input.
       beside: embeddings of the MTP modules' tokens.
       batch: the micro-batch.
 
     Returns:
-      (its output; hidden states of the main model and of every MTP depth, 0
-      but of the last stage; the balance loss in the objective; loads).
+      (its output; hidden states of the main model and of every MTP depth, which
+      are 0 except on the last stage; the objective's balance loss; loads).
     """
     model, name = self.config.model, stack.pipelined_stack(self.config.model)
     isolate = self.config.data.isolate_documents
@@ -220,7 +220,7 @@ class _StageFunction:
     return x_BLD, out, objective, loads
 
   def _ending(self, weights, biases, x_BLD, beside, shared):
-    """((hidden states, those of each MTP depth), load of the MTP routers)."""
+    """Returns ((hidden states, those of each MTP depth), load of the MTPs)."""
     model = self.config.model
     norm = RmsNorm(model.embed_dim, 'embed', model.norm_eps, parent=None)
     hidden_BLD = norm.apply({'params': weights['final_norm']}, x_BLD)
@@ -243,7 +243,7 @@ class _StageFunction:
 def _joined(
   left: LossSums, passed: dict[str, Load], counts: Sequence[int]
 ) -> LossSums:
-  """The sums of what left the pipeline with the loads of its stages."""
+  """Joins the sums of what left the pipeline with the loads of its stages."""
   if not passed:
     return left
   layers = passed[LAYERS].replace(

@@ -1,7 +1,7 @@
-"""Where the parts of a training state lie on a mesh.
+"""How a training state is split over a mesh.
 
 Masters and the optimizer's moments are split alike (ZeRO); the rest is small
-and lies whole on every device.
+and replicated on every device.
 """
 
 from typing import Any
@@ -17,10 +17,9 @@ from seekax.training.state import abstract_state, TrainState
 
 
 def state_shardings(config: Config, mesh: Mesh) -> TrainState:
-  """A sharding for every leaf of the state.
+  """Returns a sharding for every leaf of the state.
 
-  A moment has the path of its parameter below the optimizer's own; that is how
-  it is found.
+  The moments of a parameter are found by its path, which their paths contain.
   """
   state = abstract_state(config)
   whole = NamedSharding(mesh, PartitionSpec())
@@ -63,10 +62,10 @@ def names_of(params: Any, model: ModelConfig) -> Any:
 
 
 def as_weights(params: Any, model: ModelConfig) -> Any:
-  """Parameters laid out as they are used: the gather of a ZeRO step.
+  """Lays parameters out for their use: the gather of a ZeRO step.
 
-  They lie like the masters that they were cast from first, or the compiler
-  would gather masters and cast then, twice the bytes.
+  They are first constrained to the layout of their masters. Otherwise the
+  compiler would gather masters and cast them afterwards: twice the bytes.
   """
   names = names_of(params, model)
   masters = rules.constrain_all(params, names, 'master')

@@ -1,7 +1,7 @@
-"""What changes along a run, by the tokens trained on: rates and batch size.
+"""Rates and batch size over a run, as functions of the tokens trained on.
 
-Computed on the host, in float64 and whole tokens, and handed to the compiled
-step as numbers, so that nothing is compiled anew when one of them changes.
+They are computed on the host, in float64 and whole tokens, and passed to the
+compiled step as numbers, so that a change compiles nothing again.
 
 Reference: DeepSeek-V3, section 4.2.
 """
@@ -14,20 +14,20 @@ import numpy as np
 
 from seekax.planning.batch_ramp import BatchRamp
 
-# Of so many steps, evenly spaced, and of those at which a phase ends, two
-# schedules are compared.
+# Two schedules are compared at this many evenly spaced steps, and at those
+# where a phase ends.
 _COMPARED = 1000
 _SWITCHED = ('bias_update_rate', 'mtp_weight')
 
 
 @struct.dataclass
 class Rates:
-  """What a step is told; float32 scalars.
+  """The rates of one step, float32 scalars.
 
   Attributes:
-    learning_rate: of the optimizer.
-    bias_update_rate: of the router bias (gamma).
-    mtp_weight: of the MTP loss (lambda).
+    learning_rate: learning rate of the optimizer.
+    bias_update_rate: rate of the router bias (gamma).
+    mtp_weight: weight of the MTP loss (lambda).
   """
 
   learning_rate: np.ndarray
@@ -36,13 +36,13 @@ class Rates:
 
 
 class Schedule(BatchRamp):
-  """The plan of a run: its batches, and the rates of every step."""
+  """The schedule of a run: its batches, and the rates of every step."""
 
   def learning_rate(self, step: int) -> float:
-    """Linear warm-up, the peak, a cosine, the final rate, the last one.
+    """Linear warm-up, the peak, a cosine, the final rate, the last rate.
 
     The peak holds until `constant_tokens`, or the end of the warm-up if that is
-    later; the cosine's end is the run's if `decay_tokens` is 0.
+    later; if `decay_tokens` is 0, the cosine ends with the run.
     """
     optim, tokens = self.config.optim, self.tokens_before(step)
     start, end = self._peak_end(), self.total_tokens
@@ -57,23 +57,23 @@ class Schedule(BatchRamp):
     return warmup * (final + (peak - final) * cosine)
 
   def bias_update_rate(self, step: int) -> float:
-    """Gamma; 0 from `bias_update_tokens` on."""
+    """Gamma, which is 0 from `bias_update_tokens` on."""
     train = self.config.train
     ended = self._is_past(train.bias_update_tokens, step)
     return 0.0 if ended else train.bias_update_rate
 
   def mtp_weight(self, step: int) -> float:
-    """Lambda; the late one from `mtp_weight_tokens` on."""
+    """Lambda, which changes at `mtp_weight_tokens`."""
     train = self.config.train
     late = self._is_past(train.mtp_weight_tokens, step)
     return train.mtp_late_weight if late else train.mtp_weight
 
   def _is_past(self, tokens: int, step: int) -> bool:
-    """Whether a step has so many tokens before it; never for 0."""
+    """Whether a step has at least this many tokens before it; False for 0."""
     return bool(tokens) and self.tokens_before(step) >= tokens
 
   def rates(self, step: int) -> Rates:
-    """What the compiled step is told."""
+    """Returns the rates for the compiled step."""
     return Rates(
       learning_rate=np.float32(self.learning_rate(step)),
       bias_update_rate=np.float32(self.bias_update_rate(step)),
@@ -82,21 +82,21 @@ class Schedule(BatchRamp):
 
   @property
   def decay_tokens(self) -> int:
-    """Tokens of the cosine, also where the config leaves them to the run."""
+    """Tokens of the cosine; computed if the config ends it with the run."""
     optim = self.config.optim
     return optim.decay_tokens or max(self.total_tokens - self._peak_end(), 0)
 
   def _peak_end(self) -> int:
-    """Tokens to which the peak holds, the warm-up included."""
+    """Number of tokens, with the warm-up, after which the peak ends."""
     optim = self.config.optim
     return max(optim.constant_tokens, self.tokens_before(optim.warmup_steps))
 
   def first_difference(self, other: 'Schedule', step: int) -> str:
-    """What two plans did differently in the steps before this one.
+    """Returns how two schedules differed in the steps before this one.
 
     Args:
-      other: the plan to compare with.
-      step: how many steps are behind.
+      other: the schedule to compare with.
+      step: number of steps already done.
 
     Returns:
       Name and values of the first difference found, '' if there is none.
@@ -112,7 +112,7 @@ class Schedule(BatchRamp):
     return ''
 
   def _phase_ends(self) -> Iterator[int]:
-    """Steps at which a phase ends, those of the batch's ramp included."""
+    """Steps at which a phase ends, also those of the batch ramp."""
     optim, train = self.config.optim, self.config.train
     decayed = self._peak_end() + self.decay_tokens
     yield optim.warmup_steps

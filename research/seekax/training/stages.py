@@ -1,11 +1,12 @@
-"""Weights from their masters to the stages of a pipeline, gradients back.
+"""Moves weights from masters to pipeline stages, and gradients back.
 
-Masters lie over the pipeline along some other axis than that of layers, which
-are dealt out unevenly: each rank has a part of every layer. It gets the other
-parts of its stage's layers from the other stages' ranks, and only then gathers
-over the ranks of the batch; gradients go the other way.
+Masters are split over the pipeline along another axis than that of layers,
+which are divided among the stages unevenly, so each rank has a part of every
+layer. It gets the other parts of its stage's layers from the other stages'
+ranks, and only then gathers over the ranks of the batch; gradients go the other
+way.
 
-Letters: S stages, N layers, Q layers that a stage has room for.
+Letters: S stages, N layers, Q number of layers that a stage allocates.
 """
 
 from typing import Any
@@ -22,26 +23,27 @@ _AXIS = pipeline.AXIS
 
 
 def layer_counts(model: ModelConfig, stages: int) -> tuple[int, ...]:
-  """How many layers of the stack that is dealt out each stage has."""
+  """Number of layers of the divided stack that each stage has."""
   first = model.num_plain_layers if model.uses_experts else 0
   layers = model.num_expert_layers if first else model.num_layers
   return dealing.counts(layers, stages, first, model.mtp_depth)
 
 
 class Stages:
-  """How a model's parameters belong to stages.
+  """The assignment of a model's parameters to stages.
 
-  Those of the stack are [N, ...] as masters and [S, Q, ...] as a stage's. Of
-  the rest, which one stage uses, every stage has a copy, [S, ...]: an array
-  takes as much room on every device.
+  Parameters of the stack are [N, ...] as masters and [S, Q, ...] on the stages.
+  Each other parameter is used by one stage, but every stage has a copy,
+  [S, ...], because an array has the same size on every device.
 
   Attributes:
-    names: of the axes of stages' parameters.
-    specs: where gradients of stages lie once the ranks of the batch are summed.
+    names: names of the axes of the stages' parameters.
+    specs: layout of the stages' gradients once they are summed over the ranks
+      of the batch.
   """
 
   def __init__(self, params: dict[str, Any], model: ModelConfig, stages: int):
-    """For some entries of a model's tree of parameters."""
+    """Takes some entries of a model's tree of parameters."""
     self._model, self._counts = model, layer_counts(model, stages)
     self._of_model = placement.names_of(params, model)
     self._masters = jax.tree.map(
@@ -58,21 +60,21 @@ class Stages:
 
   @property
   def counts(self) -> tuple[int, ...]:
-    """Layers of the stack that each stage has."""
+    """Number of layers of the stack that each stage has."""
     return self._counts
 
   def weights(self, params: dict[str, Any]) -> dict[str, Any]:
-    """Cast parameters as stages use them."""
+    """Lays cast parameters out for the stages."""
     params = rules.constrain_all(params, self._of_model, 'master')
     staged = self._of_each(self._dealt, self._copied, params, self._masters)
     return rules.constrain_all(staged, self.names, 'weight')
 
   def gradients(self, staged: dict[str, Any]) -> dict[str, Any]:
-    """Gradients of stages, laid out by `specs`, as masters have them."""
+    """Returns the stages' gradients, laid out by `specs`, as the masters'."""
     return self._of_each(self._collected, _summed, staged, self._masters)
 
   def _of_each(self, of_stack, of_others, *trees):
-    """Calls one function with leaves of the stack, one with those of others."""
+    """Calls one function on the stack's leaves, another on the other leaves."""
     name = pipelined_stack(self._model)
     return {
       key: jax.tree.map(
@@ -82,7 +84,7 @@ class Stages:
     }
 
   def _copied(self, x, master):
-    """[...] to [S, ...]."""
+    """[...] to [S, ...]: a copy for every stage."""
 
     def local(x):
       axis = _pipeline_axis(master)
@@ -93,7 +95,7 @@ class Stages:
     return _per_device(local, master, _copied_spec(master))(x)
 
   def _dealt(self, x, master):
-    """[N, ...] to [S, Q, ...]."""
+    """[N, ...] to [S, Q, ...]: each stage's layers."""
     axis = _pipeline_axis(master)
 
     def local(x):
@@ -106,7 +108,7 @@ class Stages:
     return _per_device(local, master, _stacked_spec(master))(x)
 
   def _collected(self, x, master):
-    """[S, Q, ...] to [N, ...]."""
+    """[S, Q, ...] to [N, ...]: the inverse of `_dealt`."""
     axis = _pipeline_axis(master)
 
     def local(x):
@@ -120,7 +122,7 @@ class Stages:
 
 
 def _summed(x, master):
-  """[S, ...], all but one of them 0, to [...]."""
+  """[S, ...], where all but one are 0, to their sum [...]."""
   axis = _pipeline_axis(master)
 
   def local(x):
@@ -151,6 +153,6 @@ def _without_pipeline(master: PartitionSpec) -> list[tuple[str, ...]]:
 
 
 def _pipeline_axis(master: PartitionSpec) -> int | None:
-  """The axis of an array that lies over the pipeline, innermost."""
+  """The axis of an array that the pipeline splits; its parts are innermost."""
   parts = rules.axes_of(master)
   return next((i for i, part in enumerate(parts) if _AXIS in part), None)

@@ -1,7 +1,7 @@
 """The training state: step, float32 masters, router bias, optimizer.
 
 The router bias is state, not a parameter: the optimizer, weight decay and
-clipping never see it, and it stays float32 whatever the compute dtype.
+clipping never see it, and it stays float32 for any compute dtype.
 """
 
 import functools
@@ -23,11 +23,11 @@ class TrainState:
   """Everything that an optimizer step changes.
 
   Attributes:
-    step: int32, optimizer steps taken.
+    step: int32, number of optimizer steps taken.
     params: float32 master weights.
-    router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without.
-    opt_state: the optimizer's.
-    guard: what decides which steps are thrown away.
+    router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without biases.
+    opt_state: state of the optimizer.
+    guard: decides which steps are discarded.
   """
 
   step: jax.Array
@@ -38,18 +38,18 @@ class TrainState:
 
   @property
   def weights(self) -> Weights:
-    """What a model is, without the optimizer."""
+    """The model's weights, without the optimizer."""
     return Weights(self.params, self.router_bias)
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def init_state(config: Config) -> TrainState:
-  """The state at step 0; compiled, since op by op it takes far longer."""
+  """The state at step 0; compiled, because that is much faster."""
   return start_from(config, init_weights(config.model, config.train.seed))
 
 
 def init_state_on(config: Config, shardings: TrainState) -> TrainState:
-  """The state at step 0, each part made where it will lie."""
+  """The state at step 0, with each part made on its device."""
   if len(shardings.step.device_set) == 1:
     return jax.device_put(init_state(config), shardings)
   make = jax.jit(
@@ -81,7 +81,7 @@ def abstract_state(config: Config) -> TrainState:
 def to_parts(
   state: TrainState, average: Weights | None = None
 ) -> dict[str, Any]:
-  """The state as it is stored: weights can be loaded without the optimizer.
+  """Splits the state into stored parts; weights load without the optimizer.
 
   Args:
     state: the state.

@@ -2,12 +2,12 @@
 
 `one_device_step` is the whole step on one device; read it first. `train_step`
 computes the same on any mesh and from any number of micro-batches. With several
-each part is a program of its own; with one they are compiled together, so that
-gradients never outlive a program and every step asks the allocator for the
-same. In a pipeline all micro-batches of a step and its update are one program.
+each part is a program of its own. With one they are compiled together, so that
+gradients never outlive a program and every step allocates the same memory. In a
+pipeline all micro-batches of a step and its update are one program.
 
-On a mesh weights are gathered from their masters once per step, and gradients
-summed over the ranks of the batch once, by the update.
+On a mesh, weights are gathered from their masters once per step, and the update
+sums gradients over the ranks of the batch once.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ class Accumulated:
   """The gradient of the objective's sum, and the sums so far.
 
   Attributes:
-    gradients: float32 partial sums of the ranks of the batch (`ranks`), to be
-      summed over them by the update.
-    sums: of all ranks.
+    gradients: float32 partial sums of the batch's ranks (`ranks`), which the
+      update sums over the ranks.
+    sums: sums over all ranks.
   """
 
   gradients: Any
@@ -56,22 +56,24 @@ class Accumulated:
 
 @struct.dataclass
 class Metrics:
-  """What a step reports. Losses in nats per token.
+  """What a step reports; losses are in nats per token.
 
   Attributes:
     loss: main loss.
     mtp_loss: mean over depths, 0 without MTP.
     balance_loss: sequence-wise balance, mean over sequences and routers; 1 is
       perfect balance. 0 without experts.
-    z_loss: of the main targets, weighted as in the objective; 0 without.
-    gradient_norm: before clipping.
-    learning_rate: of this step.
-    taken: whether the step changed anything but the data's position.
-    nonfinite_in_a_row: steps without a finite loss and gradient, up to now.
-    spikes: steps thrown away as spikes so far.
-    exchange_rounds: of an exchange of tokens between devices, mean over routers
-      and micro-batches; 1 near balance and without devices, 0 without experts.
-    load: choices per expert, {'layers': [N, E], 'mtp': [J, E]}.
+    z_loss: z-loss of the main targets, weighted as in the objective; 0 without.
+    gradient_norm: norm before clipping.
+    learning_rate: learning rate of this step.
+    taken: whether the step changed anything except the position in the data.
+    nonfinite_in_a_row: number of latest steps without a finite loss and
+      gradient.
+    spikes: number of steps discarded as spikes so far.
+    exchange_rounds: rounds of an exchange of tokens between devices, mean over
+      routers and micro-batches; 1 near balance and on one device, 0 without
+      experts.
+    load: number of choices per expert, {'layers': [N, E], 'mtp': [J, E]}.
     max_violation: {'layers': [N], 'mtp': [J]}.
   """
 
@@ -95,12 +97,12 @@ def one_device_step(
   """One step on one device; pure, so that it can be compiled or scanned.
 
   The loss's sums (equation 24, and the balance loss of equation 17), their
-  gradient, and the update: clipping, AdamW or Muon, and the move of the router
-  bias (section 2.1.2), which no gradient has a part in.
+  gradient, and the update: clipping, AdamW or Muon, and the bias rule of the
+  router (section 2.1.2), which is outside the gradient.
 
   Args:
-    config: the run, validated.
-    state: before the step.
+    config: the run's validated config.
+    state: state before the step.
     batch: the whole batch.
     rates: rates of this step (`schedules.Schedule`).
 
@@ -127,15 +129,15 @@ def _accumulate(
   """Adds a micro-batch's gradient and sums to those so far.
 
   Args:
-    config: the run.
-    state: at the step's start.
+    config: the run's config.
+    state: state at the start of the step.
     batch: the micro-batch.
-    rates: of the step.
-    so_far: given away; None for a micro-batch that is the whole batch.
-    weights: of `gather`; None to make them of the state.
+    rates: rates of the step.
+    so_far: donated; None for a micro-batch that is the whole batch.
+    weights: result of `gather`; None to compute them from the state.
 
   Returns:
-    The sums.
+    The sums with this micro-batch.
   """
 
   def of_rank(params, bias, batch, mtp_weight):
@@ -160,7 +162,7 @@ def _accumulate(
 def _apply(
   config: Config, state: TrainState, accumulated: Accumulated, rates: Rates
 ) -> tuple[TrainState, Metrics]:
-  """The update from what the ranks of the batch have added up."""
+  """The update from what the ranks of the batch have accumulated."""
   names = placement.names_of(state.params, config.model)
   gradients = ranks.summed(accumulated.gradients, names)
   return _update(config, state, gradients, accumulated.sums, rates)
@@ -173,7 +175,7 @@ def _update(
   sums: LossSums,
   rates: Rates,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer update and one move of the router bias, or neither."""
+  """One optimizer update and one bias update, or neither."""
   gradients, norm = mean_and_clip(
     gradients, sums.tokens, config.optim.clip_norm
   )
@@ -223,7 +225,7 @@ def _update(
     load=sums.load,
     max_violation=jax.tree.map(max_violation, sums.load),
   )
-  # Whole on every device, for whoever reads them.
+  # Replicated, so that every process can read them.
   metrics = jax.tree.map(
     lambda x: rules.constrain(x, *[None] * x.ndim), metrics
   )
@@ -240,7 +242,7 @@ def _nothing(config: Config) -> Accumulated:
 def _whole_step(
   config: Config, state: TrainState, batch: Batch, rates: Rates
 ) -> tuple[TrainState, Metrics]:
-  """One update from a batch in one part."""
+  """One update from a batch that isn't divided."""
   accumulated = _accumulate(config, state, batch, rates)
   return _apply(config, state, accumulated, rates)
 
@@ -248,7 +250,7 @@ def _whole_step(
 def _pipelined_step(
   config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
 ) -> tuple[TrainState, Metrics]:
-  """One update from micro-batches that go through a pipeline together."""
+  """One update from micro-batches that pass through a pipeline together."""
   gradients, sums = pipelined_gradients(
     state.weights, batch, config, rates.mtp_weight
   )
@@ -256,7 +258,7 @@ def _pipelined_step(
 
 
 nothing = compiling.jit(_nothing, static_argnums=(0,))
-# The weights of all micro-batches of a step.
+# Casts and gathers the weights for all micro-batches of a step.
 gather = compiling.jit(compute_weights, static_argnums=(1,))
 accumulate = compiling.jit(
   _accumulate, static_argnums=(0,), donate_argnums=(4,)
@@ -274,12 +276,13 @@ pipelined_step = compiling.jit(
 def compile_ahead(
   config: Config, state: TrainState, batch: Sequence[Batch], rates: Rates
 ) -> None:
-  """Compiles everything that steps need, those of a larger batch too.
+  """Compiles everything that steps need, also those of a larger batch.
 
-  Memory peaks less in the first step, and a batch ramp compiles nothing later,
-  but in a pipeline, whose program has its number of micro-batches.
+  Memory then peaks less in the first step, and a batch ramp compiles nothing
+  later, except in a pipeline, where the number of micro-batches is part of the
+  program.
 
-  Args: as of train_step, for the first step.
+  Args: as for train_step, for the first step.
   """
   if 'pipeline' in current_sizes():
     compiling.compile_ahead(pipelined_step, config, state, batch, rates)
@@ -297,7 +300,7 @@ def compile_ahead(
 
 
 def _outputs(program: jax.stages.Compiled) -> Any:
-  """Shapes of what it returns, and where that lies."""
+  """Shapes and shardings of a program's results."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
@@ -313,14 +316,15 @@ def train_step(
   """One step on a global batch, in one or more micro-batches.
 
   The update doesn't depend on the number of parts: gradients are sums, divided
-  once by the targets of the whole batch, and the bias moves by its whole load.
+  once by the targets of the whole batch, and the bias update uses its whole
+  load.
 
   Args:
-    config: the run, validated.
+    config: the run's validated config.
     state: donated; don't use it afterwards.
     batch: micro-batches, each of data.batch_size / train.micro_batches
       sequences; fewer than that in a batch ramp.
-    rates: of this step (`schedules.Schedule`).
+    rates: rates of this step (`schedules.Schedule`).
 
   Returns:
     (the new state, metrics still on the device).
@@ -331,7 +335,7 @@ def train_step(
     return whole_step(config, state, batch[0], rates)
   accumulated, weights = nothing(config), None
   if ranks.rank_axes():
-    # Once for all micro-batches, which need not wait for each other then.
+    # Once for all micro-batches, which then needn't wait for each other.
     weights = gather(state.params, config)
   for part in batch:
     accumulated = accumulate(config, state, part, rates, accumulated, weights)
