@@ -48,7 +48,7 @@ def main(mesh: str, topology: str = '') -> None:
   sizes = mesh_sizes(mesh, 8)
   rows = config.data.batch_size // config.train.micro_batches // 8
   levels = exchange.levels(
-    config.model, sizes, rows * config.data.sequence_length
+    config.model, config.compute, sizes, rows * config.data.sequence_length
   )
   print(
     json.dumps(
