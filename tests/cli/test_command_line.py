@@ -1,5 +1,6 @@
 """The command line as a user meets it: every refusal is one clear line."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -273,6 +274,11 @@ class RefusalTest(parameterized.TestCase):
     ):
       line = self.refused('score', '--checkpoint=x', f'--text={path}')
       self.assertIn(words, line)
+
+  def test_version_is_that_of_the_installation(self):
+    run = short_runs.in_process('--version')
+    version = importlib.metadata.version('seekax')
+    self.assertEqual((run.returncode, run.stdout), (0, f'seekax {version}\n'))
 
   def test_help_lists_flags_presets_and_keys(self):
     run = short_runs.seekax('train', '--help')

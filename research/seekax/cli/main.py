@@ -6,6 +6,7 @@ Nothing here imports JAX; a command's module is imported when it is called.
 from collections.abc import Sequence
 import errno
 import importlib
+import importlib.metadata
 import os
 import sys
 
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+  if argv[:1] == ['--version']:
+    print(f'seekax {importlib.metadata.version("seekax")}')
+    return 0
   if not argv or argv[0] in ('--help', '-h', 'help', '--helpfull'):
     print(usage())
     return 0 if argv else BAD_INPUT
