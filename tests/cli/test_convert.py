@@ -14,7 +14,7 @@ import numpy as np
 
 import published
 from seekax.cli import main as cli
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import tokenizer_training
 from seekax.storage.weights import REFUSED
 import short_runs
 
@@ -52,7 +52,7 @@ class CliCase(parameterized.TestCase):
     made = self.made if made is None else made
     fields = published.fields(MODEL, made, **config)
     published.write_folder(self.source, fields, made, 2)
-    tokenizer_lib.train(['x y'], 258).save(self.source / 'tokenizer.json')
+    tokenizer_training.train(['x y'], 258).save(self.source / 'tokenizer.json')
 
   def convert(self, *more: str):
     return call(

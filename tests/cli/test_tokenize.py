@@ -12,8 +12,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from seekax.cli import main as main_lib
-from seekax.data import shards
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import shards, tokenizer_training
 import short_runs
 
 
@@ -27,7 +26,7 @@ class TokenizeTest(absltest.TestCase):
     texts = [f'def f{n}(x):\n  return x + {n}\n' for n in range(30)]
     lines = [json.dumps({'text': text}) for text in texts]
     (cls.root / 'a.jsonl').write_text('\n'.join(lines))
-    tokenizer_lib.train(texts, 300).save(cls.root / 'tokenizer.json')
+    tokenizer_training.train(texts, 300).save(cls.root / 'tokenizer.json')
 
   def arguments(self, target_name: str, **changes) -> list[str]:
     values = {

@@ -8,6 +8,7 @@ import numpy as np
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import ConfigError
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import tokenizer_training
 from seekax.data.augmentation import Augmentation
 from seekax.data.documents import frame
 from seekax.data.formats import DataError
@@ -19,7 +20,9 @@ class AugmentationTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.tokenizer = tokenizer_lib.train([_TEXT] * 9, 320, tokenizer_lib.FIM)
+    cls.tokenizer = tokenizer_training.train(
+      [_TEXT] * 9, 320, tokenizer_lib.FIM
+    )
     cls.framed = frame(cls.tokenizer.encode(_TEXT), 0, 1)
 
   def augmented(self, key, is_whole=True, **changes) -> tuple[int, ...]:
@@ -96,7 +99,7 @@ class AugmentationTest(parameterized.TestCase):
     self.assertEqual((len(prefix), len(middle)), (5, 8))
 
   def test_a_tokenizer_without_the_tokens_is_refused(self):
-    plain = tokenizer_lib.train([_TEXT], 300)
+    plain = tokenizer_training.train([_TEXT], 300)
     Augmentation(plain, DataConfig(split_punctuation_rate=0.5))
     with self.assertRaisesRegex(DataError, 'no fill-in-the-middle tokens'):
       Augmentation(plain, DataConfig(fim_rate=0.1))

@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.data import chat, child, sources
+from seekax.data import chat, child, sources, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
 
 _MARK = '\ufdd0'
@@ -81,7 +81,7 @@ _CONTROLS = _SPECIAL + _UNMARKED
 
 
 def _tokenizer() -> tokenizer_lib.Tokenizer:
-  source = tokenizer_lib.train(['Hello there, general user!\n' * 9], 300)
+  source = tokenizer_training.train(['Hello there, general user!\n' * 9], 300)
   definition = json.loads(source.to_json())
   size = len(definition['model']['vocab'])
   flags = ('single_word', 'lstrip', 'rstrip', 'normalized')

@@ -10,8 +10,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.configuration.data import DataConfig
-from seekax.data import contents, shard_writer, sources
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import contents, shard_writer, sources, tokenizer_training
 from seekax.data.formats import DataError, Document
 
 _TEXTS = [f'text {n}\n' for n in range(60)]
@@ -29,7 +28,7 @@ class ContentsTest(parameterized.TestCase):
     # Half of the files' texts once more, and others.
     lines = [json.dumps({'text': text}) for text in _TEXTS[20:]]
     (cls.folder / 'lines.jsonl').write_text('\n'.join(lines))
-    cls.tokenizer = tokenizer_lib.train(_TEXTS, 280)
+    cls.tokenizer = tokenizer_training.train(_TEXTS, 280)
     cls.tokenizer.save(cls.folder / 'tokenizer.json')
     shard_writer.tokenize(
       str(cls.folder / 'lines.jsonl'),
@@ -135,7 +134,7 @@ class TokenizeTest(absltest.TestCase):
       Document('a', 'one <|eos|>'),
       Document('b', ''),
     ]
-    tokenizer = tokenizer_lib.train(['one'], 260)
+    tokenizer = tokenizer_training.train(['one'], 260)
     one, empty = contents.tokenize(documents, tokenizer)
     self.assertEqual((one[0], one[-1]), (tokenizer.bos_id, tokenizer.eos_id))
     self.assertEqual(tokenizer.decode(one[1:-1]), 'one <|eos|>')

@@ -4,6 +4,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import tokenizer_training
 from seekax.data.documents import frame
 from seekax.data.fill_in_the_middle import fill_in_the_middle, require_tokens
 from seekax.data.formats import DataError
@@ -15,7 +16,9 @@ class FillInTheMiddleTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.tokenizer = tokenizer_lib.train([_TEXT] * 9, 300, tokenizer_lib.FIM)
+    cls.tokenizer = tokenizer_training.train(
+      [_TEXT] * 9, 300, tokenizer_lib.FIM
+    )
     cls.framed = frame(cls.tokenizer.encode(_TEXT), 0, 1)
 
   def parts(self, draws) -> list[str]:
@@ -61,7 +64,7 @@ class FillInTheMiddleTest(parameterized.TestCase):
   def test_a_tokenizer_without_the_tokens_is_refused(self):
     require_tokens(self.tokenizer)
     with self.assertRaisesRegex(DataError, 'set data.fim_rate=0'):
-      require_tokens(tokenizer_lib.train([_TEXT], 300))
+      require_tokens(tokenizer_training.train([_TEXT], 300))
 
   def test_text_that_spells_the_tokens_stays_text(self):
     text = 'a <|fim_hole|> b'

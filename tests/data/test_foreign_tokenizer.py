@@ -8,7 +8,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from seekax.data import foreign_tokenizer
+from seekax.data import foreign_tokenizer, tokenizer_files
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError
 
@@ -72,7 +72,7 @@ class ForeignTokenizerTest(parameterized.TestCase):
   def load(self, source: str) -> tokenizer_lib.Tokenizer:
     path = pathlib.Path(self.create_tempfile('tokenizer.json').full_path)
     path.write_text(source)
-    return tokenizer_lib.load(path)
+    return tokenizer_files.load(path)
 
   @parameterized.parameters(_WORD_LEVEL, _WORD_PIECE, _UNIGRAM, _BPE)
   def test_a_model_without_its_unknown_token_fails_in_words(self, **model):

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from seekax.data import long_text
+from seekax.data import long_text, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError
 
@@ -111,7 +111,7 @@ def tokenizer_of(kind: str) -> tokenizer_lib.Tokenizer:
   """A tokenizer trained on random text of the kind that it is tried on."""
   texts = [random_text(random.Random(n), 40) for n in range(60)]
   if kind == 'own':
-    return tokenizer_lib.train(texts, 700)
+    return tokenizer_training.train(texts, 700)
   tokenizer = _KINDS[kind]()
   options = {'unk_token': '<unk>'} if kind == 'unigram' else {}
   trainer = _TRAINERS[type(tokenizer.model)](
@@ -146,9 +146,9 @@ class PiecesTest(parameterized.TestCase):
 
   def test_a_tokenizer_learns_the_same_from_pieces(self):
     text = random_text(random.Random(0), 2000)
-    whole = tokenizer_lib.train([text], 500).to_json()
+    whole = tokenizer_training.train([text], 500).to_json()
     with mock.patch.multiple(long_text, SIZE=150, _CONTEXT=40):
-      self.assertEqual(tokenizer_lib.train([text], 500).to_json(), whole)
+      self.assertEqual(tokenizer_training.train([text], 500).to_json(), whole)
 
   def test_short_texts_are_not_asked_about(self):
     self.assertEqual(list(long_text.cut('a b', self.fail)), ['a b'])

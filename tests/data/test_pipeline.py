@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from seekax.configuration.data import DataConfig
-from seekax.data import pipeline, sources
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import pipeline, sources, tokenizer_training
 from seekax.data.documents import frame, InMemory, Pieces
 
 _CONFIG = DataConfig(sequence_length=7, batch_size=8, num_shards=4)
@@ -485,11 +484,11 @@ class FingerprintTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.tokenizer = tokenizer_lib.train(['text'], 260)
+    self.tokenizer = tokenizer_training.train(['text'], 260)
     self.print = pipeline.fingerprint(self.documents, self.tokenizer, _CONFIG)
 
   def test_same_data_has_the_same_fingerprint(self):
-    again = tokenizer_lib.train(['text'], 260)
+    again = tokenizer_training.train(['text'], 260)
     config = _config(
       source='elsewhere', heldout_fraction=0.5, skip_corrupt=True
     )
@@ -530,7 +529,7 @@ class FingerprintTest(parameterized.TestCase):
       self.assertNotEqual(
         pipeline.fingerprint(documents, self.tokenizer, _CONFIG), self.print
       )
-    tokenizer = tokenizer_lib.train(['text'], 259)
+    tokenizer = tokenizer_training.train(['text'], 259)
     self.assertNotEqual(
       pipeline.fingerprint(self.documents, tokenizer, _CONFIG), self.print
     )

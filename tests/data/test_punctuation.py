@@ -6,6 +6,7 @@ from absl.testing import absltest
 import numpy as np
 
 from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import tokenizer_training
 from seekax.data.punctuation import PunctuationSplitter
 
 _TEXT = 'if x:\n  f(x)\n  g(y);\r\n\nelse:\n  h("a", 1)\n'
@@ -15,7 +16,7 @@ class PunctuationTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.tokenizer = tokenizer_lib.train([_TEXT] * 20, 320)
+    cls.tokenizer = tokenizer_training.train([_TEXT] * 20, 320)
     cls.splitter = PunctuationSplitter(cls.tokenizer)
     cls.tokens = cls.tokenizer.encode(_TEXT)
 

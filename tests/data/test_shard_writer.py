@@ -14,8 +14,13 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from seekax.data import formats, shard_writer, shards, sources
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import (
+  formats,
+  shard_writer,
+  shards,
+  sources,
+  tokenizer_training,
+)
 from seekax.data.formats import DataError, Document
 
 _TEXTS = [f'def f{n}(x):\n  return x + {n * n}\n' * 5 for n in range(90)]
@@ -36,7 +41,7 @@ class WriterTestCase(parameterized.TestCase):
     lines = [json.dumps({'text': text}) for text in _TEXTS]
     cls.source.write_text('\n'.join(lines))
     cls.tokenizer = cls.root / 'tokenizer.json'
-    tokenizer_lib.train(_TEXTS, 300).save(cls.tokenizer)
+    tokenizer_training.train(_TEXTS, 300).save(cls.tokenizer)
     cls.whole = cls.root / 'whole'
     cls.tokenize(cls.whole)
 
@@ -330,7 +335,7 @@ class RefusalTest(WriterTestCase):
     other = self.root / 'other.jsonl'
     other.write_text('{"text": "other"}')
     tokenizer = self.root / 'other_tokenizer.json'
-    tokenizer_lib.train(_TEXTS, 290).save(tokenizer)
+    tokenizer_training.train(_TEXTS, 290).save(tokenizer)
     before = files_of(self.whole)
     for what, changes in (
       ('source', {'source': str(other)}),

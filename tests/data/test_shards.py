@@ -10,8 +10,7 @@ from array_record.python import array_record_module
 import numpy as np
 
 from seekax.configuration.data import DataConfig
-from seekax.data import contents, pipeline, shards, split
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import contents, pipeline, shards, split, tokenizer_training
 from seekax.data.formats import DataError, Document
 from seekax.data.shards import CorruptRecordError, TokenFolder
 
@@ -26,7 +25,7 @@ class FolderTestCase(parameterized.TestCase):
     self.folder = pathlib.Path(
       self.enter_context(tempfile.TemporaryDirectory())
     )
-    self.tokenizer = tokenizer_lib.train([d.text for d in _DOCUMENTS], 300)
+    self.tokenizer = tokenizer_training.train([d.text for d in _DOCUMENTS], 300)
     written = [
       shards.write_shard(
         self.folder, f'part-{n}', _DOCUMENTS[20 * n :][:20], self.tokenizer
@@ -149,7 +148,7 @@ class FaultTest(FolderTestCase):
       self.open(skip_corrupt=True)
 
   def test_another_tokenizer_beside_the_shards_is_refused(self):
-    tokenizer_lib.train(['x'], 300).save(self.folder / shards.TOKENIZER)
+    tokenizer_training.train(['x'], 300).save(self.folder / shards.TOKENIZER)
     with self.assertRaisesRegex(DataError, 'not the tokenizer that the shards'):
       self.open()
 

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 import tokenizers
 from tokenizers import decoders, models
 
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import tokenizer_training
 from seekax.data.text_stream import stream
 
 _CONTROLS = ['<|bos|>', '<|eos|>', '<unk>']
@@ -27,7 +27,9 @@ def _vocabulary(words) -> dict[str, int]:
 
 
 def _byte_level() -> tokenizers.Tokenizer:
-  trained = tokenizer_lib.train(['def f(x):\n  return "中文 é 🎉"\n'] * 9, 300)
+  trained = tokenizer_training.train(
+    ['def f(x):\n  return "中文 é 🎉"\n'] * 9, 300
+  )
   return tokenizers.Tokenizer.from_str(trained.to_json())
 
 

@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import tokenizers
 
-from seekax.data import sources
+from seekax.data import sources, tokenizer_files, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
 
 _TEXTS = (
@@ -41,7 +41,7 @@ _FOUR = (('<s>', True), ('</s>', True), ('<|eot|>', True), ('[GO]', False))
 
 
 def _small() -> tokenizer_lib.Tokenizer:
-  return tokenizer_lib.train(_TEXTS, 320)
+  return tokenizer_training.train(_TEXTS, 320)
 
 
 def _with_controls(*added: tuple[str, dict[str, bool]]) -> str:
@@ -84,7 +84,7 @@ class TrainTest(parameterized.TestCase):
       self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
 
   def test_smallest_vocabulary_holds_every_byte(self):
-    tokenizer = tokenizer_lib.train([], tokenizer_lib.MIN_VOCAB_SIZE)
+    tokenizer = tokenizer_training.train([], tokenizer_lib.MIN_VOCAB_SIZE)
     self.assertEqual(tokenizer.vocab_size, 258)
     text = 'é漢🙂\x00'
     self.assertLen(tokenizer.encode(text), len(text.encode()))
@@ -127,7 +127,7 @@ class TrainTest(parameterized.TestCase):
       np.testing.assert_array_equal(ids, tokenizer.encode(text))
 
   def test_digits_go_in_threes_and_indentation_in_one(self):
-    tokenizer = tokenizer_lib.train(['12345678\n        x\n' * 50], 400)
+    tokenizer = tokenizer_training.train(['12345678\n        x\n' * 50], 400)
     pieces = [
       tokenizer.decode([i]) for i in tokenizer.encode('1234\n        x')
     ]
@@ -135,10 +135,10 @@ class TrainTest(parameterized.TestCase):
 
   def test_training_is_deterministic_across_processes(self):
     program = (
-      'from seekax.data import tokenizer\n'
-      f'print(tokenizer.train({_TEXTS!r}, 400).to_json(), end="")'
+      'from seekax.data import tokenizer_training\n'
+      f'print(tokenizer_training.train({_TEXTS!r}, 400).to_json(), end="")'
     )
-    here = tokenizer_lib.train(_TEXTS, 400).to_json()
+    here = tokenizer_training.train(_TEXTS, 400).to_json()
     there = subprocess.run(
       [sys.executable, '-c', program],
       env={**os.environ, 'PYTHONHASHSEED': '7', 'RAYON_NUM_THREADS': '1'},
@@ -150,7 +150,7 @@ class TrainTest(parameterized.TestCase):
   @parameterized.parameters(-1, 0, 257)
   def test_too_small_vocabulary_is_an_error(self, vocab_size):
     with self.assertRaisesRegex(sources.DataError, f'={vocab_size} is below'):
-      tokenizer_lib.train(_TEXTS, vocab_size)
+      tokenizer_training.train(_TEXTS, vocab_size)
 
   def test_lone_surrogate_is_an_error(self):
     with self.assertRaisesRegex(sources.DataError, 'not valid Unicode'):
@@ -173,7 +173,7 @@ class LoadTest(parameterized.TestCase):
   def test_saved_file_loads_the_same(self):
     tokenizer = _small()
     tokenizer.save(self.path)
-    loaded = tokenizer_lib.load(self.path)
+    loaded = tokenizer_files.load(self.path)
     self.assertEqual(loaded.to_json(), tokenizer.to_json())
     for text in _TEXTS:
       np.testing.assert_array_equal(loaded.encode(text), tokenizer.encode(text))
@@ -183,7 +183,7 @@ class LoadTest(parameterized.TestCase):
     self.write(('<s>', True), ('</s>', True), ('<think>', False))
     content = self.path.read_bytes().replace(b', ', b',\r\n')
     self.path.write_bytes(content)
-    tokenizer_lib.load(self.path).save(self.path)
+    tokenizer_files.load(self.path).save(self.path)
     self.assertEqual(self.path.read_bytes(), content)
 
   @parameterized.parameters(
@@ -197,7 +197,7 @@ class LoadTest(parameterized.TestCase):
   )
   def test_well_known_control_tokens_are_found(self, bos, eos):
     self.write((bos, True), (eos, True))
-    tokenizer = tokenizer_lib.load(self.path)
+    tokenizer = tokenizer_files.load(self.path)
     self.assertEqual((tokenizer.bos_id, tokenizer.eos_id), (318, 319))
     ids = tokenizer.encode(f'{bos}x{eos}')
     self.assertLess(ids.max(), 318)
@@ -207,24 +207,24 @@ class LoadTest(parameterized.TestCase):
     tokenizer = json.loads(_small().to_json())
     tokenizer['model']['vocab']['unused'] = 500
     self.path.write_text(json.dumps(tokenizer))
-    self.assertEqual(tokenizer_lib.load(self.path).vocab_size, 501)
+    self.assertEqual(tokenizer_files.load(self.path).vocab_size, 501)
 
   def test_ids_that_the_library_would_replace_are_an_error(self):
     self.write(('<s>', True), ('</s>', True))
     content = self.path.read_text().replace('"id": 319', '"id": 400')
     self.path.write_text(content)
     with self.assertRaisesRegex(sources.DataError, "'</s>' has id 400 .* 319"):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_unmarked_control_token_is_shown_but_not_read_from_text(self):
     self.write(('<s>', True), ('</s>', True), ('<think>', False))
-    tokenizer = tokenizer_lib.load(self.path)
+    tokenizer = tokenizer_files.load(self.path)
     self.assertNotIn(320, tokenizer.encode('<think>'))
     self.assertEqual(tokenizer.decode([320]), '<think>')
 
   def test_added_run_of_spaces_stays_a_token(self):
     self.write(('<s>', True), ('</s>', True), (' ' * 8, False))
-    tokenizer = tokenizer_lib.load(self.path)
+    tokenizer = tokenizer_files.load(self.path)
     self.assertIn(320, tokenizer.encode('x' + ' ' * 8 + 'y'))
 
   def test_truncation_and_padding_of_the_file_are_ignored(self):
@@ -237,7 +237,7 @@ class LoadTest(parameterized.TestCase):
       truncation={**truncation, 'strategy': 'LongestFirst'},
       padding={**padding, 'pad_token': '[PAD]'},
     )
-    tokenizer = tokenizer_lib.load(self.path)
+    tokenizer = tokenizer_files.load(self.path)
     text = 'q w r t z'
     self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
 
@@ -248,7 +248,7 @@ class LoadTest(parameterized.TestCase):
   def test_missing_control_token_is_an_error(self, added, message):
     self.write(*added)
     with self.assertRaisesRegex(sources.DataError, f'json: .*{message}'):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   @parameterized.parameters(
     ('', 'not a tokenizer.json'),
@@ -259,35 +259,35 @@ class LoadTest(parameterized.TestCase):
   def test_broken_file_is_named(self, content, message):
     self.path.write_bytes(content.encode('utf-8', 'surrogateescape'))
     with self.assertRaisesRegex(sources.DataError, f'{self.path}.*{message}'):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_cut_file_is_an_error(self):
     self.path.write_text(_small().to_json()[:-100])
     with self.assertRaisesRegex(sources.DataError, 'not a tokenizer.json'):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_missing_file_and_folder_are_named(self):
     for path in (self.path, self.path.parent):
       with self.assertRaisesRegex(sources.DataError, f'cannot read .*{path}'):
-        tokenizer_lib.load(path)
+        tokenizer_files.load(path)
 
   def test_given_names_win_over_known_ones(self):
     self.write(*_FOUR)
-    tokenizer = tokenizer_lib.load(self.path, eos='<|eot|>')
+    tokenizer = tokenizer_files.load(self.path, eos='<|eot|>')
     self.assertEqual((tokenizer.bos, tokenizer.bos_id), ('<s>', 318))
     self.assertEqual((tokenizer.eos, tokenizer.eos_id), ('<|eot|>', 320))
-    tokenizer = tokenizer_lib.load(self.path, bos='[GO]')
+    tokenizer = tokenizer_files.load(self.path, bos='[GO]')
     self.assertEqual((tokenizer.bos, tokenizer.bos_id), ('[GO]', 321))
 
   def test_unknown_given_name_is_an_error(self):
     self.write(*_FOUR)
     for names in ({'bos': '<|eot'}, {'eos': '<|eot'}):
       with self.assertRaisesRegex(sources.DataError, "json: .*'<|eot'.*given"):
-        tokenizer_lib.load(self.path, **names)
+        tokenizer_files.load(self.path, **names)
 
   def test_given_name_is_not_read_from_text(self):
     self.write(*_FOUR)
-    tokenizer = tokenizer_lib.load(self.path, bos='[GO]')
+    tokenizer = tokenizer_files.load(self.path, bos='[GO]')
     self.assertNotIn(321, tokenizer.encode('[GO]'))
     self.assertIn(321, tokenizer.encode_with_controls('[GO]'))
 
@@ -296,20 +296,20 @@ class LoadTest(parameterized.TestCase):
     definition['model']['vocab']['other'] = 5
     self.path.write_text(json.dumps(definition))
     with self.assertRaisesRegex(sources.DataError, "'other' share the id 5"):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_id_beyond_int32_is_an_error(self):
     definition = json.loads(_small().to_json())
     definition['model']['vocab']['far'] = 2**31
     self.path.write_text(json.dumps(definition))
     with self.assertRaisesRegex(sources.DataError, "'far' .* out of range"):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_key_that_occurs_twice_is_an_error(self):
     content = _small().to_json().replace('"a":', '"b":1,"a":')
     self.path.write_text(content)
     with self.assertRaisesRegex(sources.DataError, "'b' occurs twice"):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_added_token_that_occurs_twice_is_an_error(self):
     self.write(('<s>', True), ('</s>', True))
@@ -317,7 +317,7 @@ class LoadTest(parameterized.TestCase):
     definition['added_tokens'].append(definition['added_tokens'][0])
     self.path.write_text(json.dumps(definition))
     with self.assertRaisesRegex(sources.DataError, "'<s>' occurs twice"):
-      tokenizer_lib.load(self.path)
+      tokenizer_files.load(self.path)
 
   def test_embedding_needs_a_row_for_every_id(self):
     tokenizer = _small()
@@ -342,7 +342,7 @@ class LoadTest(parameterized.TestCase):
     ('{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', '<s>', '</s>'),
   )
   def test_folder_names_its_control_tokens(self, config, bos, eos):
-    tokenizer = tokenizer_lib.load_folder(self.folder(config))
+    tokenizer = tokenizer_files.load_folder(self.folder(config))
     self.assertEqual((tokenizer.bos, tokenizer.eos), (bos, eos))
 
   @parameterized.parameters(
@@ -357,7 +357,7 @@ class LoadTest(parameterized.TestCase):
   )
   def test_broken_config_of_a_folder_is_named(self, config, message):
     with self.assertRaisesRegex(sources.DataError, message) as raised:
-      tokenizer_lib.load_folder(self.folder(config))
+      tokenizer_files.load_folder(self.folder(config))
     self.assertNotIn('\n', str(raised.exception))
 
   def test_tokens_of_the_config_alone_are_one_id_each(self):
@@ -366,7 +366,7 @@ class LoadTest(parameterized.TestCase):
       str(i): {'content': x, 'special': i < 323} for i, x in names.items()
     }
     config = json.dumps({'added_tokens_decoder': entries})
-    tokenizer = tokenizer_lib.load_folder(self.folder(config))
+    tokenizer = tokenizer_files.load_folder(self.folder(config))
     self.assertEqual(tokenizer.vocab_size, 324)
     ids = tokenizer.encode_with_controls('x<|im_end|>')
     self.assertEqual(ids[-1], 322)
@@ -387,7 +387,7 @@ class LoadTest(parameterized.TestCase):
   def test_tokens_of_the_config_that_can_not_be_are_refused(self, given, words):
     config = json.dumps({'added_tokens_decoder': given or [1]})
     with self.assertRaisesRegex(sources.DataError, words):
-      tokenizer_lib.load_folder(self.folder(config))
+      tokenizer_files.load_folder(self.folder(config))
 
   def test_for_other_tools_bos_comes_before_every_text(self):
     tokenizer = _small()
@@ -406,20 +406,20 @@ class LoadTest(parameterized.TestCase):
     path = self.folder(None) / 'tokenizer_config.json'
     os.mkfifo(path)
     with self.assertRaisesRegex(sources.DataError, 'json is not a file'):
-      tokenizer_lib.load_folder(path.parent)
+      tokenizer_files.load_folder(path.parent)
     path.unlink()
     path.symlink_to('nowhere')
     with self.assertRaisesRegex(sources.DataError, 'cannot read .*config.json'):
-      tokenizer_lib.load_folder(path.parent)
+      tokenizer_files.load_folder(path.parent)
 
   def test_folder_without_a_tokenizer_is_an_error(self):
     with self.assertRaisesRegex(
       sources.DataError, f'cannot read .*{self.path}'
     ):
-      tokenizer_lib.load_folder(self.path.parent)
+      tokenizer_files.load_folder(self.path.parent)
     self.path.with_name('tiktoken.model').write_text('')
     with self.assertRaisesRegex(sources.DataError, 'tiktoken.model but no tok'):
-      tokenizer_lib.load_folder(self.path.parent)
+      tokenizer_files.load_folder(self.path.parent)
 
 
 class ControlsTest(parameterized.TestCase):
@@ -559,13 +559,13 @@ class CacheTest(parameterized.TestCase):
     return [path for path in self.folder.rglob('*') if path.is_file()]
 
   def assert_not_trained(self, documents, vocab_size=300):
-    with mock.patch.object(tokenizer_lib, 'train') as train:
-      tokenizer = tokenizer_lib.for_corpus(documents, vocab_size)
+    with mock.patch.object(tokenizer_training, 'train') as train:
+      tokenizer = tokenizer_training.for_corpus(documents, vocab_size)
     train.assert_not_called()
     return tokenizer
 
   def test_second_call_takes_the_same_tokenizer_from_the_cache(self):
-    trained = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    trained = tokenizer_training.for_corpus(_DOCUMENTS, 300)
     cached = self.assert_not_trained(_DOCUMENTS)
     self.assertEqual(cached.to_json(), trained.to_json())
     self.assertLen(self.files(), 1)
@@ -575,36 +575,36 @@ class CacheTest(parameterized.TestCase):
     renamed = [sources.Document('other', first.text), *_DOCUMENTS[1:]]
     changed = [sources.Document(first.name, 'x'), *_DOCUMENTS[1:]]
     for documents in (_DOCUMENTS, renamed, changed):
-      tokenizer_lib.for_corpus(documents, 300)
-    tokenizer_lib.for_corpus(_DOCUMENTS, 301)
+      tokenizer_training.for_corpus(documents, 300)
+    tokenizer_training.for_corpus(_DOCUMENTS, 301)
     self.assertLen(self.files(), 4)
 
   @parameterized.parameters(b'', b'\xff\xff', b'{}')
   def test_corrupt_file_is_retrained_and_replaced(self, content):
-    trained = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    trained = tokenizer_training.for_corpus(_DOCUMENTS, 300)
     self.files()[0].write_bytes(content)
-    again = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    again = tokenizer_training.for_corpus(_DOCUMENTS, 300)
     self.assertEqual(again.to_json(), trained.to_json())
     self.assert_not_trained(_DOCUMENTS)
 
   def test_one_flipped_bit_is_noticed(self):
-    trained = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    trained = tokenizer_training.for_corpus(_DOCUMENTS, 300)
     (path,) = self.files()
     content = bytearray(path.read_bytes())
     content[content.rindex(b'"a"') + 1] ^= 2
     path.write_bytes(content)
-    again = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+    again = tokenizer_training.for_corpus(_DOCUMENTS, 300)
     self.assertEqual(again.to_json(), trained.to_json())
 
   def test_unwritable_cache_is_no_error(self):
     (self.folder / 'file').write_text('')
     with mock.patch.dict(os.environ, {'SEEKAX_CACHE': f'{self.folder}/file'}):
-      tokenizer = tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+      tokenizer = tokenizer_training.for_corpus(_DOCUMENTS, 300)
     self.assertEqual(tokenizer.vocab_size, 300)
 
   def test_failed_write_leaves_no_file(self):
     with mock.patch.object(os, 'fsync', side_effect=OSError(28, 'no space')):
-      tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+      tokenizer_training.for_corpus(_DOCUMENTS, 300)
     self.assertEmpty(self.files())
 
   def test_cache_folder_follows_the_environment(self):
@@ -614,7 +614,7 @@ class CacheTest(parameterized.TestCase):
     ):
       environment = {name: str(self.folder / 'x')}
       with mock.patch.dict(os.environ, environment, clear=True):
-        tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+        tokenizer_training.for_corpus(_DOCUMENTS, 300)
       self.assertTrue((self.folder / expected).is_dir())
 
   def test_no_home_folder_is_no_error(self):
@@ -623,11 +623,11 @@ class CacheTest(parameterized.TestCase):
       mock.patch.dict(os.environ, environment),
       mock.patch.object(pathlib.Path, 'home', side_effect=RuntimeError),
     ):
-      tokenizer_lib.for_corpus(_DOCUMENTS, 300)
+      tokenizer_training.for_corpus(_DOCUMENTS, 300)
 
   def test_too_small_vocabulary_is_an_error(self):
     with self.assertRaisesRegex(sources.DataError, 'is below 258'):
-      tokenizer_lib.for_corpus(_DOCUMENTS, 100)
+      tokenizer_training.for_corpus(_DOCUMENTS, 100)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ import published
 from seekax.cli import main
 from seekax.configuration.config import to_dict
 from seekax.configuration.errors import InputError
-from seekax.data import formats, tokenizer
+from seekax.data import formats, tokenizer_files, tokenizer_training
 from seekax.files import one_line
 from seekax.storage import checkpoint, manifest, rows, token_file
 from seekax.storage import open as open_lib
@@ -68,7 +68,7 @@ def _make(root: pathlib.Path) -> None:
   (root / 'text').mkdir()
   (root / 'text' / 'a.jsonl').write_text(text)
   np.save(root / 'text' / 'ids.npy', np.arange(24).reshape(2, 12))
-  made = tokenizer.train(['def f(x): return x\n' * 9], 300)
+  made = tokenizer_training.train(['def f(x): return x\n' * 9], 300)
   made.save(root / 'single' / 'tokenizer.json')
 
 
@@ -199,7 +199,7 @@ def _load(source: pathlib.Path) -> int:
 
 
 def _read_tokenizer(folder: pathlib.Path) -> int:
-  found = tokenizer.load_folder(folder / 'single')
+  found = tokenizer_files.load_folder(folder / 'single')
   found.decode(found.encode('def f(x): é\n'))
   return _inspect('single')(folder)
 

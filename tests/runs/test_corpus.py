@@ -7,7 +7,7 @@ from absl.testing import absltest
 import numpy as np
 
 from seekax.configuration.errors import ConfigError
-from seekax.data import shard_writer, split
+from seekax.data import shard_writer, split, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError
 from seekax.data.shards import TokenFolder
@@ -81,7 +81,7 @@ class ConversationTest(absltest.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     texts = [f'question {n} ' * 20 for n in range(60)]
-    self.tokenizer = tokenizer_lib.train(texts, 300)
+    self.tokenizer = tokenizer_training.train(texts, 300)
     self.tokenizer.save(self.folder / 'tokenizer.json')
     talks = [[{'role': 'user', 'content': text}] for text in texts]
     lines = [json.dumps({'messages': talk}) for talk in talks]
@@ -123,7 +123,7 @@ class MixtureTest(absltest.TestCase):
     others = [f'words of text {n} ' * 30 for n in range(40)]
     lines = [json.dumps({'text': text}) for text in texts[::2] + others]
     (cls.folder / 'lines.jsonl').write_text('\n'.join(lines))
-    cls.tokenizer = tokenizer_lib.train(texts, 300)
+    cls.tokenizer = tokenizer_training.train(texts, 300)
     cls.tokenizer.save(cls.folder / 'tokenizer.json')
     shard_writer.tokenize(
       str(cls.folder / 'lines.jsonl'),
@@ -158,7 +158,7 @@ class MixtureTest(absltest.TestCase):
 
   def test_going_on_is_exact_with_everything_switched_on(self):
     texts = [p.read_text() for p in sorted((self.folder / 'files').iterdir())]
-    tokenizer = tokenizer_lib.train(texts, 310, tokenizer_lib.FIM)
+    tokenizer = tokenizer_training.train(texts, 310, tokenizer_lib.FIM)
     config = self.config(
       '0.6*{0}/files,0.4*{0}/lines.jsonl',
       fim_rate=0.9,
@@ -212,7 +212,7 @@ class MixtureTest(absltest.TestCase):
       corpus_lib.load(self.config('{0}/tokens', fim_rate=0.1))
 
   def test_tokens_of_another_tokenizer_are_refused(self):
-    other = tokenizer_lib.train(['other words'], 280)
+    other = tokenizer_training.train(['other words'], 280)
     with self.assertRaisesRegex(DataError, 'written with another tokenizer'):
       corpus_lib.load(self.config('{0}/tokens'), other)
 

@@ -23,7 +23,7 @@ import published
 from seekax.configuration.config import Config, to_dict
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import tokenizer_training
 from seekax.storage import checkpoint, fp8, names, rewrite, weights
 from seekax.storage import convert as convert_lib
 from seekax.storage import open as open_lib
@@ -657,7 +657,9 @@ class RefusedTest(ConvertCase):
 
   def test_a_tokenizer_larger_than_the_embedding_is_refused(self):
     self.write()
-    tokenizer_lib.train(['x y z'], 258).save(self.source / 'tokenizer.json')
+    tokenizer_training.train(['x y z'], 258).save(
+      self.source / 'tokenizer.json'
+    )
     self.refused('tokenizer.json', 'ids up to 257', 'only 29 rows')
 
   def test_a_broken_tokenizer_is_refused(self):

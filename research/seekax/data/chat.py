@@ -17,7 +17,7 @@ import subprocess
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.data import child
+from seekax.data import child, tokenizer_files
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.child import limit
 from seekax.data.formats import Rendered, Rules
@@ -53,14 +53,14 @@ def find_template(folder: pathlib.Path) -> str:
   Raises:
     InputError: a file is broken or too large.
   """
-  text = tokenizer_lib.read_small(
+  text = tokenizer_files.read_small(
     folder / 'chat_template.jinja', _MAX_TEMPLATE_BYTES
   )
   if text:
     return text
   for name in ('tokenizer_config.json', 'chat_template.json'):
     path = folder / name
-    template = tokenizer_lib.read_json(path).get('chat_template')
+    template = tokenizer_files.read_json(path).get('chat_template')
     if text := _default_template(path, template):
       return text
   return ''

@@ -18,9 +18,8 @@ import pathlib
 import threading
 from typing import Any
 
-from seekax.data import chat, formats, sources
+from seekax.data import chat, formats, sources, tokenizer_files
 from seekax.data import shards as shards_lib
-from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
 from seekax.data.shards import Shard
 from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
@@ -144,8 +143,8 @@ def _parse(source: str) -> sources.Source:
 
 def _load_tokenizer(path: str) -> Tokenizer:
   if os.path.isdir(path):
-    return tokenizer_lib.load_folder(pathlib.Path(path))
-  return tokenizer_lib.load(path)
+    return tokenizer_files.load_folder(pathlib.Path(path))
+  return tokenizer_files.load(path)
 
 
 def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
@@ -171,7 +170,7 @@ def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
   for name in (TOKENS_MANIFEST, TOKENS_PLAN):
     if not (folder / name).is_file():
       continue
-    found = tokenizer_lib.read_json(folder / name, max_bytes=1 << 30)
+    found = tokenizer_files.read_json(folder / name, max_bytes=1 << 30)
     is_ours = found.keys() >= {'source_sha256', 'tokenizer_sha256'}
     begun = name == TOKENS_MANIFEST or any(folder.glob('part-*.done'))
     if is_ours and not begun:
@@ -294,7 +293,7 @@ def _part(number: int) -> str:
 
 def _finished(folder: pathlib.Path, number: int) -> Shard | None:
   """Returns a shard that an earlier call wrote, if its files are all there."""
-  entry = tokenizer_lib.read_json(folder / f'{_part(number)}.done')
+  entry = tokenizer_files.read_json(folder / f'{_part(number)}.done')
   if not entry:
     return None
   shard = Shard(**entry)

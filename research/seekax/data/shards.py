@@ -20,8 +20,7 @@ from typing import Any
 from array_record.python import array_record_module
 import numpy as np
 
-from seekax.data import split
-from seekax.data import tokenizer as tokenizer_lib
+from seekax.data import split, tokenizer_files
 from seekax.data.documents import frame
 from seekax.data.formats import DataError, Document
 from seekax.data.sources import TOKENS_MANIFEST
@@ -158,7 +157,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     DataError: it is unreadable, or seekax tokenize didn't write it.
   """
   path = folder / TOKENS_MANIFEST
-  manifest = tokenizer_lib.read_json(path, max_bytes=1 << 30)
+  manifest = tokenizer_files.read_json(path, max_bytes=1 << 30)
   if manifest.get('format') != FORMAT:
     raise DataError(
       f'{path} has the format {manifest.get("format")!r}, this seekax reads '
@@ -225,7 +224,7 @@ class TokenFolder:
       self._verify(number, shard, skip_corrupt)
 
   def _read_tokenizer(self, manifest: dict[str, Any]) -> Tokenizer:
-    tokenizer = tokenizer_lib.load(
+    tokenizer = tokenizer_files.load(
       self.path / TOKENIZER, manifest['bos'], manifest['eos']
     )
     if sha256_of(tokenizer) != manifest['tokenizer_sha256']:

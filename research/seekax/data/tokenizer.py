@@ -14,16 +14,15 @@ import re
 from typing import Any
 
 import numpy as np
-import tokenizers
-from tokenizers import (
-  decoders,
-  models,
-  pre_tokenizers,
-  processors,
-  trainers,
-)
+from tokenizers import processors
 
-from seekax.data import foreign_tokenizer, long_text, sources, text_stream
+from seekax.data import long_text, sources, text_stream
+from seekax.data.tokenizer_checks import (
+  check_added_ids,
+  check_ids,
+  parse,
+  unique_keys,
+)
 from seekax.files import write_atomically
 
 BOS = '<|bos|>'
@@ -45,22 +44,8 @@ _FIM_NAMES = (
   ('<|fim_prefix|>', '<|fim_suffix|>', '<|fim_middle|>'),
   ('<fim_prefix>', '<fim_suffix>', '<fim_middle>'),
 )
-
-# Words take one character before them (a space, a dot, an underscore), digits
-# go in threes, punctuation takes the line ends after it, and indentation is
-# one piece that starts after the line end: so a prompt that ends in a newline
-# is split like the same text in the middle of a file.
-_PIECES = (
-  r'[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*'
-  r'|\s*[\r\n]+|[ \t]{2,}|\s+'
-)
 _SPACES = re.compile(r'\s*')
 _WORD = re.compile(r'\w')
-_ADDED_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
-_MAX_CONFIG_BYTES = 16 << 20
-_MAX_TOKENIZER_BYTES = 256 << 20
-# Part of the cache key: raise it with every change to `train`.
-_RECIPE_VERSION = 1
 # An encoding takes some hundred bytes per token until its ids are copied out.
 _BLOCK_CHARACTERS = 1 << 19
 
@@ -91,12 +76,12 @@ class Tokenizer:
         lacks the BOS or EOS token.
     """
     self._source = source
-    self._decoder = _parse(source)
-    definition = json.loads(source, object_pairs_hook=_unique_keys)
+    self._decoder = parse(source)
+    definition = json.loads(source, object_pairs_hook=unique_keys)
     added = definition.get('added_tokens') or ()
     vocabulary = self._decoder.get_vocab()
-    _check_added_ids(added, self._decoder)
-    _check_ids(vocabulary)
+    check_added_ids(added, self._decoder)
+    check_ids(vocabulary)
     self.vocab_size = 1 + max(vocabulary.values(), default=-1)
     self.bos = self._find('BOS', (bos,) if bos else _BOS_NAMES)
     self.bos_id = self._decoder.token_to_id(self.bos)
@@ -109,7 +94,7 @@ class Tokenizer:
     if not all(token['special'] for token in controls):
       for token in controls:
         token['special'] = True
-      self._encoder = _parse(json.dumps(definition))
+      self._encoder = parse(json.dumps(definition))
     self._encoder.encode_special_tokens = True
     self._encoder.no_truncation()
     self._encoder.no_padding()
@@ -344,7 +329,7 @@ class Tokenizer:
     It is unchanged if it has a post-processor already. seekax doesn't run the
     post-processor; other tools do.
     """
-    made = _parse(self._source)
+    made = parse(self._source)
     if made.post_processor is not None:
       return self._source
     made.post_processor = processors.TemplateProcessing(
@@ -361,366 +346,6 @@ class Tokenizer:
       OSError: the folder is missing or can't be written.
     """
     write_atomically(pathlib.Path(path), self._source)
-
-
-def train(
-  texts: Sequence[str], vocab_size: int, more_controls: Sequence[str] = ()
-) -> Tokenizer:
-  """Trains a byte-level BPE; BOS is 0, EOS is 1, decode inverts encode.
-
-  The result is deterministic. From little text the vocabulary stays smaller
-  than asked for.
-
-  Args:
-    texts: texts to learn from.
-    vocab_size: maximum number of tokens.
-    more_controls: control tokens that get ids from 2 on, such as `FIM`.
-
-  Raises:
-    DataError: `vocab_size` leaves no room for the 256 bytes.
-  """
-  least = MIN_VOCAB_SIZE + len(more_controls)
-  if vocab_size < least:
-    raise sources.DataError(
-      f'vocab_size={vocab_size} is below {least}, the 256 bytes, '
-      f'{"BOS and EOS" if not more_controls else "BOS, EOS and other controls"}'
-      '; raise model.vocab_size'
-    )
-  tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = _words()
-  tokenizer.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    special_tokens=[BOS, EOS, *more_controls],
-    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    show_progress=False,
-  )
-  # A separate pre-tokenizer: the tokenizer's own is locked while it trains.
-  same_words = functools.partial(_same_words, _words())
-  pieces = (
-    piece for text in texts for piece in long_text.cut(text, same_words)
-  )
-  tokenizer.train_from_iterator(pieces, trainer)
-  return Tokenizer(tokenizer.to_str())
-
-
-def _words() -> pre_tokenizers.PreTokenizer:
-  return pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(_PIECES), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-
-
-def _same_words(
-  words: pre_tokenizers.PreTokenizer, left: str, gap: str, right: str
-) -> bool:
-  """Whether a cut leaves the words that a tokenizer learns from unchanged."""
-  whole, *parts = (
-    [word for word, _ in words.pre_tokenize_str(text)]
-    for text in (left + gap + right, left, right)
-  )
-  return whole == sum(parts, [])
-
-
-def load(
-  path: str | os.PathLike,
-  bos: str = '',
-  eos: str = '',
-  more_tokens: Sequence[dict[str, Any]] = (),
-) -> Tokenizer:
-  """Reads a Hugging Face tokenizer.json.
-
-  Args:
-    path: path of the file.
-    bos: see `Tokenizer`.
-    eos: see `Tokenizer`.
-    more_tokens: added tokens that stand in another file.
-
-  Raises:
-    DataError: the file is missing, broken, or lacks the BOS or EOS token.
-  """
-  try:
-    # Read as bytes: text mode would turn CRLF into LF, and `save` change it.
-    source = _read_bytes(pathlib.Path(path), _MAX_TOKENIZER_BYTES)
-    text = source.decode('utf-8')
-    foreign_tokenizer.check(text, _verdicts())
-    return Tokenizer(_with_tokens(text, more_tokens), bos, eos)
-  except OSError as error:
-    raise sources.DataError(
-      f'cannot read tokenizer {path} ({error.strerror}); give the path of a '
-      'tokenizer.json'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise sources.DataError(
-      f'tokenizer {path} is not UTF-8 at byte {error.start}; give a '
-      'tokenizer.json'
-    ) from error
-  except sources.DataError as error:
-    raise sources.DataError(f'{path}: {error}') from error
-
-
-def load_folder(folder: pathlib.Path) -> Tokenizer:
-  """Reads the tokenizer in a released model's folder.
-
-  It reads `tokenizer.json` and, if present, the names of BOS and EOS and the
-  added tokens in `tokenizer_config.json`. Nothing else in that file counts; the
-  code that its `auto_map` names is never run.
-
-  Raises:
-    DataError: see `load`; or `tokenizer_config.json` is broken.
-  """
-  path = folder / 'tokenizer.json'
-  if not os.path.exists(path) and os.path.exists(folder / 'tiktoken.model'):
-    raise sources.DataError(
-      f'{folder} has a tiktoken.model but no tokenizer.json; convert it first'
-    )
-  config_path = folder / 'tokenizer_config.json'
-  config = read_json(config_path)
-  bos, eos = (
-    _token_name(config_path, key, config.get(key))
-    for key in ('bos_token', 'eos_token')
-  )
-  return load(path, bos, eos, _config_tokens(config_path, config))
-
-
-def _config_tokens(
-  path: pathlib.Path, config: dict[str, Any]
-) -> list[dict[str, Any]]:
-  """The entries of `added_tokens_decoder`, as tokenizer.json spells them.
-
-  Raises:
-    DataError: they don't map ids to objects with a name.
-  """
-  entries, found = config.get('added_tokens_decoder') or {}, []
-  if not isinstance(entries, dict):
-    raise sources.DataError(f'{path}: added_tokens_decoder is no JSON object')
-  for key, entry in entries.items():
-    name = entry.get('content') if isinstance(entry, dict) else None
-    if not (key.isdecimal() and len(key) < 11 and isinstance(name, str)):
-      raise sources.DataError(
-        f'{path}: added_tokens_decoder maps {key[:40]!r} to no token with a '
-        'content'
-      )
-    flags = {flag: entry.get(flag) is True for flag in _ADDED_FLAGS}
-    found.append({'id': int(key), 'content': name, **flags})
-  return sorted(found, key=lambda token: token['id'])
-
-
-def _with_tokens(source: str, tokens: Sequence[dict[str, Any]]) -> str:
-  """Adds the tokens that a tokenizer.json lacks; unchanged if it lacks none.
-
-  Transformers adds those that stand only in tokenizer_config.json, and a model
-  that was trained with them knows each as one id.
-
-  Raises:
-    DataError: the two files give a token different ids.
-  """
-  if not tokens:
-    return source
-  known = _parse(source)
-  missing = []
-  for token in tokens:
-    here = known.token_to_id(token['content'])
-    if here is None:
-      missing.append(token)
-    elif here != token['id']:
-      raise sources.DataError(
-        f'tokenizer_config.json gives {token["content"][:80]!r} the id '
-        f'{token["id"]}, tokenizer.json has it as {here}; take the original '
-        'files'
-      )
-  if not missing:
-    return source
-  definition = json.loads(source, object_pairs_hook=_unique_keys)
-  definition['added_tokens'] = [
-    *(definition.get('added_tokens') or ()),
-    *missing,
-  ]
-  return json.dumps(definition, ensure_ascii=False)
-
-
-def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
-  name = value.get('content') if isinstance(value, dict) else value
-  if name is not None and not isinstance(name, str):
-    raise sources.DataError(
-      f'{path}: {key} is neither a string nor an object with a content'
-    )
-  return name or ''
-
-
-def read_json(
-  path: pathlib.Path, max_bytes: int = _MAX_CONFIG_BYTES
-) -> dict[str, Any]:
-  """Reads a small JSON object; {} if there is no such file.
-
-  Raises:
-    DataError: the file is unreadable, too large or not a JSON object.
-  """
-  content = read_small(path, max_bytes)
-  if content is None:
-    return {}
-  try:
-    result = json.loads(content)
-  except (ValueError, RecursionError) as error:
-    raise sources.DataError(f'{path} is not JSON ({error})') from error
-  if not isinstance(result, dict):
-    raise sources.DataError(f'{path} is not a JSON object')
-  return result
-
-
-def read_small(path: pathlib.Path, max_bytes: int) -> str | None:
-  """Reads a UTF-8 file; None if it doesn't exist.
-
-  Raises:
-    DataError: it isn't a regular file, is unreadable, too large or not UTF-8.
-  """
-  if not os.path.lexists(path):
-    return None
-  try:
-    return _read_bytes(path, max_bytes).decode('utf-8')
-  except OSError as error:
-    raise sources.DataError(f'cannot read {path} ({error.strerror})') from error
-  except UnicodeDecodeError as error:
-    raise sources.DataError(
-      f'{path} is not UTF-8 at byte {error.start}'
-    ) from error
-
-
-def _read_bytes(path: pathlib.Path, max_bytes: int) -> bytes:
-  if path.exists() and not (path.is_file() or path.is_dir()):
-    raise sources.DataError(f'{path} is not a file')  # A pipe would block.
-  with path.open('rb') as file:
-    content = file.read(max_bytes + 1)
-  if len(content) > max_bytes:
-    raise sources.DataError(f'{path} is larger than {max_bytes} bytes')
-  return content
-
-
-def for_corpus(
-  documents: Sequence[sources.Document],
-  vocab_size: int,
-  more_controls: Sequence[str] = (),
-) -> Tokenizer:
-  """Trains on the documents, or returns the result of an earlier training.
-
-  Results are kept in `$SEEKAX_CACHE`, `$XDG_CACHE_HOME/seekax` or
-  `~/.cache/seekax`. If this cache can't be written or is corrupt, the tokenizer
-  is trained again.
-
-  Raises:
-    DataError: see `train`.
-  """
-  texts = [document.text for document in documents]
-  try:
-    folder = _cache_folder()
-  except RuntimeError:  # There is no home folder.
-    return train(texts, vocab_size, more_controls)
-  path = folder / f'{_corpus_key(documents, vocab_size, more_controls)}.bpe'
-  try:
-    return _load_cached(path)
-  except (OSError, ValueError):
-    tokenizer = train(texts, vocab_size, more_controls)
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = tokenizer.to_json()
-    write_atomically(path, f'{sources.sha256(content)}\n{content}')
-  except OSError:
-    pass
-  return tokenizer
-
-
-def _load_cached(path: pathlib.Path) -> Tokenizer:
-  digest, _, content = path.read_text(encoding='utf-8').partition('\n')
-  if digest != sources.sha256(content):
-    raise sources.DataError(f'{path} is corrupt')
-  return Tokenizer(content)
-
-
-def _verdicts() -> pathlib.Path | None:
-  """Folder of marks for tokenizers found sound; None without a home folder."""
-  try:
-    return _cache_folder() / 'tried'
-  except RuntimeError:
-    return None
-
-
-def _cache_folder() -> pathlib.Path:
-  if folder := os.environ.get('SEEKAX_CACHE'):
-    return pathlib.Path(folder, 'tokenizers')
-  if folder := os.environ.get('XDG_CACHE_HOME'):
-    return pathlib.Path(folder, 'seekax', 'tokenizers')
-  return pathlib.Path.home() / '.cache' / 'seekax' / 'tokenizers'
-
-
-def _corpus_key(
-  documents: Sequence[sources.Document],
-  vocab_size: int,
-  more_controls: Sequence[str],
-) -> str:
-  names_and_texts = [(d.name, sources.sha256(d.text)) for d in documents]
-  return sources.sha256(
-    json.dumps([_RECIPE_VERSION, vocab_size, names_and_texts, *more_controls])
-  )
-
-
-def _parse(source: str) -> tokenizers.Tokenizer:
-  try:
-    return tokenizers.Tokenizer.from_str(source)
-  except Exception as error:  # The library raises nothing more precise.
-    raise sources.DataError(
-      f'not a tokenizer.json of Hugging Face tokenizers ({error})'
-    ) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  result = dict(pairs)
-  if len(result) < len(pairs):
-    seen = set()
-    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-    raise sources.DataError(
-      f'the key {twice!r} occurs twice in one object; take the original file'
-    )
-  return result
-
-
-def _check_added_ids(
-  added: Sequence[dict[str, Any]], tokenizer: tokenizers.Tokenizer
-) -> None:
-  """Raises for a file some of whose ids the library silently replaces."""
-  seen = set()
-  for token in added:
-    name, ours = token['content'], tokenizer.token_to_id(token['content'])
-    if ours is None:
-      raise sources.DataError(f'the added token {name!r} is no token')
-    if ours != token['id']:
-      raise sources.DataError(
-        f'the added token {name!r} has id {token["id"]} but must '
-        f'have {ours}, the next after the vocabulary; take the original file'
-      )
-    if name in seen:
-      raise sources.DataError(
-        f'the added token {name!r} occurs twice; take the original file'
-      )
-    seen.add(name)
-
-
-def _check_ids(vocabulary: dict[str, int]) -> None:
-  """Raises for ids that two tokens share, or that don't fit int32."""
-  names = {}
-  for name, token_id in vocabulary.items():
-    if token_id > np.iinfo(np.int32).max:
-      raise sources.DataError(
-        f'the token {name!r} has id {token_id}, which is out of range; take '
-        'the original file'
-      )
-    if names.setdefault(token_id, name) != name:
-      first, second = sorted((names[token_id], name))
-      raise sources.DataError(
-        f'the tokens {first!r} and {second!r} share the id {token_id}; take '
-        'the original file'
-      )
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:

@@ -7,7 +7,15 @@ import numpy as np
 
 from seekax.configuration.config import Config
 from seekax.configuration.errors import ConfigError
-from seekax.data import chat, compression, contents, pipeline, sources
+from seekax.data import (
+  chat,
+  compression,
+  contents,
+  pipeline,
+  sources,
+  tokenizer_files,
+  tokenizer_training,
+)
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.augmentation import Augmentation
 from seekax.data.contents import Contents
@@ -74,7 +82,7 @@ def load(
   """
   data = config.data
   if tokenizer is None and data.tokenizer:
-    tokenizer = tokenizer_lib.load(data.tokenizer)
+    tokenizer = tokenizer_files.load(data.tokenizer)
   parts = contents.read(data, _rules(config, tokenizer))
   train_texts = sum((part.train_texts for part in parts), [])
   if data.fim_rate and any(text.mark for text in train_texts):
@@ -135,7 +143,7 @@ def _find_tokenizer(
     tokenizer = folders[0].tokenizer
   elif tokenizer is None:
     controls = tokenizer_lib.FIM if config.data.fim_rate else ()
-    tokenizer = tokenizer_lib.for_corpus(
+    tokenizer = tokenizer_training.for_corpus(
       train_texts, config.model.vocab_size, controls
     )
   for folder in folders:

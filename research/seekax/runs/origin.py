@@ -7,7 +7,8 @@ import shutil
 
 from seekax.configuration.config import Config
 from seekax.configuration.model import model_differences
-from seekax.data.tokenizer import load_folder, read_json, Tokenizer
+from seekax.data.tokenizer import Tokenizer
+from seekax.data.tokenizer_files import load_folder, read_json
 from seekax.files import write_atomically
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib

@@ -18,7 +18,8 @@ from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
 from seekax.configuration.model import ModelConfig
-from seekax.data.tokenizer import load_folder, read_json, Tokenizer
+from seekax.data.tokenizer import Tokenizer
+from seekax.data.tokenizer_files import load_folder, read_json
 from seekax.model.parameters import cast_params
 from seekax.model.weights import Weights
 from seekax.storage import checkpoint, hub, huggingface, names, weights
