@@ -13,8 +13,8 @@ def check_mesh(config: Config, sizes: dict[str, int] | None = None) -> None:
 
   Args:
     config: the run.
-    sizes: of every axis of MESH_AXES; None: those that parallel.mesh names, -1
-      counted as 1 as long as the devices aren't known.
+    sizes: size of every axis of MESH_AXES. None takes those that parallel.mesh
+      names, and 1 for -1, since the number of devices isn't known.
 
   Raises:
     ConfigError: something isn't divisible by the axes that split it.

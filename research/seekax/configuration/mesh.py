@@ -70,7 +70,7 @@ def mesh_sizes(
 
   Args:
     description: as `parallel.mesh`.
-    num_devices: what -1 is the rest of.
+    num_devices: number of devices that there are.
     advice: how to have another number of devices.
 
   Returns:

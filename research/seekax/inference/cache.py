@@ -15,7 +15,7 @@ from seekax.model.transformer import Transformer
 
 @struct.dataclass
 class Cache:
-  """What decoding needs of the positions so far.
+  """What decoding keeps of the positions so far.
 
   Attributes:
     layers: {'dense': entries, 'experts': entries}: a list with [B, M, ...] per

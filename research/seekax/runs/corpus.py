@@ -1,4 +1,4 @@
-"""The text of a run: training batches and held-out documents."""
+"""The data of a run: training batches and held-out documents."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -26,18 +26,18 @@ from seekax.storage import hub
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Tokenized text.
+  """Tokenized training and held-out text.
 
   Attributes:
-    tokenizer: what the tokens mean.
-    batches: endless training batches with a position.
-    train_documents: how many.
-    train_bytes: UTF-8 bytes of the training documents.
-    train_tokens: their tokens, bos and eos included.
-    heldout: int32 [bos, tokens..., eos] of every held-out document.
-    heldout_bytes: UTF-8 bytes of each.
-    compression: what gzip and xz make of the held-out documents.
-    fingerprint: of everything that decides the batches and the yardstick.
+    tokenizer: the tokenizer of all of it.
+    batches: endless training batches, whose position can be saved.
+    train_documents: number of training documents.
+    train_bytes: their length in UTF-8.
+    train_tokens: number of their tokens, BOS and EOS included.
+    heldout: int32 [BOS, tokens ..., EOS], one array per held-out document.
+    heldout_bytes: length of each in UTF-8.
+    compression: bits per byte that gzip and xz need for them.
+    fingerprint: hash of everything that decides the batches and held-out text.
   """
 
   tokenizer: Tokenizer
@@ -74,7 +74,7 @@ def load(
     config: the run.
     tokenizer: the one that the run's weights know, if they know one.
     process: the number of this process, which reads its own shards alone.
-    num_processes: of the run.
+    num_processes: number of processes of the run.
 
   Raises:
     DataError: a source or the tokenizer can't be used.

@@ -1,4 +1,4 @@
-"""What a run says of itself: rows of metrics, evaluations, samples."""
+"""The journal of a run: rows of metrics, evaluations, samples."""
 
 import dataclasses
 import math
@@ -31,15 +31,16 @@ class NonFiniteError(RuntimeError):
 
 @dataclasses.dataclass
 class Progress:
-  """What a checkpoint keeps beside the state; JSON.
+  """What a checkpoint holds beside the state, as JSON.
 
   Attributes:
-    data: position of the batches, after the last one trained on.
-    fingerprint: of the data.
-    train_seconds: summed over resumes; no compilation, evaluation or saving.
-    compile_seconds: of the last start.
-    ema_updates: of the averaged weights.
-    mesh: that the state lay on; '' where it wasn't written yet.
+    data: position in the data after the last batch trained on.
+    fingerprint: hash of everything that decides the data.
+    train_seconds: time in steps, summed over all starts of the run, without
+      compilation, evaluation and saving.
+    compile_seconds: time that the last start spent on compiling.
+    ema_updates: number of updates of the averaged weights.
+    mesh: the mesh that the state lay on; '' in checkpoints without this field.
   """
 
   data: dict[str, Any]
@@ -92,10 +93,10 @@ class Journal:
     """Waits for a step, times it, checks it and logs it if it is due.
 
     Args:
-      step: its number, from 1.
-      metrics: of the step.
-      records: what its batch was made of.
-      first: whether its time is compilation and more.
+      step: number of the step, counted from 1.
+      metrics: what the step reported.
+      records: the documents that its batch was made of.
+      first: whether its time includes compilation.
     """
     loss = float(metrics.loss)
     norm = float(metrics.gradient_norm)
@@ -240,7 +241,7 @@ class Journal:
       f'(all of it: gzip {corpus.compression.gzip:.4f}, '
       f'xz {corpus.compression.xz:.4f})'
       + ''.join(
-        f'; MTP {k} predicts {share:.1%} of its next tokens'
+        f"; {share:.1%} of MTP {k}'s drafts are the model's choice"
         for k, share in enumerate(accepted, start=1)
       )
     )

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, the screen.
+"""Writes the metrics of a run to metrics.jsonl, TensorBoard and the screen.
 
 Rows of metrics.jsonl are JSON objects with a `kind`: train, eval, load, sample,
 skipped.
@@ -64,13 +64,13 @@ class MetricsWriter:
     total_steps: int,
     routers: Sequence[str] = (),
   ):
-    """Drops what was written of later steps.
+    """Opens the files, and drops rows of steps after `step`.
 
     Args:
-      workdir: of the run.
-      step: the one that the run goes on from.
-      total_steps: of the run.
-      routers: names of all routers, the MTP modules' last.
+      workdir: folder of the run.
+      step: step that the run goes on from.
+      total_steps: number of steps of the whole run.
+      routers: names of all routers, those of the MTP modules last.
     """
     self._routers = routers
     cut_back(workdir / workdir_lib.METRICS, step)
@@ -123,7 +123,7 @@ class MetricsWriter:
       self._keep_sample(step, values['prompt'], values['text'])
 
   def _names(self, name: str, values: Sequence[float]) -> Sequence[str]:
-    """Which router each value of a list is of."""
+    """Names of the routers that the values of a list belong to."""
     if len(self._routers) < len(values):
       return [str(i) for i in range(len(values))]
     if name in _MTP_LISTS:
@@ -166,7 +166,7 @@ class MetricsWriter:
 
 
 class Silence(MetricsWriter):
-  """What the other processes of a run have in place of a writer."""
+  """A writer that writes nothing, for all processes but the first."""
 
   def __init__(self):
     pass

@@ -1,4 +1,4 @@
-"""Where a run's weights come from, if it doesn't start from random ones."""
+"""Finds where a run begins: a checkpoint, other weights, or random ones."""
 
 import dataclasses
 import json
@@ -110,7 +110,7 @@ def keep_tokenizer(
   for name in workdir_lib.TOKENIZER_COMPANIONS:
     if (origin.folder / name).is_file():
       shutil.copyfile(origin.folder / name, workdir / name)
-  # What its config.json says of them has no other place in a workdir.
+  # A workdir has no other place for the ends that its config.json names.
   path = workdir / GENERATION_CONFIG
   fields = read_json(path) | {'eos_token_id': list(origin.end_ids())}
   write_atomically(path, json.dumps(fields, indent=2) + '\n')

@@ -12,7 +12,7 @@ from seekax.data.pipeline import Batch, BatchIterator, micro_batches, Records
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-  """A batch as it is handed out, and what is known when it was made."""
+  """A batch that is ready, and the state of its source after it was made."""
 
   batch: Any
   position: dict[str, Any]
@@ -23,9 +23,9 @@ class _Made:
 class Prefetcher:
   """Reads one batch ahead, in a thread of its own.
 
-  Its position is that of the last batch handed out, whatever was read beyond
-  it, so that a run that goes on from there misses none. What the source raises
-  is raised where the batch in question is asked for.
+  Its position is that of the last batch handed out, not of the last one read,
+  so that a run that goes on from there misses no batch. An exception of the
+  source is raised when its batch is asked for.
   """
 
   def __init__(
@@ -36,16 +36,16 @@ class Prefetcher:
     sizes: Iterable[int] = (),
     parts: Iterable[int] = (),
   ):
-    """Starts with the first batch at once.
+    """Begins to make the first batch at once.
 
     Args:
-      source: nobody else may use it until `close`.
-      place: puts a batch on the devices; called in the thread.
-      count: batches that will be wanted; none is read beyond them.
-      sizes: rows from each data shard, of each coming batch; () for what the
-        config says.
-      parts: micro-batches of each coming batch. If given, a list of these
-        placed ones is handed out instead of a batch.
+      source: source of the batches; only this object may use it until `close`.
+      place: puts a batch on the devices; it is called in the thread.
+      count: number of batches that will be asked for; no more are read.
+      sizes: number of rows from each data shard, for each coming batch; () for
+        the number in the config.
+      parts: number of micro-batches of each coming batch. If given, a list of
+        micro-batches is handed out instead of a batch.
     """
     self._source, self._place = source, place
     self._left = count
@@ -105,7 +105,7 @@ class Prefetcher:
     return self._last.skipped
 
   def waited(self) -> float:
-    """Seconds that `next` has waited for data so far, in sum."""
+    """Total time that `next` has waited for data, in seconds."""
     return self._waited
 
   def close(self) -> None:

@@ -1,8 +1,8 @@
 """A step computed twice, to find machines that compute differently.
 
-A chip that is broken in silence gives other bits now and then (arXiv
-2502.12340); on the same state and batch a program gives the same ones on a
-sound one.
+Some broken chips give wrong bits now and then, without an error (arXiv
+2502.12340). On a sound chip a program gives the same bits for the same state
+and batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,13 +39,14 @@ def step_twice(
   """Takes a step on a copy of the state and again on the state itself.
 
   Args:
-    step: (state, batch, rates) to (state, metrics); it may donate the state.
-    state: before the step.
-    batch: of the step.
-    rates: of the step.
+    step: function of (state, batch, rates) that returns (state, metrics); it
+      may donate the state.
+    state: state before the step.
+    batch: batch of the step.
+    rates: rates of the step.
 
   Returns:
-    What the second one gave.
+    (state, metrics) of the second computation.
 
   Raises:
     ReplayError: the weights differ.

@@ -12,17 +12,17 @@ from seekax.storage import checkpoint
 
 
 class Saver:
-  """One save at a time, of a copy in host memory.
+  """Saves one state at a time, from a copy in host memory.
 
-  What goes wrong in it is raised by the next call of any method.
+  An error of a save is raised by the next call of any method.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int):
-    """Nothing is written yet.
+    """Makes a saver; nothing is written yet.
 
     Args:
-      folder: the workdir's checkpoints.
-      keep: proven steps that stay.
+      folder: folder of the workdir's checkpoints.
+      keep: number of proven steps that are kept.
     """
     self._folder, self._keep = folder, keep
     self._thread = concurrent.futures.ThreadPoolExecutor(
@@ -33,13 +33,13 @@ class Saver:
   def start(
     self, step: int, parts: dict[str, Any], progress: dict[str, Any]
   ) -> None:
-    """Copies a state and begins to save it, after the save before.
+    """Copies a state and begins to save it, once the save before is done.
 
     A state that is spread over several processes can't be copied by one of
     them: it is saved before this returns.
 
     Args:
-      step: names the checkpoint; nothing is done for one that is proven.
+      step: step of the state; a checkpoint that is proven is left as it is.
       parts: see checkpoint.save.
       progress: see checkpoint.save.
     """
