@@ -61,7 +61,6 @@ import gpu_table
 from gpu_table import Section
 
 import script
-from seekax.ops import cudnn_attention
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = (
@@ -113,7 +112,7 @@ def _circumstances() -> dict[str, str]:
       versions.append(f'{name} {importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:
       versions.append(f'{name} absent')
-  versions.append(f'cuDNN {cudnn_attention.version()}')
+  versions.append(f'cuDNN {versions.cudnn()}')
   device = jax.devices()[0]
   versions.append(' '.join(device.client.platform_version.split()))
   date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')

@@ -11,7 +11,12 @@ from seekax.configuration import presets
 from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.errors import ConfigError
 from seekax.configuration.fp8 import Fp8Config
-from seekax.ops import backends, cudnn_attention, tokamax_backends
+from seekax.ops import (
+  backends,
+  cudnn_attention,
+  devices,
+  versions,
+)
 from seekax.ops.backends import Device
 
 _TOKAMAX = (0, 0, 17)
@@ -206,7 +211,7 @@ class RefusedTest(parameterized.TestCase):
 
 class PresentTest(absltest.TestCase):
   def test_this_machine_takes_the_portable_ones(self):
-    device = backends.present()
+    device = devices.present()
     self.assertEqual(device.platform, jax.default_backend())
     if device.platform == 'cpu':
       self.assertEqual(_grouped('auto', device).name, 'blocked')
@@ -227,13 +232,13 @@ class PresentTest(absltest.TestCase):
         backends.for_training(mixture, compute, 'float32', False)
 
   def test_choices_are_made_for_the_device_compiled_for(self):
-    before = backends.present()
-    with backends.compiling_for(_HOPPER):
-      self.assertEqual(backends.present(), _HOPPER)
+    before = devices.present()
+    with devices.compiling_for(_HOPPER):
+      self.assertEqual(devices.present(), _HOPPER)
       choices = backends.for_training(
         presets.tiny(), ComputeConfig(), 'bfloat16', True
       )
-    self.assertEqual(backends.present(), before)
+    self.assertEqual(devices.present(), before)
     self.assertEqual([x.name for x in choices], ['tokamax', 'pallas'])
 
   def test_a_device_that_is_not_there_cannot_be_asked(self):
@@ -247,8 +252,8 @@ class PresentTest(absltest.TestCase):
         _attention(name, device)
 
   def test_versions_are_read_without_loading(self):
-    self.assertIsInstance(tokamax_backends.version(), tuple)
-    self.assertIsInstance(tokamax_backends.has_triton(), bool)
+    self.assertIsInstance(versions.tokamax(), tuple)
+    self.assertIsInstance(versions.has_triton(), bool)
 
 
 class CudnnTest(absltest.TestCase):
@@ -256,7 +261,7 @@ class CudnnTest(absltest.TestCase):
     """On a CPU it gets as far as asking for cuDNN."""
     q = jnp.ones((1, 8, 2, 24), jnp.bfloat16)
     v = jnp.ones((1, 8, 2, 16), jnp.bfloat16)
-    if cudnn_attention.version():
+    if versions.cudnn():
       self.skipTest('there is a cuDNN')
     with self.assertRaisesRegex(RuntimeError, 'cuDNN is not detected'):
       cudnn_attention.causal_attention(q, q, v, 1.0)

@@ -11,7 +11,7 @@ import numpy as np
 from reference import cases, cuda
 from reference import fp8 as oracle
 from seekax.configuration.fp8 import Fp8Config
-from seekax.ops import backends, pallas_block_fp8
+from seekax.ops import devices, pallas_block_fp8
 from seekax.ops.block_fp8 import ACTIVATION_FLOOR, Tiling
 from seekax.ops.block_fp8_products import Fp8Products
 from seekax.ops.pallas_block_fp8 import Cut
@@ -103,11 +103,11 @@ class PolicyTest(absltest.TestCase):
     x, w, dy = _normal(0, 300, 256), _normal(1, 256, 130), _normal(2, 300, 130)
     products = Fp8Products(Fp8Config(), True, True)
     run = pallas_block_fp8.product
-    hopper = backends.Device('cuda', (9, 0))
+    hopper = devices.Device('cuda', (9, 0))
     found = []
-    for device in (hopper, backends.Device()):
+    for device in (hopper, devices.Device()):
       with (
-        mock.patch.object(backends, 'present', lambda device=device: device),
+        mock.patch.object(devices, 'present', lambda device=device: device),
         mock.patch.object(
           pallas_block_fp8, 'product', lambda *a: run(*a, interpret=True)
         ),
@@ -130,9 +130,9 @@ class PolicyTest(absltest.TestCase):
     mesh = jax.sharding.AbstractMesh(
       (2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
     )
-    device = backends.Device('cuda', (9, 0))
+    device = devices.Device('cuda', (9, 0))
     with (
-      mock.patch.object(backends, 'present', lambda: device),
+      mock.patch.object(devices, 'present', lambda: device),
       mock.patch.object(pallas_block_fp8, 'product') as kernel,
     ):
       with jax.sharding.use_abstract_mesh(mesh):

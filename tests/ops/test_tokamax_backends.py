@@ -9,9 +9,9 @@ import numpy as np
 from reference import attention as attention_oracle
 from reference import cases
 from reference import experts as oracle
-from seekax.ops import attention, tokamax_backends
+from seekax.ops import attention, tokamax_backends, versions
 
-_INSTALLED = tokamax_backends.version() != ()
+_INSTALLED = versions.tokamax() != ()
 
 
 @unittest.skipUnless(_INSTALLED, 'tokamax is not installed')

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.dryrun import collectives, gpus, sharding
-from seekax.ops import backends
+from seekax.ops import backends, devices
 from seekax.parallel import pipeline, ranks, rules
 from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
@@ -96,7 +96,7 @@ def dry_run(
   if topology is None:
     return _on_mesh(config, mesh_of(config), say)
   mesh = mesh_of(config, gpus.devices(topology))
-  with backends.compiling_for(gpus.target(topology)):
+  with devices.compiling_for(gpus.target(topology)):
     return _on_mesh(config, mesh, say)
 
 
@@ -162,7 +162,7 @@ def _dry_run(
     state_bytes=counted,
     temporaries_bytes=(
       passes.memory_analysis().temp_size_in_bytes
-      if backends.present().platform != 'cpu' or jax.__version_info__ >= (0, 12)
+      if devices.present().platform != 'cpu' or jax.__version_info__ >= (0, 12)
       else None
     ),
     micro_batches=config.train.micro_batches,

@@ -182,13 +182,13 @@ def devices(topology: Topology) -> Sequence[Any]:
 
 def target(topology: Topology):
   """The device for which `ops/backends.py` chooses implementations."""
-  from seekax.ops import backends, tokamax_backends
+  from seekax.ops import devices, versions
 
-  return backends.Device(
+  return devices.Device(
     'cuda',
     topology.gpu.capability,
-    tokamax_backends.version(),
-    tokamax_backends.has_triton(),
+    versions.tokamax(),
+    versions.has_triton(),
     _versions().cudnn_build_version(),
     attached=False,
   )

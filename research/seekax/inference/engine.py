@@ -18,7 +18,7 @@ from seekax.machine import traced_programs
 from seekax.model.attention import KeyValueCache, LatentCache
 from seekax.model.transformer import Transformer
 from seekax.model.weights import Weights
-from seekax.ops import backends
+from seekax.ops import devices
 from seekax.parallel.rules import constrain
 
 
@@ -116,7 +116,7 @@ def _programs(model: Transformer, room: int):
     logits_BV, cache = decode(model, weights, tokens_B, cache)
     return *sample(keys_B, logits_BV, how), cache
 
-  about = model.config, model.policy, model.compute, room, backends.present()
+  about = model.config, model.policy, model.compute, room, devices.present()
   keep = functools.partial(
     traced_programs.kept, description=repr(about), records=_RECORDS
   )

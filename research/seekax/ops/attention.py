@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from seekax.ops import (
   backends,
   cudnn_attention,
+  devices,
   pallas_latent_attention,
   tokamax_backends,
 )
@@ -78,7 +79,7 @@ def causal_attention(
   """
   choice = backends.choose_attention(
     backend,
-    backends.present(),
+    devices.present(),
     q_BLHK.dtype,
     qk_width=q_BLHK.shape[-1],
     value_width=v_BLNU.shape[-1],
@@ -207,7 +208,7 @@ def latent_attention(
   """
   choice = backends.choose_latent_attention(
     backend,
-    backends.present(),
+    devices.present(),
     latent_BMC.dtype,
     requests=latent_BMC.shape[0],
   )

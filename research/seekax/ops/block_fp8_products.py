@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from seekax.configuration.fp8 import Fp8Config
-from seekax.ops import backends, pallas_block_fp8
+from seekax.ops import backends, devices, pallas_block_fp8
 from seekax.ops import block_fp8_accumulation as accumulation
 from seekax.ops.block_fp8 import (
   ACTIVATION_FLOOR,
@@ -82,7 +82,7 @@ class Fp8Products:
 
   def _multiply(self, a, a_tiling, b, b_tiling, summed: tuple[int, int]):
     """Sums the product of two matrices over one axis of each, in float32."""
-    choice = backends.choose_fp8_product(self.recipe, backends.present())
+    choice = backends.choose_fp8_product(self.recipe, devices.present())
     if choice.name == 'pallas' and not _is_split_by_compiler():
       return pallas_block_fp8.product(a, a_tiling, b, b_tiling, summed)
     lead = tuple(range(a.ndim - 2))

@@ -13,17 +13,22 @@ import importlib
 
 import jax
 
+from seekax.ops.devices import Device
+from seekax.ops.needs import (
+  AMPERE,
+  attached_problem,
+  BLACKWELL,
+  dtype_problem,
+  gpu_problem,
+  HOPPER,
+  Need,
+  whole_problem,
+)
+
+OLDEST = 90000
+# The first that takes values of another width than the keys'.
+OLDEST_UNEQUAL = 91000
 _FUSED = 'jax._src.cudnn.fused_attention_stablehlo'
-
-
-def version() -> int:
-  """Version of the cuDNN that JAX loaded, e.g. 91002; 0 if there is none."""
-  try:
-    from jax._src.lib import cuda_versions
-
-    return cuda_versions.cudnn_get_version() if cuda_versions else 0
-  except (AttributeError, ImportError, RuntimeError):
-    return 0
 
 
 def causal_attention(
@@ -56,3 +61,53 @@ def causal_attention(
   return fused.dot_product_attention(
     q_BLHK, k_BLNK, v_BLNU, scale=scale, mask_type=fused.MaskType.CAUSAL
   )
+
+
+def problem(need: Need) -> str:
+  """Why cuDNN can't do this, or ''; the fix stands after a semicolon."""
+  found = gpu_problem(need, AMPERE)
+  found = found or dtype_problem(need, 'bfloat16', 'float16')
+  found = found or whole_problem(need)
+  if found:
+    return found
+  device = need.device
+  is_hopper = device.compute_capability >= HOPPER
+  widest = 256 if is_hopper else 128
+  unequal = need.heads_width != need.value_width
+  if found := attached_problem(need):
+    return found
+  if need.segments:
+    return (
+      'would let documents see each other, it takes no document numbers; set '
+      'data.isolate_documents=False or take tokamax or chunked'
+    )
+  if device.cudnn < OLDEST:
+    return f'needs cuDNN 9, found {_version_name(device)}; install a newer one'
+  if unequal and (not is_hopper or device.cudnn < OLDEST_UNEQUAL):
+    return (
+      f'query/key width {need.heads_width} beside value width '
+      f'{need.value_width} needs cuDNN 9.10 on Hopper or later, this is cuDNN '
+      f'{_version_name(device)} on {device}; install a newer one or take '
+      'tokamax'
+    )
+  if max(need.heads_width, need.value_width) > widest or any(
+    width % 8 for width in (need.heads_width, need.value_width)
+  ):
+    return (
+      f'widths {need.heads_width} and {need.value_width} are not multiples of '
+      f'8 up to {widest}; take chunked'
+    )
+  blackwell = device.compute_capability >= BLACKWELL
+  if blackwell and not unequal and need.heads_width > 128:
+    return (
+      f'has no backward pass of equal widths {need.heads_width} on Blackwell; '
+      'take tokamax or chunked'
+    )
+  return ''
+
+
+def _version_name(device: Device) -> str:
+  if not device.cudnn:
+    return 'none'
+  major, rest = divmod(device.cudnn, 10000)
+  return f'{major}.{rest // 100}.{rest % 100}'

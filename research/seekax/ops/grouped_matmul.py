@@ -28,7 +28,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from seekax.ops import backends
+from seekax.ops import backends, devices
 from seekax.ops import pallas_grouped_matmul as pallas
 from seekax.ops import tokamax_backends as tokamax
 from seekax.ops.blocks import (
@@ -125,7 +125,7 @@ def grouped_swiglu(
   """
   choice = backends.choose_grouped_matmul(
     backend,
-    backends.present(),
+    devices.present(),
     x_TD.dtype,
     interpret=interpret,
     plain=products == PLAIN_SWIGLU,

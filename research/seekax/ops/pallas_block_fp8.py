@@ -24,6 +24,7 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 
 from seekax.ops.block_fp8 import quantize, Tiling
+from seekax.ops.needs import gpu_problem, HOPPER, Need
 
 # Number of products that share one scale of each operand.
 TILE = 128
@@ -197,3 +198,18 @@ def _kernel(
   zero = jnp.zeros((cut.rows, cut.columns), jnp.float32)
   steps = a_scales_ref.shape[0]
   out_ref[:, :] = jax.lax.fori_loop(0, steps, step, zero)
+
+
+def problem(need: Need) -> str:
+  """Why this kernel can't make such products, or ''."""
+  recipe = need.fp8
+  found = '' if need.interpret else gpu_problem(need, HOPPER)
+  for name, known in (
+    ('tile_size', 128),
+    ('gradient_format', 'e4m3'),
+    ('accumulation', 'float32'),
+  ):
+    asked = getattr(recipe, name)
+    if not found and asked != known:
+      found = f'takes fp8.{name}={known}, not {asked}; take emulated'
+  return found

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from seekax.ops import backends
+from seekax.ops import devices
 
 STEP = 32
 
@@ -37,4 +37,4 @@ def reduce_rows(reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _in_two_steps() -> bool:
-  return backends.present().platform == 'cpu'
+  return devices.present().platform == 'cpu'

@@ -15,30 +15,24 @@ Letters: S rows, E experts, D width of a row, F width of a result, B batch,
 L positions, H query heads, N key/value heads, K query/key width, U value width.
 """
 
-import importlib.metadata
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 
+from seekax.ops.needs import (
+  AMPERE,
+  attached_problem,
+  BLACKWELL,
+  dtype_problem,
+  gpu_problem,
+  HOPPER,
+  Need,
+  whole_problem,
+)
 
-def version() -> tuple[int, ...]:
-  """The version of tokamax, e.g. (0, 0, 17); () if it isn't installed."""
-  try:
-    text = importlib.metadata.version('tokamax')
-  except importlib.metadata.PackageNotFoundError:
-    return ()
-  numbers = []
-  for part in text.split('.'):
-    if not part.isdecimal():
-      break
-    numbers.append(int(part))
-  return tuple(numbers)
-
-
-def has_triton() -> bool:
-  """Whether the packages that its Triton kernels need are installed."""
-  return all(importlib.util.find_spec(x) for x in ('triton', 'jax_triton'))
+OLDEST = (0, 0, 17)
+# On an H200 the weight gradient of its Mosaic kernel was off by 3 % of its
+# norm, that of jax.lax.ragged_dot by 0.2 %, which is bfloat16 rounding.
+_INEXACT = (0, 0, 17)
 
 
 def grouped_matmul(
@@ -123,4 +117,56 @@ def causal_attention(
     scale=scale,
     is_causal=True,
     implementation=implementation,
+  )
+
+
+def _version_problem(need: Need) -> str:
+  oldest = '.'.join(map(str, OLDEST))
+  install = f"; pip install 'tokamax>={oldest}', on Python 3.12 or later"
+  if problem := attached_problem(need):
+    return problem
+  if not need.device.tokamax:
+    return f'tokamax is not installed{install}'
+  if need.device.tokamax < OLDEST:
+    found = '.'.join(map(str, need.device.tokamax))
+    return f'tokamax {found} is older than {oldest}{install}'
+  return ''
+
+
+def mosaic_problem(need: Need) -> str:
+  """Why its Mosaic kernels can't do this, or ''."""
+  problem = gpu_problem(need, HOPPER)
+  if not problem and need.device.compute_capability >= BLACKWELL:
+    problem = (
+      f'has no gradient of the weights beyond Hopper, this is {need.device}; '
+      'take pallas or triton'
+    )
+  problem = problem or _version_problem(need) or dtype_problem(need, 'bfloat16')
+  if not problem and need.device.tokamax <= _INEXACT:
+    found = '.'.join(map(str, need.device.tokamax))
+    problem = (
+      f'in tokamax {found} has a gradient of the weights that is off by 3 % of '
+      'its norm; take pallas'
+    )
+  return problem
+
+
+def triton_problem(need: Need) -> str:
+  """Why its Triton kernels can't do this, or ''."""
+  problem = gpu_problem(need, AMPERE) or _version_problem(need)
+  if not problem and not need.device.tokamax_triton:
+    problem = (
+      'triton or jax-triton is not installed; pip install triton jax-triton'
+    )
+  return problem or dtype_problem(need, 'bfloat16')
+
+
+def attention_problem(need: Need) -> str:
+  """Why its attention can't do this, or ''."""
+  # Forward kernels reach back to Ampere, backward kernels to Hopper.
+  return (
+    gpu_problem(need, HOPPER)
+    or _version_problem(need)
+    or dtype_problem(need, 'bfloat16', 'float16')
+    or whole_problem(need)
   )
