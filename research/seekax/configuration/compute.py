@@ -28,19 +28,31 @@ DISPATCH_DTYPES = ('compute', 'float8')
 class ComputeConfig:
   """Backends, recomputation, loops, and the exchange between devices."""
 
-  attention_backend: str = key('auto', 'auto, chunked, cudnn, tokamax, plain')
-  latent_attention_backend: str = key('auto', 'decoding: auto, plain, pallas')
-  grouped_matmul: str = key(
-    'auto', 'auto, blocked, pallas, mosaic, triton, ragged, dense'
+  attention_backend: str = key(
+    'auto', 'over whole sequences: auto, chunked, cudnn, tokamax, plain'
   )
-  remat: str = key('none', 'recomputed for gradients: none, paper, full')
+  latent_attention_backend: str = key(
+    'auto', 'decoding on the latent cache: auto, plain, pallas'
+  )
+  grouped_matmul: str = key(
+    'auto',
+    'products of experts: auto, blocked, pallas, mosaic, triton, ragged, dense',
+  )
+  remat: str = key(
+    'none', 'what is recomputed for gradients: none, paper, full'
+  )
   unroll_layers: int = key(8, 'stacks of more layers than this are a scan')
   exchange: str = key(
     'all_to_all',
-    'of tokens on a mesh: all_to_all; gather; ragged, on GPUs alone',
+    'how tokens travel to their experts on a mesh: all_to_all; gather; '
+    'ragged, on GPUs alone',
   )
-  exchange_slack: float = key(1.25, "an exchange's room over balanced loads")
-  dispatch_dtype: str = key('compute', 'sent to experts: compute, float8')
+  exchange_slack: float = key(
+    1.25, 'room of a round of the exchange, over balanced loads'
+  )
+  dispatch_dtype: str = key(
+    'compute', 'dtype of tokens on their way: compute, float8'
+  )
 
   def __post_init__(self):
     for name, choices in (

@@ -24,21 +24,23 @@ FP8_GROUP = 32
 class Fp8Config:
   """FP8 of linear layers under train.precision=fp8 (V3, section 3.3).
 
-  The defaults are V3's recipe, the rest what it is compared with.
+  The defaults are V3's recipe; the other values are for ablations.
   """
 
-  tile_size: int = key(128, 'n of tiles 1 x n and blocks n x n')
+  tile_size: int = key(128, 'width n of tiles (1 x n) and blocks (n x n)')
   scaling: str = key('tiles', 'tiles and blocks; tensor: one scale per matrix')
-  gradient_format: str = key('e4m3', 'of gradients: e4m3 (V3) or e5m2')
-  gradient_scaling: str = key('tiles', 'of gradients: tiles (V3) or blocks')
+  gradient_format: str = key('e4m3', 'format of gradients: e4m3 (V3) or e5m2')
+  gradient_scaling: str = key(
+    'tiles', 'scales of gradients: per tile (V3) or block'
+  )
   accumulation: str = key(
     'float32',
-    'float32; tensor_core: 14 bits within a tile; unpromoted: 14 bits; both '
-    'are very slow',
+    'sums of products: float32; tensor_core: 14 bits within a tile; unpromoted: '
+    '14 bits; the last two are very slow',
   )
   products: str = key(
     'auto',
-    'auto; pallas: a kernel for NVIDIA GPUs from Hopper on; emulated: float32 '
+    'backend: auto; pallas: for NVIDIA GPUs from Hopper on; emulated: float32 '
     'products of rounded operands, on any device',
   )
 
