@@ -35,8 +35,8 @@ class Fp8Config:
   )
   accumulation: str = key(
     'float32',
-    'sums of products: float32; tensor_core: 14 bits within a tile; unpromoted: '
-    '14 bits; the last two are very slow',
+    'sums of products: float32; tensor_core: 14 bits within a tile; '
+    'unpromoted: 14 bits; the last two are very slow',
   )
   products: str = key(
     'auto',
