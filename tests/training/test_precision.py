@@ -61,9 +61,10 @@ def _gradient(config: Config, params, bias, batch):
   """(objective, gradients), compiled."""
 
   def run(params):
-    (value, _), gradients = jax.value_and_grad(loss_sums, has_aux=True)(
-      params, bias, batch, config
-    )
+    def objective(params):
+      return loss_sums(Weights(params, bias), batch, config)
+
+    (value, _), gradients = jax.value_and_grad(objective, has_aux=True)(params)
     return value, gradients
 
   return jax.device_get(_as_written(run)(params))
