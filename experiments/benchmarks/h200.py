@@ -61,6 +61,7 @@ import gpu_table
 from gpu_table import Section
 
 import script
+from seekax.ops.versions import cudnn as cudnn_version
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 NAMES = (
@@ -112,7 +113,7 @@ def _circumstances() -> dict[str, str]:
       versions.append(f'{name} {importlib.metadata.version(name)}')
     except importlib.metadata.PackageNotFoundError:
       versions.append(f'{name} absent')
-  versions.append(f'cuDNN {versions.cudnn()}')
+  versions.append(f'cuDNN {cudnn_version()}')
   device = jax.devices()[0]
   versions.append(' '.join(device.client.platform_version.split()))
   date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
