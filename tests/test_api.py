@@ -124,7 +124,10 @@ class ModelTest(parameterized.TestCase):
   def test_an_answer_is_what_follows_the_rendered_conversation(self):
     messages = [{'role': 'user', 'content': 'def f'}]
     answer = self.model.chat(messages, max_new_tokens=8)
-    self.assertEqual(len(answer) > 0, True)
+    rendered = self.model.tokenizer.encode('user: def f\nassistant:')
+    [expected] = self.model._continued([rendered], max_new_tokens=8)
+    self.assertEqual(answer, expected)
+    self.assertNotEmpty(answer)
     with self.assertRaises(seekax.InputError):
       self.model.chat([{'role': 'nobody', 'content': 'x'}])
 

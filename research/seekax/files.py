@@ -238,12 +238,12 @@ def parse_json(
     raise error(f'{path} holds no valid JSON ({reason(caught)})') from caught
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file so that, also after a crash, it is complete or not there."""
   temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
   try:
-    with open(temporary, 'w', encoding='utf-8', newline='') as file:
-      file.write(text)
+    with open(temporary, 'wb') as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

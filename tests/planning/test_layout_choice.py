@@ -3,48 +3,23 @@ import re
 
 from absl.testing import absltest, parameterized
 
+from planning import requests
 from seekax.configuration import presets
-from seekax.configuration.config import Config
-from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
-from seekax.configuration.model import ModelConfig
-from seekax.configuration.optim import OptimConfig
-from seekax.configuration.train import TrainConfig
 from seekax.planning import hardware, layout_choice
 from seekax.planning import plan as plan_lib
-from seekax.planning.request import Request
-
-
-def _config(model: ModelConfig, **data) -> Config:
-  return Config(
-    model=model,
-    data=DataConfig(**data),
-    train=TrainConfig(precision='fp8'),
-    optim=OptimConfig(moment_dtype='bfloat16'),
-  )
-
-
-def _request(**changes) -> Request:
-  request = Request(
-    config=_config(presets.v3_671b()),
-    device=hardware.DEVICES['h800'],
-    devices=2048,
-    tokens=14.8e12,
-    price=2.0,
-  )
-  return dataclasses.replace(request, **changes)
 
 
 class ChoiceTest(absltest.TestCase):
   def test_without_a_layout_the_cheapest_is_taken(self):
-    request = _request(config=_config(presets.v2()), devices=96)
+    request = requests.request(config=requests.config(presets.v2()), devices=96)
     plan = plan_lib.make(request)
     found = layout_choice.search(request, 3)
     self.assertEqual(plan.run.layout, found[0].layout)
 
   def test_racks_get_no_layout_of_nodes_of_eight(self):
     device = hardware.DEVICES['gb200']
-    plan = plan_lib.make(_request(device=device, devices=1024))
+    plan = plan_lib.make(requests.request(device=device, devices=1024))
     self.assertEqual(plan.layout_from, layout_choice.CHEAPEST)
     self.assertEqual(plan.run.layout.expert, 64)
     self.assertEqual(plan.traffic_bytes_per_token()['dispatch'].network, 0)
@@ -68,7 +43,7 @@ class RefusalTest(parameterized.TestCase):
   )
   def test_a_layout_that_cannot_be_is_said(self, changes, words):
     with self.assertRaisesRegex(InputError, words):
-      plan_lib.make(_request(**changes))
+      plan_lib.make(requests.request(**changes))
 
   @parameterized.parameters(
     (dict(layout='pipeline:5,expert_node:8,expert:8,remat:full'), True),
@@ -79,7 +54,7 @@ class RefusalTest(parameterized.TestCase):
     (dict(devices=3001), True),
   )
   def test_advised_numbers_of_devices_work(self, changes, has_advice):
-    request = _request(**changes)
+    request = requests.request(**changes)
     with self.assertRaises(InputError) as caught:
       plan_lib.make(request)
     advice = re.findall(r'--devices=(\d+) works', str(caught.exception))
@@ -88,15 +63,17 @@ class RefusalTest(parameterized.TestCase):
       plan_lib.make(dataclasses.replace(request, devices=int(devices)))
 
   def test_a_batch_that_does_not_divide_is_no_want_of_memory(self):
-    config = _config(presets.tiny(), sequence_length=32, batch_size=8)
+    config = requests.config(presets.tiny(), sequence_length=32, batch_size=8)
     with self.assertRaisesRegex(InputError, 'a batch of 8 sequences'):
-      plan_lib.make(_request(config=config))
+      plan_lib.make(requests.request(config=config))
 
   def test_the_nearest_that_fits_is_taken_as_it_stands(self):
     with self.assertRaises(InputError) as caught:
-      plan_lib.make(_request(layout='pipeline:4,expert_node:8,expert:8'))
+      plan_lib.make(
+        requests.request(layout='pipeline:4,expert_node:8,expert:8')
+      )
     near = str(caught.exception).rpartition('--layout=')[2]
-    plan = plan_lib.make(_request(layout=near))
+    plan = plan_lib.make(requests.request(layout=near))
     self.assertLessEqual(plan.memory.total, 80e9)
 
 

@@ -2,13 +2,9 @@ import dataclasses
 
 from absl.testing import absltest, parameterized
 
+from planning import requests
 from seekax.configuration import presets
-from seekax.configuration.config import Config
-from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
-from seekax.configuration.model import ModelConfig
-from seekax.configuration.optim import OptimConfig
-from seekax.configuration.train import TrainConfig
 from seekax.planning import (
   flops,
   hardware,
@@ -18,29 +14,8 @@ from seekax.planning import (
   step_time,
 )
 from seekax.planning import plan as plan_lib
-from seekax.planning.request import Request
 
 _TOKENS_PER_STEP = 15360 * 4096
-
-
-def _config(model: ModelConfig, **data) -> Config:
-  return Config(
-    model=model,
-    data=DataConfig(**data),
-    train=TrainConfig(precision='fp8'),
-    optim=OptimConfig(moment_dtype='bfloat16'),
-  )
-
-
-def _request(**changes) -> Request:
-  request = Request(
-    config=_config(presets.v3_671b()),
-    device=hardware.DEVICES['h800'],
-    devices=2048,
-    tokens=14.8e12,
-    price=2.0,
-  )
-  return dataclasses.replace(request, **changes)
 
 
 class V3Test(absltest.TestCase):
@@ -49,7 +24,7 @@ class V3Test(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.plan = plan_lib.make(_request())
+    cls.plan = plan_lib.make(requests.request())
     cls.json = cls.plan.as_json()
 
   def test_the_layout_is_the_papers(self):
@@ -58,7 +33,7 @@ class V3Test(absltest.TestCase):
       'pipeline:16,expert_node:8,expert:8,data:2,schedule:dualpipe',
     )
     self.assertEqual(self.json['layout_from'], layout_choice.PAPER)
-    named = plan_lib.make(_request(layout='paper')).as_json()
+    named = plan_lib.make(requests.request(layout='paper')).as_json()
     self.assertEqual(named.pop('layout_from'), layout_choice.ASKED)
     expected = {k: v for k, v in self.json.items() if k != 'layout_from'}
     self.assertEqual(named, expected)
@@ -145,8 +120,8 @@ class V3Test(absltest.TestCase):
     self.assertAlmostEqual(sent['link'] / 59, 627_375)
 
   def test_fsdp_is_in_the_traffic_and_in_the_time(self):
-    request = _request(
-      config=_config(presets.v2_lite()),
+    request = requests.request(
+      config=requests.config(presets.v2_lite()),
       device=hardware.DEVICES['h100'],
       devices=64,
       layout='fsdp:64',
@@ -165,19 +140,19 @@ class V3Test(absltest.TestCase):
 
 class OtherRunsTest(parameterized.TestCase):
   def test_stages_go_in_proportion_to_tokens(self):
-    whole = plan_lib.make(_request()).hours
-    half = plan_lib.make(_request(tokens=7.4e12)).hours
+    whole = plan_lib.make(requests.request()).hours
+    half = plan_lib.make(requests.request(tokens=7.4e12)).hours
     for stage, hours in whole.items():
       self.assertAlmostEqual(half[stage], hours / 2)
 
   def test_posttraining_is_an_input(self):
-    plan = plan_lib.make(_request(posttraining_hours=123.0))
+    plan = plan_lib.make(requests.request(posttraining_hours=123.0))
     self.assertEqual(plan.hours['posttraining'], 123)
 
   def test_short_batches_are_not_extended(self):
-    config = _config(presets.tiny(), sequence_length=32, batch_size=16)
+    config = requests.config(presets.tiny(), sequence_length=32, batch_size=16)
     plan = plan_lib.make(
-      _request(
+      requests.request(
         config=config, device=hardware.DEVICES['cpu'], devices=1, tokens=1e6
       )
     )
@@ -185,7 +160,7 @@ class OtherRunsTest(parameterized.TestCase):
     self.assertEqual(plan.traffic_bytes_per_token(), {})
 
   def test_dense_model_of_equal_activation(self):
-    config = _config(presets.v3_671b())
+    config = requests.config(presets.v3_671b())
     dense = plan_lib.dense_of_equal_activation(config).model
     self.assertFalse(dense.uses_experts)
     here, there = (
@@ -208,11 +183,11 @@ class OtherRunsTest(parameterized.TestCase):
   )
   def test_what_cannot_be_is_said(self, changes, words):
     with self.assertRaisesRegex(InputError, words):
-      plan_lib.make(_request(**changes))
+      plan_lib.make(requests.request(**changes))
 
   def test_devices_without_fp8_are_planned_in_bfloat16(self):
     device = hardware.DEVICES['a100']
-    plan = plan_lib.make(_request(device=device, devices=4096))
+    plan = plan_lib.make(requests.request(device=device, devices=4096))
     self.assertTrue(plan.lacks_fp8)
     self.assertEqual(plan.as_json()['precision'], 'bfloat16')
     config = plan.request.config
@@ -226,11 +201,13 @@ class OtherRunsTest(parameterized.TestCase):
     self.assertFalse(plain.lacks_fp8)
 
   def test_a_stage_of_extension_has_its_own_hours(self):
-    config = _config(presets.v3_671b(), sequence_length=32768, batch_size=1920)
+    config = requests.config(
+      presets.v3_671b(), sequence_length=32768, batch_size=1920
+    )
     config = dataclasses.replace(
       config, train=dataclasses.replace(config.train, extend_context=True)
     )
-    plan = plan_lib.make(_request(config=config, tokens=62.9e9))
+    plan = plan_lib.make(requests.request(config=config, tokens=62.9e9))
     rate = plan.step.tokens_per_second_per_device
     self.assertEqual(plan.hours['extension_32k'], 62.9e9 / rate / 3600)
     self.assertEqual(plan.hours['total'], plan.hours['extension_32k'])

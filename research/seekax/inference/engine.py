@@ -13,6 +13,7 @@ import numpy as np
 from seekax.configuration.errors import InputError
 from seekax.inference import sampling
 from seekax.inference.cache import Cache, fill, init_cache
+from seekax.inference.limits import check_sampling
 from seekax.inference.sampling import sample, Settings
 from seekax.machine import traced_programs
 from seekax.model.attention import KeyValueCache, LatentCache
@@ -108,9 +109,9 @@ def _programs(model: Transformer, room: int):
     (prefill and the first tokens, one decoding step and the next tokens).
   """
 
-  def first_tokens(weights, tokens_BL, lengths_B, keys_B, how):
+  def first_tokens(weights, tokens_BL, lengths_B, seeds_B, how):
     logits_BV, cache = prefill(model, weights, tokens_BL, lengths_B, room)
-    return *sample(keys_B, logits_BV, how), cache
+    return *sample(sampling.keys(seeds_B), logits_BV, how), cache
 
   def next_tokens(weights, tokens_B, cache, keys_B, how):
     logits_BV, cache = decode(model, weights, tokens_B, cache)
@@ -191,6 +192,7 @@ def batches_of_tokens(
     hasn't.
 
   Raises:
+    InputError: a seed is out of range.
     PromptError: a prompt is empty or doesn't fit the context.
     NonFiniteError: the logits hold something that is no number.
   """
@@ -202,6 +204,9 @@ def batches_of_tokens(
         f'the prompt has {length} tokens; the context of {limit} takes 1 to '
         f'{limit - 1}'
       )
+  for seed in seeds:
+    check_sampling(seed=seed)
+  seeds_B = np.asarray(seeds, np.uint32)
   wanted = [min(max_new_tokens, limit - length) for length in lengths]
   if max(wanted, default=0) < 1:
     return
@@ -214,7 +219,7 @@ def batches_of_tokens(
     model, _padded(room, CACHE_MULTIPLE, limit)
   )
   tokens_B, keys_B, cache = first_tokens(
-    weights, tokens_BL, np.array(lengths, np.int32), sampling.keys(seeds), how
+    weights, tokens_BL, np.array(lengths, np.int32), seeds_B, how
   )
   alive = [count > 0 for count in wanted]
   for produced in range(1, max(wanted) + 1):

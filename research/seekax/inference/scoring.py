@@ -15,10 +15,42 @@ import numpy as np
 from seekax.configuration.errors import InputError
 from seekax.data.tokenizer import Tokenizer
 from seekax.machine import compiling
-from seekax.model.transformer import shift_left, Transformer
+from seekax.model.transformer import shift_left, Transformer, Trunk
 from seekax.model.weights import Weights
 from seekax.ops.cross_entropy import log_probabilities
 from seekax.parallel.rules import constrain
+
+
+def _trunk(model: Transformer, weights: Weights, tokens_BL: jax.Array) -> Trunk:
+  """The main model on whole sequences, each from position 0."""
+  return model.apply(
+    {'params': weights.params},
+    tokens_BL,
+    _positions(tokens_BL),
+    None,
+    weights.router_bias,
+  )
+
+
+def _hidden_and_further(
+  model: Transformer, weights: Weights, tokens_BL: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+  """Hidden states [B, L, D] of the main model, and of every MTP depth."""
+  hidden_BLD = _trunk(model, weights, tokens_BL).hidden_BLD
+  further, _ = model.apply(
+    {'params': weights.params},
+    hidden_BLD,
+    shift_left(tokens_BL, 1),
+    _positions(tokens_BL),
+    None,
+    weights.router_bias,
+    method='predict_further',
+  )
+  return hidden_BLD, further
+
+
+def _positions(tokens_BL: jax.Array) -> jax.Array:
+  return jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
 
 
 def target_log_probabilities(
@@ -38,15 +70,9 @@ def target_log_probabilities(
   Returns:
     float32 [B, L].
   """
-  variables = {'params': weights.params}
-  positions_BL = jnp.broadcast_to(
-    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
-  )
-  trunk = model.apply(
-    variables, tokens_BL, positions_BL, None, weights.router_bias
-  )
+  hidden_BLD = _trunk(model, weights, tokens_BL).hidden_BLD
   flat = log_probabilities(
-    trunk.hidden_BLD.reshape(-1, model.config.embed_dim),
+    hidden_BLD.reshape(-1, model.config.embed_dim),
     weights.params['head'],
     targets_BL.reshape(-1),
   )
@@ -151,21 +177,7 @@ def greedy_tokens(
 ) -> tuple[jax.Array, jax.Array]:
   """Likeliest tokens, of the main model [B, L] and every depth [J, B, L]."""
   variables = {'params': weights.params}
-  positions_BL = jnp.broadcast_to(
-    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
-  )
-  trunk = model.apply(
-    variables, tokens_BL, positions_BL, None, weights.router_bias
-  )
-  further, _ = model.apply(
-    variables,
-    trunk.hidden_BLD,
-    shift_left(tokens_BL, 1),
-    positions_BL,
-    None,
-    weights.router_bias,
-    method='predict_further',
-  )
+  hidden_BLD, further = _hidden_and_further(model, weights, tokens_BL)
 
   def best(hidden_BLD):
     rows = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
@@ -179,7 +191,7 @@ def greedy_tokens(
     best_BL = best_R.reshape(-1)[: tokens_BL.size].reshape(tokens_BL.shape)
     return constrain(best_BL, None, None)
 
-  return best(trunk.hidden_BLD), jnp.stack([best(hidden) for hidden in further])
+  return best(hidden_BLD), jnp.stack([best(hidden) for hidden in further])
 
 
 def acceptance(
@@ -279,14 +291,9 @@ def logits(
   model: Transformer, weights: Weights, tokens_BL: jax.Array
 ) -> jax.Array:
   """Every logit of the main model, float32 [B, L, V]; see `all_logits`."""
+  hidden_BLD = _trunk(model, weights, tokens_BL).hidden_BLD
   variables = {'params': weights.params}
-  positions_BL = jnp.broadcast_to(
-    jnp.arange(tokens_BL.shape[1]), tokens_BL.shape
-  )
-  trunk = model.apply(
-    variables, tokens_BL, positions_BL, None, weights.router_bias
-  )
-  return model.apply(variables, trunk.hidden_BLD, method='logits')
+  return model.apply(variables, hidden_BLD, method='logits')
 
 
 def all_logits(
@@ -306,19 +313,7 @@ def all_logits(
   """
   variables = {'params': weights.params}
   length = tokens_BL.shape[1]
-  positions_BL = jnp.broadcast_to(jnp.arange(length), tokens_BL.shape)
-  trunk = model.apply(
-    variables, tokens_BL, positions_BL, None, weights.router_bias
-  )
-  further, _ = model.apply(
-    variables,
-    trunk.hidden_BLD,
-    shift_left(tokens_BL, 1),
-    positions_BL,
-    None,
-    weights.router_bias,
-    method='predict_further',
-  )
+  hidden_BLD, further = _hidden_and_further(model, weights, tokens_BL)
   logits = functools.partial(model.apply, variables, method='logits')
   missing = [
     jnp.arange(length)[:, None] >= length - 1 - k for k in range(len(further))
@@ -328,7 +323,7 @@ def all_logits(
     for none, hidden in zip(missing, further, strict=True)
   ]
   empty = jnp.zeros((0, *tokens_BL.shape, model.config.vocab_size), jnp.float32)
-  return logits(trunk.hidden_BLD), jnp.stack(mtp) if mtp else empty
+  return logits(hidden_BLD), jnp.stack(mtp) if mtp else empty
 
 
 # The loops above compile what they call; whoever has another loop compiles for

@@ -7,16 +7,17 @@ source of seekax, the versions, the shapes of the arguments, and a description.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 from typing import Any
 
 import jax
 import jaxlib
 
+from seekax.files import write_atomically
 from seekax.machine import compiling
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -142,10 +143,7 @@ def _export(
     content = bytes(program.serialize())
   except (ValueError, NotImplementedError):
     return None  # A kernel, or an argument with more than arrays in it.
-  temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
-  try:
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-  except OSError:
-    temporary.unlink(missing_ok=True)
+  # A disk that is full costs the next start its time, not this one its end.
+  with contextlib.suppress(OSError):
+    write_atomically(path, content)
   return program
