@@ -121,7 +121,7 @@ def kill_one_and_go_on_as_four(bench: Bench) -> str:
 def _distance(workdir: pathlib.Path, other: pathlib.Path) -> float:
   """Of the averaged weights of two runs, over their norm."""
   ours, right = (
-    jax.tree.leaves(open_checkpoint(find(run, averaged=True)).params)
+    jax.tree.leaves(open_checkpoint(find(run, averaged=True)).weights.params)
     for run in (workdir, other)
   )
   apart = sum(
