@@ -101,10 +101,10 @@ def from_dict(values: dict[str, Any]) -> Config:
     kind = GROUPS[name]
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in entries.items():
-      require(
-        key in known,
-        f'unknown config key {name}.{key}' + did_you_mean(key, known),
-      )
+      if key not in known:
+        raise ConfigError(
+          f'unknown config key {name}.{key}' + did_you_mean(key, known)
+        )
       _check_type(f'{name}.{key}', value, known[key].default)
     groups[name] = kind(
       **{k: _restore(v, known[k].default) for k, v in entries.items()}

@@ -17,11 +17,11 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-  require(
-    value in choices,
-    f'{name}={value!r} is not one of {", ".join(choices)}'
-    + did_you_mean(str(value), choices),
-  )
+  if value not in choices:
+    raise ConfigError(
+      f'{name}={value!r} is not one of {", ".join(choices)}'
+      + did_you_mean(str(value), choices)
+    )
 
 
 def is_finite(value: float) -> bool:

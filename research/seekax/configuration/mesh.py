@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from seekax.configuration.errors import did_you_mean
+from seekax.configuration.errors import ConfigError, did_you_mean
 from seekax.configuration.fields import key, require
 
 # From the slowest link to the fastest, as devices are numbered.
@@ -40,12 +40,12 @@ def parse_mesh(description: str) -> dict[str, int]:
   sizes = {}
   for part in description.split(','):
     axis, _, size = part.partition(':')
-    require(
-      axis in MESH_AXES,
-      f'parallel.mesh={description!r}: unknown axis {axis!r}, known: '
-      + ', '.join(MESH_AXES)
-      + did_you_mean(axis, MESH_AXES),
-    )
+    if axis not in MESH_AXES:
+      raise ConfigError(
+        f'parallel.mesh={description!r}: unknown axis {axis!r}, known: '
+        + ', '.join(MESH_AXES)
+        + did_you_mean(axis, MESH_AXES)
+      )
     require(
       axis not in sizes
       and (size == '-1' or (size.isdecimal() and int(size) > 0)),

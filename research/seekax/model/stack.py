@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
@@ -208,9 +209,29 @@ def taken_apart(compute: ComputeConfig, weights: Weights) -> Weights:
   for name in ('dense_layers', 'expert_layers'):
     own = params.get(name, {'0': None})
     if '0' not in own and num_layers(own) <= compute.unroll_layers:
-      layers = jax.jit(unstack, static_argnums=1)(own, num_layers(own))
+      layers = _slices(own, num_layers(own))
       apart[name] = {str(i): layer for i, layer in enumerate(layers)}
   return weights.replace(params=apart)
+
+
+def _slices(stack: dict[str, Any], length: int) -> list[Any]:
+  """A tree of copies for each layer."""
+  if not all(map(_in_host_memory, jax.tree.leaves(stack))):
+    return jax.jit(unstack, static_argnums=1)(stack, length)
+  # A command that starts has one program less to compile or to load.
+  return [
+    jax.tree.map(lambda x, i=i: jax.device_put(np.array(np.asarray(x)[i])), stack)
+    for i in range(length)
+  ]
+
+
+def _in_host_memory(x: jax.Array) -> bool:
+  """Whether NumPy sees the values without a copy."""
+  return not isinstance(x, jax.core.Tracer) and (
+    {device.platform for device in x.devices()} == {'cpu'}
+    and x.is_fully_replicated
+    and x.is_fully_addressable
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
