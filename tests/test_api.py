@@ -115,6 +115,22 @@ class ModelTest(parameterized.TestCase):
       self.assertEqual(together, alone)
       self.assertNotEmpty(together[0])
 
+  def test_weights_in_memory_are_a_model_too(self):
+    loaded = self.model
+    made = seekax.Model(self.config, loaded.weights, loaded.tokenizer)
+    options = dict(max_new_tokens=8, temperature=1.0, seed=2)
+    self.assertEqual(
+      made.generate(['def f', 'x'], **options),
+      loaded.generate(['def f', 'x'], **options),
+    )
+    self.assertEqual(made.score('x = 1'), loaded.score('x = 1'))
+    with self.assertRaisesRegex(seekax.InputError, 'no chat template'):
+      made.chat([{'role': 'user', 'content': 'f'}])
+    bare = seekax.Model(self.config, loaded.weights)
+    self.assertEqual(bare.logits([[1, 2]]).shape[:2], (1, 2))
+    with self.assertRaisesRegex(seekax.InputError, 'no tokenizer'):
+      bare.generate('x')
+
   def test_a_text_ends_before_a_string_that_stops_it(self):
     text = self.model.generate('def f', max_new_tokens=24)
     word = text[len(text) // 2 :][:2]

@@ -40,29 +40,46 @@ _SCORED_AT_ONCE = 8
 
 
 class Model:
-  """A model that was loaded; made by `load`.
+  """A model in memory: `load` makes one, and so may who has just trained it.
 
   Attributes:
     config: the architecture.
     weights: parameters and router biases, as `logits` takes them.
   """
 
-  def __init__(self, opened: open_lib.Opened):
-    """For a checkpoint that was opened."""
-    self.config: ModelConfig = opened.config.model
-    self.weights: Weights = opened.weights
-    self._found = opened.found
-    self._compute = opened.config.compute
+  def __init__(
+    self,
+    config: Config,
+    weights: Weights,
+    tokenizer: Tokenizer | None = None,
+    found: open_lib.Found | None = None,
+  ):
+    """Takes weights that are in memory.
+
+    Args:
+      config: the run's, of which `model` and `compute` are read.
+      weights: for example a training state's.
+      tokenizer: for text; None where `found` has one, or only ids are used.
+      found: the folder that the weights came from; None for none.
+    """
+    self.config: ModelConfig = config.model
+    self.weights = weights
+    self._tokenizer, self._found = tokenizer, found
+    self._compute = config.compute
     self._transformer = Transformer(self.config, compute=self._compute)
     self._logits = jax.jit(scoring.logits, static_argnums=0)
 
   @property
   def tokenizer(self) -> Tokenizer:
-    """The tokenizer beside the weights.
+    """The tokenizer that was given, or the one beside the weights.
 
     Raises:
       InputError: there is none, or it can't be used.
     """
+    if self._tokenizer is not None:
+      return self._tokenizer
+    if self._found is None:
+      raise InputError('this model has no tokenizer; give Model one for text')
     return self._found.tokenizer()
 
   @overload
@@ -129,10 +146,11 @@ class Model:
       InputError: there is no template, it refuses the messages, or a value
         can't be.
     """
-    template = chat_lib.find_template(self._found.folder)
+    folder = self._found.folder if self._found else None
+    template = chat_lib.find_template(folder) if folder else ''
     if not template:
       raise InputError(
-        f'{self._found.folder} has no chat template; use generate'
+        f'{folder or "this model"} has no chat template; use generate'
       )
     prompt = chat_lib.encode_chat(self.tokenizer, template, list(messages))
     return self._continued([prompt], **options)[0]
@@ -227,7 +245,7 @@ class Model:
       max_new_tokens,
       sampling.settings(len(prompts), **options),
       [seed] * len(prompts),
-      self._found.end_ids(),
+      self._found.end_ids() if self._found else [self.tokenizer.eos_id],
       [stop] if isinstance(stop, str) else stop,
     )
 
@@ -248,7 +266,8 @@ def load(
   """
   compilation_cache.switch_on(compilation_cache.AUTO, lambda line: None)
   found = open_lib.find(os.fspath(path), averaged=ema)
-  return Model(open_lib.open_checkpoint(found, precision))
+  opened = open_lib.open_checkpoint(found, precision)
+  return Model(opened.config, opened.weights, found=found)
 
 
 def config(name: str, overrides: Mapping[str, Any] | None = None) -> Config:

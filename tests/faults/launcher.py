@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from seekax.cli import main
-from seekax.runs import loop
+from seekax.runs import pretraining
 from seekax.storage import checkpoint
 from seekax.training import schedules
 
@@ -101,7 +101,7 @@ def clock(seconds: int) -> None:
 
 def wrong_once(step: int) -> None:
   """One step's result has one wrong bit, as of a broken machine."""
-  plain, seen = loop.train_step, []
+  plain, seen = pretraining.train_step, []
 
   def train_step(config, state, batch, rates):
     number = int(state.step) + 1
@@ -115,7 +115,7 @@ def wrong_once(step: int) -> None:
       state = dataclasses.replace(state, params=params)
     return state, metrics
 
-  loop.train_step = train_step
+  pretraining.train_step = train_step
 
 
 FAULTS = {

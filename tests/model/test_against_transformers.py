@@ -124,7 +124,6 @@ def our_config(published: dict) -> ModelConfig:
     normalize_gates=published['norm_topk_prob'],
     routed_scale=published['routed_scaling_factor'],
     # transformers never hands its latent norms the config's epsilon.
-    latent_norm_eps=1e-6,
     yarn_beta_fast=rope.get('beta_fast', 32.0),
     yarn_beta_slow=rope.get('beta_slow', 1.0),
     yarn_mscale=rope.get('mscale', 1.0),

@@ -91,12 +91,10 @@ def mla(x_LD, positions_L, segments_L, weights, config) -> np.ndarray:
       query_in = rms_norm(
         x_LD[i] @ weights['query_down'],
         weights['query_norm']['scale'],
-        config.latent_norm_eps,
+        1e-6,
       )
     down = x_LD[i] @ weights['kv_down']
-    latent_C = rms_norm(
-      down[:latent_width], weights['kv_norm']['scale'], config.latent_norm_eps
-    )
+    latent_C = rms_norm(down[:latent_width], weights['kv_norm']['scale'], 1e-6)
     key_rope_R = rotary.rotate(down[latent_width:], positions_L[i], config)
     for h in range(heads):
       query = query_in @ weights['query_up'][:, h]

@@ -38,7 +38,6 @@ _SMALL = dict(
   num_experts=8,
   experts_per_token=3,
   norm_eps=1e-2,
-  latent_norm_eps=3e-3,
   rope_original_length=64,
   rope_factor=4.0,
   yarn_mscale=0.5,

@@ -800,9 +800,9 @@ class TrainedTest(ConvertCase):
   def test_a_model_without_published_form_is_refused(self):
     _, run, tree = self.trained(stored='BF16')
     run.save(tree)
-    model = dataclasses.replace(run.config.model, latent_norm_eps=1e-3)
+    model = dataclasses.replace(run.config.model, num_shared_experts=0)
     run.write(dataclasses.replace(run.config, model=model))
-    with self.assertRaisesRegex(StorageError, 'latent_norm_eps=0.001'):
+    with self.assertRaisesRegex(StorageError, 'num_shared_experts=0'):
       self.convert(run.workdir, format='huggingface')
     self.assertFalse(self.target.exists())
     self.convert(run.workdir, format='seekax')  # It has one of ours.

@@ -336,7 +336,6 @@ class ReleasedTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'attention': 'gqa', 'num_kv_heads': 2}, 'ffn'),
-    ({'latent_norm_eps': 1e-5}, 'latent_norm_eps'),
     ({'rope_scaling': 'llama3'}, 'rope_scaling'),
     ({'router': 'softmax', 'group_score': 'max', 'mtp_depth': 0}, 'normalize'),
     ({'group_score': 'max'}, 'group_score'),

@@ -95,6 +95,17 @@ class WorkdirTest(absltest.TestCase):
     workdir_lib.write_run(self.workdir, {'config': before})
     self.assertEqual(to_dict(workdir_lib.read_config(self.workdir)), now)
 
+  def test_a_key_that_is_gone_is_read_with_the_value_that_stays(self):
+    before = to_dict(Config())
+    before['train']['center_bias'] = False
+    before['optim']['muon_rms'] = 0.2
+    workdir_lib.write_run(self.workdir, {'config': before})
+    self.assertEqual(workdir_lib.read_config(self.workdir), Config())
+    before['train']['center_bias'] = True
+    workdir_lib.write_run(self.workdir, {'config': before})
+    with self.assertRaisesRegex(StorageError, 'train.center_bias'):
+      workdir_lib.read_config(self.workdir)
+
   def test_a_folder_without_run_json_is_no_workdir(self):
     with self.assertRaisesRegex(StorageError, 'is no workdir'):
       workdir_lib.read_config(self.workdir)

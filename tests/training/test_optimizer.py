@@ -105,7 +105,7 @@ class MomentsTest(parameterized.TestCase):
 
 class MuonTest(absltest.TestCase):
   def test_every_matrix_is_made_orthogonal_by_itself(self):
-    optim = OptimConfig(name='muon', weight_decay=0.0, muon_rms=0.2)
+    optim = OptimConfig(name='muon', weight_decay=0.0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
       lambda x: rng.standard_normal(x.shape).astype(np.float32),

@@ -29,29 +29,32 @@ class ComputeConfig:
   """Backends, recomputation, loops, and the exchange between devices."""
 
   attention_backend: str = key(
-    'auto', 'over whole sequences: auto, chunked, cudnn, tokamax, plain'
+    'auto',
+    'attention in training and prefill: auto, chunked, cudnn, tokamax, plain',
   )
   latent_attention_backend: str = key(
-    'auto', 'decoding on the latent cache: auto, plain, pallas'
+    'auto', 'attention of decoding on the latent cache: auto, plain, pallas'
   )
   grouped_matmul: str = key(
     'auto',
-    'products of experts: auto, blocked, pallas, mosaic, triton, ragged, dense',
+    "experts' products: auto, blocked, pallas, mosaic, triton, ragged, dense",
   )
   remat: str = key(
-    'none', 'what is recomputed for gradients: none, paper, full'
+    'none', 'what the backward pass recomputes: none, paper, full'
   )
-  unroll_layers: int = key(8, 'stacks of more layers than this are a scan')
+  unroll_layers: int = key(
+    8, 'longest stack of layers that is unrolled; longer ones are scanned'
+  )
   exchange: str = key(
     'all_to_all',
     'how tokens travel to their experts on a mesh: all_to_all; gather; '
     'ragged, on GPUs alone',
   )
   exchange_slack: float = key(
-    1.25, 'room of a round of the exchange, over balanced loads'
+    1.25, 'size of an exchange round, relative to perfectly balanced loads'
   )
   dispatch_dtype: str = key(
-    'compute', 'dtype of tokens on their way: compute, float8'
+    'compute', 'dtype in which tokens travel to experts: compute, float8'
   )
 
   def __post_init__(self):

@@ -23,9 +23,9 @@ class DataConfig:
   include: str = key(
     '', "files of folders to read, as '*.md,docs/*'; '': all of them"
   )
-  exclude: str = key('', 'files of folders to leave out, written likewise')
+  exclude: str = key('', "files of folders to leave out, as '*.md,docs/*'")
   max_document_bytes: int = key(
-    256 << 20, 'a longer file of text, line or row is refused'
+    256 << 20, 'longest text file, JSON line or row that is read, in bytes'
   )
   heldout_fraction: float = key(0.04, 'share of documents held out')
   sequence_length: int = key(4096, 'tokens per sequence (S)')
@@ -38,15 +38,16 @@ class DataConfig:
   isolate_documents: bool = key(
     False, 'mask attention across documents and restart positions'
   )
-  seed: int = key(0, 'order of the documents')
+  seed: int = key(0, 'seed of the order of the documents')
   fim_rate: float = key(
-    0.0, 'share of documents to fill in the middle of (V3: 0.1)'
+    0.0, 'share of documents trained as fill-in-the-middle (V3: 0.1)'
   )
   split_punctuation_rate: float = key(
-    0.0, 'share of merged punctuation and line ends to split (V3: not given)'
+    0.0,
+    'share of tokens of punctuation with line ends that are split (V3: some)',
   )
   skip_corrupt: bool = key(
-    False, 'pass over unreadable records of token shards, and count them'
+    False, 'skip unreadable records of token shards, and count them'
   )
 
   def __post_init__(self):

@@ -11,10 +11,14 @@ class EvalConfig:
 
   every: int = key(1000, 'steps between evaluations')
   batch_size: int = key(8, 'windows scored at once')
-  max_bytes: int = key(0, 'held-out bytes per evaluation but the last; 0: all')
+  max_bytes: int = key(
+    0, 'held-out bytes per evaluation; the last takes all; 0: all'
+  )
   sample_every: int = key(1000, 'steps between samples')
   sample_tokens: int = key(64, 'tokens per sample')
-  sample_temperature: float = key(0.7, '0 is greedy')
+  sample_temperature: float = key(
+    0.7, 'temperature of the samples; 0 is greedy'
+  )
   prompts: tuple[str, ...] = key(
     ('def main(', 'import os\n', 'class Node:\n'), 'fixed prompts for samples'
   )

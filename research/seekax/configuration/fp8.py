@@ -28,7 +28,9 @@ class Fp8Config:
   """
 
   tile_size: int = key(128, 'width n of tiles (1 x n) and blocks (n x n)')
-  scaling: str = key('tiles', 'tiles and blocks; tensor: one scale per matrix')
+  scaling: str = key(
+    'tiles', 'scales of operands: tiles (V3); tensor: one per matrix'
+  )
   gradient_format: str = key('e4m3', 'format of gradients: e4m3 (V3) or e5m2')
   gradient_scaling: str = key(
     'tiles', 'scales of gradients: per tile (V3) or block'

@@ -29,8 +29,8 @@ class ModelConfig:
   vocab_size: int = key(129280, 'size of the vocabulary (V)')
   embed_dim: int = key(7168, 'width of the residual stream (d)')
   num_layers: int = key(61, 'transformer layers, MTP modules not counted (L)')
-  num_dense_layers: int = key(3, 'first layers with a dense FFN')
-  context_length: int = key(163840, 'longest sequence; windows of score')
+  num_dense_layers: int = key(3, 'number of first layers with a dense FFN')
+  context_length: int = key(163840, 'longest sequence in tokens')
 
   attention: str = key('mla', 'kind of attention: mla, gqa, mha, mqa')
   num_heads: int = key(128, 'query heads (n_h)')
@@ -41,22 +41,23 @@ class ModelConfig:
   rope_head_dim: int = key(64, 'rotary query/key width per head (d_h^R)')
   value_head_dim: int = key(128, 'value width per head')
 
-  ffn: str = key('experts', 'kind of FFN after the dense layers')
+  ffn: str = key(
+    'experts', 'FFN of the layers after the dense ones: experts, dense'
+  )
   mlp_dim: int = key(18432, 'hidden width of a dense FFN')
   expert_dim: int = key(2048, 'hidden width of one expert')
   num_experts: int = key(256, 'routed experts per layer (N_r)')
-  num_shared_experts: int = key(1, 'shared experts, fused to one (N_s)')
+  num_shared_experts: int = key(1, 'shared experts, computed as one FFN (N_s)')
   experts_per_token: int = key(8, 'routed experts chosen per token (K_r)')
   num_expert_groups: int = key(8, 'groups the experts are divided in')
   num_kept_groups: int = key(4, 'groups a token may choose from (M)')
   router: str = key('sigmoid', 'affinity: sigmoid (V3) or softmax (V2)')
   group_score: str = key('top2', 'score of a group: top2 (V3) or max (V2)')
-  normalize_gates: bool = key(True, 'divide affinities by their sum')
-  routed_scale: float = key(2.5, 'factor on the routed branch')
+  normalize_gates: bool = key(True, 'divide the gates of a token by their sum')
+  routed_scale: float = key(2.5, "factor on the routed experts' output")
   mtp_depth: int = key(1, 'multi-token prediction modules (D)')
 
   norm_eps: float = key(1e-6, 'epsilon of the RMS norms')
-  latent_norm_eps: float = key(1e-6, 'epsilon of the two latent norms')
   init_std: float = key(0.006, 'standard deviation of the initial weights')
 
   rope_theta: float = key(10000.0, 'base of the rotary frequencies')
@@ -65,11 +66,17 @@ class ModelConfig:
     'yarn', 'context extension: none, linear, yarn, llama3'
   )
   rope_factor: float = key(40.0, 'context extension factor (s)')
-  rope_original_length: int = key(4096, 'context before extension')
-  yarn_beta_fast: float = key(32.0, 'rotations above which YaRN keeps')
-  yarn_beta_slow: float = key(1.0, 'rotations below which YaRN interpolates')
-  yarn_mscale: float = key(1.0, 'YaRN magnitude on the rotary tables')
-  yarn_mscale_all_dim: float = key(1.0, 'YaRN magnitude on the whole logit')
+  rope_original_length: int = key(4096, 'context length before its extension')
+  yarn_beta_fast: float = key(
+    32.0, 'rotations above which YaRN keeps a frequency'
+  )
+  yarn_beta_slow: float = key(
+    1.0, 'rotations below which YaRN divides it by the factor'
+  )
+  yarn_mscale: float = key(1.0, 'YaRN magnitude on rotary queries and keys')
+  yarn_mscale_all_dim: float = key(
+    1.0, 'YaRN magnitude on whole attention logits'
+  )
   llama3_low_freq_factor: float = key(1.0, 'llama3 scaling, low band edge')
   llama3_high_freq_factor: float = key(4.0, 'llama3 scaling, high band edge')
 
@@ -121,7 +128,7 @@ class ModelConfig:
         'context_length',
         'num_heads',
       )
-      + ('rope_head_dim', 'value_head_dim', 'norm_eps', 'latent_norm_eps')
+      + ('rope_head_dim', 'value_head_dim', 'norm_eps')
       + ('init_std', 'rope_theta', 'rope_original_length', 'rope_factor'),
     )
     check_not_negative(
@@ -214,7 +221,7 @@ _HOW = ('init_std',)
 _ONLY_EXPERTS = ('expert_dim', 'num_experts', 'num_shared_experts', 'router')
 _ONLY_EXPERTS += ('experts_per_token', 'normalize_gates', 'routed_scale')
 _ONLY_GROUPS = ('num_expert_groups', 'num_kept_groups', 'group_score')
-_ONLY_LATENT = ('query_latent_dim', 'kv_latent_dim', 'latent_norm_eps')
+_ONLY_LATENT = ('query_latent_dim', 'kv_latent_dim')
 _ONLY_SCALED = ('rope_factor', 'rope_original_length')
 # Beginnings of what a context extension changes.
 _POSITIONS = ('context_length', 'rope_theta', 'rope_scaling', 'rope_factor')

@@ -24,19 +24,23 @@ class TrainConfig:
   """The training run."""
 
   steps: int = key(235000, 'optimizer steps')
-  micro_batches: int = key(1, 'parts a batch is cut in; same update')
+  micro_batches: int = key(
+    1, 'parts that a batch is computed in; the update is the same'
+  )
   ramp_tokens: int = key(
     0, 'tokens over which the batch grows, by whole micro-batches; 0: no ramp'
   )
   ramp_micro_batches: int = key(1, 'micro-batches of the first step of a ramp')
-  seed: int = key(0, 'initial weights')
+  seed: int = key(0, 'seed of the initial weights')
   precision: str = key(
     'bfloat16', 'float32, bfloat16, or fp8: bfloat16 with linear layers in FP8'
   )
   mtp_weight: float = key(0.3, 'weight of the MTP loss (lambda)')
-  mtp_late_weight: float = key(0.1, 'the same after mtp_weight_tokens')
+  mtp_late_weight: float = key(
+    0.1, 'weight of the MTP loss after mtp_weight_tokens'
+  )
   mtp_weight_tokens: int = key(
-    0, 'tokens to which mtp_weight holds; 0: to the end'
+    0, 'tokens after which mtp_late_weight holds; 0: never'
   )
   balance_weight: float = key(1e-4, 'sequence-wise balance loss (alpha)')
   z_loss_weight: float = key(
@@ -46,9 +50,6 @@ class TrainConfig:
   bias_update_tokens: int = key(
     0, 'tokens after which the router bias stands still; 0: never'
   )
-  center_bias: bool = key(
-    False, 'subtract the mean from every move of the router bias'
-  )
   nonfinite_limit: int = key(
     3, 'steps in a row without a finite loss and gradient that end the run'
   )
@@ -57,21 +58,27 @@ class TrainConfig:
     'a step is skipped whose loss or gradient norm is so many deviations above '
     'the mean of the last ones; 0: none is',
   )
-  spike_window: int = key(128, 'steps of that mean')
+  spike_window: int = key(
+    128, 'number of last steps that spike_deviations looks at'
+  )
   init_from: str = key('', 'checkpoint whose weights the run starts from')
   extend_context: bool = key(
     False, "init_from's weights get this run's context and rotary embedding"
   )
   log_every: int = key(10, 'steps between log lines')
   checkpoint_every: int = key(1000, 'steps between checkpoints')
-  keep_checkpoints: int = key(2, 'newest checkpoints kept')
-  price_per_device_hour: float = key(0.0, 'dollars; 0: no price')
+  keep_checkpoints: int = key(2, 'number of newest checkpoints that are kept')
+  price_per_device_hour: float = key(
+    0.0, 'price of a device in dollars per hour; 0: none'
+  )
   compilation_cache: str = key(
     'auto',
     "folder of compiled programs; 'auto': seekax/xla in $XDG_CACHE_HOME or "
     "~/.cache; '': none",
   )
-  replay_every: int = key(0, 'steps between two that are checked; 0: none')
+  replay_every: int = key(
+    0, 'steps between two that are computed twice and compared; 0: none'
+  )
   profile_steps: str = key(
     '', "steps to trace into <workdir>/profile, '10' or '10:13'; '': none"
   )

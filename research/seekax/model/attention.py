@@ -23,6 +23,9 @@ from seekax.ops.precision import HIGH, Policy
 from seekax.ops.rematerialisation import keep
 from seekax.parallel import rules
 
+# For any config: DeepSeek's code and transformers ignore `rms_norm_eps` here.
+LATENT_NORM_EPS = 1e-6
+
 
 @struct.dataclass
 class LatentCache:
@@ -48,6 +51,15 @@ class KeyValueCache:
 
   key: jax.Array
   value: jax.Array
+
+
+def lay_out(x_BLX: jax.Array, *names: str) -> jax.Array:
+  """On a mesh, splits x by batch, positions and these names; else returns x.
+
+  Without this the compiler may split the last axis over the devices that share
+  the masters, and sum logits over them.
+  """
+  return rules.constrain(x_BLX, 'batch', 'length', *names, None)
 
 
 def write_at(cache: jax.Array, new: jax.Array, at_B: jax.Array) -> jax.Array:
@@ -87,18 +99,24 @@ def mla_full(
     [B, L, H, U].
 
   References:
-    DeepSeek-V3, equations 1 to 11.
+    DeepSeek-V3, equations 2, 4, 5, 9 and 10.
   """
+  # Equations 2 and 5: the keys without position, and the values.
   kv_BMHX = linear(latent_BMC, kv_up_CHX, products)
   if part is None:
-    kv_BMHX = _whole_width(kv_BMHX, 'heads')
+    kv_BMHX = lay_out(kv_BMHX, 'heads')
   k_nope_BMHK, v_BMHU = jnp.split(kv_BMHX, [config.nope_head_dim], axis=-1)
+  # Equation 4: each head's key, and the rotated one that all heads share.
   k_rope_BMHR = jnp.broadcast_to(
     k_rope_BMR[:, :, None], k_nope_BMHK.shape[:3] + k_rope_BMR.shape[-1:]
   )
+  k_BMHX = jnp.concatenate([k_nope_BMHK, k_rope_BMHR], axis=-1)
+  # Equation 9.
+  q_BLHX = jnp.concatenate([q_nope_BLHK, q_rope_BLHR], axis=-1)
+  # Equation 10.
   return ops.causal_attention(
-    jnp.concatenate([q_nope_BLHK, q_rope_BLHR], axis=-1),
-    jnp.concatenate([k_nope_BMHK, k_rope_BMHR], axis=-1),
+    q_BLHX,
+    k_BMHX,
     v_BMHU,
     rotary.softmax_scale(config),
     segments_BL,
@@ -171,10 +189,15 @@ def mla_absorbed(
 
   Returns:
     [B, H, U], equal to mla_full's last position.
+
+  References:
+    DeepSeek-V2, section 2.1.2: W^UK is absorbed into the query, W^UV into the
+    output.
   """
   w_uk_CHK, w_uv_CHU = jnp.split(kv_up_CHX, [config.nope_head_dim], axis=-1)
+  q_latent_BHC = jnp.einsum('BHK,CHK->BHC', q_nope_BHK, w_uk_CHK)
   out_BHC = ops.latent_attention(
-    jnp.einsum('BHK,CHK->BHC', q_nope_BHK, w_uk_CHK),
+    q_latent_BHC,
     q_rope_BHR,
     cache.latent,
     cache.k_rope,
@@ -185,17 +208,12 @@ def mla_absorbed(
   return jnp.einsum('BHC,CHU->BHU', out_BHC, w_uv_CHU)
 
 
-def _whole_width(x_BLX: jax.Array, *names: str) -> jax.Array:
-  """On a mesh, splits x by batch, positions and these names, nothing else.
-
-  Otherwise the compiler may split the width over the axes that split the
-  masters, and sum logits over them.
-  """
-  return rules.constrain(x_BLX, 'batch', 'length', *names, None)
-
-
 class LatentAttention(nn.Module):
-  """Multi-head latent attention (MLA)."""
+  """Multi-head latent attention (MLA).
+
+  References:
+    DeepSeek-V3, section 2.1.1, equations 1 to 11.
+  """
 
   config: ModelConfig
   policy: Policy = HIGH
@@ -209,13 +227,13 @@ class LatentAttention(nn.Module):
       self.query_down = matrix(
         self, 'query_down', (c.embed_dim, q_in), ('embed', 'latent'), c
       )
-      self.query_norm = RmsNorm(q_in, 'latent', c.latent_norm_eps)
+      self.query_norm = RmsNorm(q_in, 'latent', LATENT_NORM_EPS)
     per_head = ('heads', 'head_width')
     q_shape = (q_in, c.num_heads, c.qk_head_dim)
     self.query_up = matrix(self, 'query_up', q_shape, (q_axis, *per_head), c)
     kv_shape = (c.embed_dim, c.kv_latent_dim + c.rope_head_dim)
     self.kv_down = matrix(self, 'kv_down', kv_shape, ('embed', 'latent'), c)
-    self.kv_norm = RmsNorm(c.kv_latent_dim, 'latent', c.latent_norm_eps)
+    self.kv_norm = RmsNorm(c.kv_latent_dim, 'latent', LATENT_NORM_EPS)
     up_shape = (
       c.kv_latent_dim,
       c.num_heads,
@@ -225,56 +243,39 @@ class LatentAttention(nn.Module):
     out_shape = (c.num_heads, c.value_head_dim, c.embed_dim)
     self.out = matrix(self, 'out', out_shape, (*per_head, 'embed'), c)
 
-  def _project(self, x_BLD, positions_BL):
-    """Queries, the latent after its norm, and the shared rotated key."""
-    c, products = self.config, self.policy.linear
-    if c.query_latent_dim:
-      q_in = keep(linear(x_BLD, self.query_down, products), 'query_latent')
-      q_in = _whole_width(self.query_norm(q_in))
-    else:
-      q_in = x_BLD
-    q_BLHX = _whole_width(linear(q_in, self.query_up, products), 'heads')
-    q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
-    q_rope_BLHR = rotary.rotate(q_rope_BLHR, positions_BL, c)
-    down_BLX = keep(linear(x_BLD, self.kv_down, products), 'kv_latent')
-    down_BLX = _whole_width(down_BLX)
-    latent_BLC, k_rope_BLR = jnp.split(down_BLX, [c.kv_latent_dim], axis=-1)
-    latent_BLC = self.kv_norm(latent_BLC)
-    k_rope_BLR = rotary.rotate(k_rope_BLR, positions_BL, c)
-    return q_nope_BLHK, q_rope_BLHR, latent_BLC, k_rope_BLR
-
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Runs whole sequences; also returns what the cache keeps of them."""
-    q_nope, q_rope, latent_BLC, k_rope_BLR = self._project(x_BLD, positions_BL)
+    latent_BLC, k_rope_BLR = self._latents(x_BLD, positions_BL)
+    queries = self._queries(x_BLD, positions_BL)
+    sources = latent_BLC, k_rope_BLR, self.kv_up
     attend = functools.partial(
       mla_full,
       config=self.config,
       compute=self.compute,
       products=self.policy.linear,
     )
-    sources = latent_BLC, k_rope_BLR, self.kv_up
     if rules.num_parts('length') > 1:
       whole = rules.axes('batch', None, None)
       names = whole, whole, rules.axes(None, 'heads', None)
-      queries = q_nope, q_rope
       out_BLHU = in_parts(attend, queries, sources, names, segments_BL)
     else:
-      out_BLHU = attend(q_nope, q_rope, *sources, segments_BL)
+      out_BLHU = attend(*queries, *sources, segments_BL)
+    # Equation 11.
     y_BLD = contract(out_BLHU, self.out, 2, self.policy.after_attention)
     return y_BLD, LatentCache(latent_BLC, k_rope_BLR)
 
   def decode(self, x_BD, lengths_B, cache):
     """Runs one new token per request, at position lengths_B."""
-    q_nope, q_rope, latent, k_rope = self._project(
-      x_BD[:, None], lengths_B[:, None]
-    )
+    x_BLD, positions_BL = x_BD[:, None], lengths_B[:, None]
+    latent_BLC, k_rope_BLR = self._latents(x_BLD, positions_BL)
+    q_nope_BLHK, q_rope_BLHR = self._queries(x_BLD, positions_BL)
     cache = LatentCache(
-      write_at(cache.latent, latent[:, 0], lengths_B),
-      write_at(cache.k_rope, k_rope[:, 0], lengths_B),
+      write_at(cache.latent, latent_BLC[:, 0], lengths_B),
+      write_at(cache.k_rope, k_rope_BLR[:, 0], lengths_B),
     )
     out_BHU = mla_absorbed(
-      q_nope[:, 0],
-      q_rope[:, 0],
+      q_nope_BLHK[:, 0],
+      q_rope_BLHR[:, 0],
       cache,
       self.kv_up,
       lengths_B + 1,
@@ -282,6 +283,32 @@ class LatentAttention(nn.Module):
       self.compute,
     )
     return contract(out_BHU, self.out, 2), cache
+
+  def _latents(self, x_BLD, positions_BL):
+    """What the cache keeps: the latent after its norm, the rotated key."""
+    # Equations 1 and 3 in one product.
+    down_BLX = linear(x_BLD, self.kv_down, self.policy.linear)
+    down_BLX = lay_out(keep(down_BLX, 'kv_latent'))
+    latent_BLC, k_rope_BLR = jnp.split(
+      down_BLX, [self.config.kv_latent_dim], axis=-1
+    )
+    # Norms of both latents: section 4.2, not in the equations.
+    latent_BLC = self.kv_norm(latent_BLC)
+    return latent_BLC, rotary.rotate(k_rope_BLR, positions_BL, self.config)
+
+  def _queries(self, x_BLD, positions_BL):
+    """Queries without position, [B, L, H, K], and rotated, [B, L, H, R]."""
+    c, products = self.config, self.policy.linear
+    latent_BLP = x_BLD
+    if c.query_latent_dim:
+      # Equation 6.
+      latent_BLP = linear(x_BLD, self.query_down, products)
+      latent_BLP = self.query_norm(keep(latent_BLP, 'query_latent'))
+      latent_BLP = lay_out(latent_BLP)
+    # Equations 7 and 8 in one product.
+    q_BLHX = lay_out(linear(latent_BLP, self.query_up, products), 'heads')
+    q_nope_BLHK, q_rope_BLHR = jnp.split(q_BLHX, [c.nope_head_dim], axis=-1)
+    return q_nope_BLHK, rotary.rotate(q_rope_BLHR, positions_BL, c)
 
 
 class GroupedAttention(nn.Module):
@@ -312,14 +339,10 @@ class GroupedAttention(nn.Module):
         [nope, rotary.rotate(rope, positions_BL, c)], axis=-1
       )
 
-    def whole(x_BLHX):
-      return _whole_width(x_BLHX, 'heads')
-
-    return (
-      keep(whole(with_rope(linear(x_BLD, self.query, products))), 'query'),
-      keep(whole(with_rope(linear(x_BLD, self.key, products))), 'key'),
-      keep(whole(linear(x_BLD, self.value, products)), 'value'),
-    )
+    q_BLHX = lay_out(with_rope(linear(x_BLD, self.query, products)), 'heads')
+    k_BLNX = lay_out(with_rope(linear(x_BLD, self.key, products)), 'heads')
+    v_BLNU = lay_out(linear(x_BLD, self.value, products), 'heads')
+    return keep(q_BLHX, 'query'), keep(k_BLNX, 'key'), keep(v_BLNU, 'value')
 
   def __call__(self, x_BLD, positions_BL, segments_BL):
     """Runs whole sequences; also returns what the cache keeps of them."""

@@ -52,8 +52,11 @@ class MtpModule(nn.Module):
     enter = MtpModule._enter
     if self.compute.remat != 'none':
       enter = nn.remat(enter)
+    # Equation 21.
     x_BLD = enter(self, hidden_BLD, embedded_BLD)
+    # Equation 22.
     x_BLD, (load, _) = self.block(x_BLD, bias_E, positions, segments)
+    # Equation 23 is the trunk's head, on this.
     return self.final_norm(x_BLD), load
 
   def _enter(self, hidden_BLD, embedded_BLD):

@@ -51,15 +51,17 @@ def route(
   """
   logits_TE = keep(logits_TE.astype(jnp.float32), 'router_logits')
   if config.router == 'sigmoid':
-    scores_TE = jax.nn.sigmoid(logits_TE)
+    scores_TE = jax.nn.sigmoid(logits_TE)  # Equation 15.
   else:
     scores_TE = jax.nn.softmax(logits_TE, axis=-1)
+  # Equation 16: the bias moves the choice, not the gates.
   choice_TE = jax.lax.stop_gradient(scores_TE) + bias_E
   choice_TE = keep_best_groups(choice_TE, config)
   experts_TA = jax.lax.top_k(choice_TE, config.experts_per_token)[1]
   experts_TA = keep(experts_TA, 'router_choice')
+  # Equation 14.
   gates_TA = jnp.take_along_axis(scores_TE, experts_TA, axis=1)
-  if config.normalize_gates:
+  if config.normalize_gates:  # Equation 13.
     gates_TA = gates_TA / (gates_TA.sum(axis=1, keepdims=True) + 1e-20)
   # V3 normalises, then scales; V2 does one or the other.
   if config.router == 'sigmoid' or not config.normalize_gates:
@@ -68,7 +70,12 @@ def route(
 
 
 def keep_best_groups(choice_TE: jax.Array, config: ModelConfig) -> jax.Array:
-  """Sets affinities outside a token's best groups to minus infinity."""
+  """Sets affinities outside a token's best groups to minus infinity.
+
+  References:
+    DeepSeek-V3, section 2.1.2, node-limited routing: a group's score is the sum
+    of its best affinities. The released weights take the best two.
+  """
   groups = config.num_expert_groups
   if config.num_kept_groups == groups:
     return choice_TE
@@ -124,9 +131,13 @@ def sequence_balance(
   count_BE = jnp.zeros((batch, num_experts)).at[rows_B, best_BLA].add(1.0)
   count_BE = keep(total(count_BE, 'length'), 'balance_count')
   total_length = total_length or length
+  # Equation 18.
   f_BE = count_BE * num_experts / (experts_per_token * total_length)
+  # Equation 19.
   p_BLE = scores_BLE / scores_BLE.sum(axis=-1, keepdims=True)
+  # Equation 20.
   p_BE = total(p_BLE.sum(axis=1), 'length') / total_length
+  # Equation 17.
   return jnp.sum(f_BE * p_BE)
 
 

@@ -220,7 +220,9 @@ def _slices(stack: dict[str, Any], length: int) -> list[Any]:
     return jax.jit(unstack, static_argnums=1)(stack, length)
   # A command that starts has one program less to compile or to load.
   return [
-    jax.tree.map(lambda x, i=i: jax.device_put(np.array(np.asarray(x)[i])), stack)
+    jax.tree.map(
+      lambda x, i=i: jax.device_put(np.array(np.asarray(x)[i])), stack
+    )
     for i in range(length)
   ]
 

@@ -39,13 +39,13 @@ class Layout:
     tensor: devices that share heads and hidden widths.
     context: devices that share a sequence.
     expert_node: nodes over which routed experts are cut.
-    expert: devices of a node over which they are cut.
+    expert: devices of a node over which routed experts are cut.
     fsdp: data ranks that also share the parameters.
-    data: data ranks that don't share them.
+    data: data ranks that hold copies of the parameters.
     micro_batch: sequences that a data rank computes at once.
     schedule: the pipeline's schedule.
     virtual_stages: stages that a rank runs in turn; 1f1b only.
-    remat: what is computed again for gradients, as compute.remat.
+    remat: what the backward pass recomputes, as compute.remat.
     overlap: whether the exchange of tokens hides behind arithmetic without a
       dual schedule.
     fp8_dispatch: under FP8, tokens go to their experts in FP8.

@@ -20,7 +20,7 @@ class Request:
     config: the run's config; model, batch, precision and moments count. FP8 is
       planned as bfloat16 on devices that have none.
     device: the accelerator that every device is.
-    devices: how many devices.
+    devices: number of devices.
     tokens: tokens of pre-training, or of this stage if the config is one of
       context extension.
     price: dollars per device hour.
@@ -28,7 +28,7 @@ class Request:
       proportion to the FLOP of pre-training.
     layout: 'paper', or names and values; '': the paper's layout if it works on
       nodes of 8, else the cheapest.
-    layout_flag: the flag that gave the layout, for messages; '': --layout.
+    layout_flag: flag that gave the layout, for messages; '': --layout.
     tokens_from: where `tokens` comes from, if it wasn't given.
   """
 

@@ -23,7 +23,7 @@ class Run:
     device: the accelerator that every rank is.
     layout: how the ranks share the work.
     batch_size: sequences per step.
-    sequence_length: positions.
+    sequence_length: positions per sequence.
     precision: as train.precision.
     moment_dtype: as optim.moment_dtype.
     gradient_dtype: the dtype in which gradients are added up and travel.

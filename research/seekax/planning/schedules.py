@@ -18,9 +18,9 @@ class Costs:
   """Times of a micro-batch's chunks on one stage.
 
   Attributes:
-    forward: F.
-    backward_input: the gradient of the inputs, B - W.
-    backward_weight: the gradient of the weights, W.
+    forward: duration of a forward chunk (F).
+    backward_input: duration of the gradient of the inputs (B - W).
+    backward_weight: duration of the gradient of the weights (W).
     pair: a forward and a full backward chunk of two micro-batches, overlapped
       (FB); 0: as long as both one after the other.
   """

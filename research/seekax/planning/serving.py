@@ -46,10 +46,10 @@ class Service:
   """What a device gives.
 
   Attributes:
-    prefill_devices: devices of a prefill unit.
-    decode_devices: devices of a decoding unit.
-    prefill_tokens_per_second: prefill's rate per device.
-    decode_tokens_per_second: decoding's rate per device.
+    prefill_devices: number of devices that make a prefill unit.
+    decode_devices: number of devices that make a decoding unit.
+    prefill_tokens_per_second: tokens of prompts per second and device.
+    decode_tokens_per_second: new tokens per second and device.
     requests: requests that a device decodes at once.
     tokens_per_second_per_user: what a user sees at that many requests.
     cache_bytes_per_request: bytes of the cache at the demand's context.

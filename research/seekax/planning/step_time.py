@@ -44,10 +44,11 @@ class StepTime:
   """Seconds of a step by phase on a mean rank (counted as in arXiv 2505.09343).
 
   Attributes:
-    forward: F outside pairs, its exchange included.
-    backward: B and I outside pairs, their exchange included.
-    weight: W where it runs apart.
-    pair: overlapped F and B.
+    forward: forward chunks (F) outside pairs, with their exchange.
+    backward: backward chunks (B, or I without W) outside pairs, with their
+      exchange.
+    weight: gradients of the weights (W) where they are chunks of their own.
+    pair: pairs of an F and a B that overlap.
     bubble: the pipeline's bubble.
     optimizer: sums over data ranks, the update, gathered parameters.
     exchange: the exchange of tokens with experts that isn't hidden; like the
@@ -106,9 +107,9 @@ class Chunks:
   """Seconds of a micro-batch on one stage.
 
   Attributes:
-    forward: arithmetic of F.
-    backward_input: arithmetic of I.
-    backward_weight: arithmetic of W.
+    forward: arithmetic of a forward chunk (F).
+    backward_input: arithmetic of the gradient of the inputs (I).
+    backward_weight: arithmetic of the gradient of the weights (W).
     exchange: exchange of tokens with experts, in F.
     gathers: gathers of tensor and context ranks, in F.
     repeats: how often I does both: for gradients, and for what is done again.

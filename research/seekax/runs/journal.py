@@ -60,7 +60,6 @@ class Journal:
     corpus: Corpus,
     writer: MetricsWriter,
     progress: Progress,
-    schedule: Schedule,
     batches: Prefetcher,
   ):
     self._config = config
@@ -68,7 +67,7 @@ class Journal:
     self._corpus = corpus
     self._writer = writer
     self._progress = progress
-    self._schedule, self._batches = schedule, batches
+    self._schedule, self._batches = Schedule(config), batches
     self._waited = 0.0
     # Durations of the steps since the last row, without the first step's.
     self._recent: list[float] = []

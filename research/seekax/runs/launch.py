@@ -23,8 +23,8 @@ from seekax.ops import backends
 from seekax.parallel import mesh as mesh_lib
 from seekax.planning.parameters import count_parameters
 from seekax.runs import corpus as corpus_lib
-from seekax.runs import loop
 from seekax.runs import origin as origin_lib
+from seekax.runs import pretraining
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
@@ -65,7 +65,7 @@ def start(
 
   Raises:
     InputError: the data, the mesh or the workdir can't be used.
-    NonFiniteError: see loop.train.
+    NonFiniteError: see loop.run.
   """
   check_room(config.model, value_bytes=4)
   mesh = mesh_lib.mesh_of(config)
@@ -111,7 +111,7 @@ def start(
     _print_all(console, config, run['backends'])
   for line in _summary(config, overrides, about or {}, corpus, choices):
     say(line)
-  return loop.train(config, workdir, corpus, beginning, should_stop)
+  return pretraining.train(config, workdir, corpus, beginning, should_stop)
 
 
 def _refuse_other_data(

@@ -1,230 +1,134 @@
-"""The training loop: mesh, data, state, restore, steps, log, save, report."""
+"""The loop of every kind of training: steps, metrics, evaluation, checkpoints.
+
+The batches, the step, and what is written of both come in as arguments;
+`pretraining` is the first user.
+"""
 
 from collections.abc import Callable
-import dataclasses
-import pathlib
+from typing import Any, Protocol
 
 import jax
 
 from seekax.configuration.config import Config
-from seekax.data.pipeline import merge_states
+from seekax.data.pipeline import Records
 from seekax.machine import host_memory, processes
-from seekax.model.weights import Weights
-from seekax.parallel import mesh as mesh_lib
-from seekax.parallel import rules
-from seekax.report import run as report
-from seekax.runs.corpus import Corpus
-from seekax.runs.journal import Journal, Progress
-from seekax.runs.metrics import MetricsWriter, router_names, Silence
-from seekax.runs.origin import Beginning
+from seekax.runs.journal import Journal
 from seekax.runs.prefetch import Prefetcher
 from seekax.runs.profile import StepProfiler
 from seekax.runs.replay import step_twice
-from seekax.runs.saving import Saver
-from seekax.storage import checkpoint
-from seekax.storage import open as open_lib
-from seekax.storage import workdir as workdir_lib
-from seekax.training import placement
-from seekax.training.averaging import Average
-from seekax.training.schedules import Schedule
-from seekax.training.state import (
-  abstract_state,
-  from_parts,
-  init_state_on,
-  start_from,
-  to_parts,
-  TrainState,
-)
-from seekax.training.step import compile_ahead, train_step
+from seekax.runs.saving import Keeper
+from seekax.training.schedules import Rates, Schedule
+from seekax.training.state import TrainState
+from seekax.training.step import Metrics
 
 
-def train(
+class Step(Protocol):
+  """A step of training; it may take the memory of the state."""
+
+  def __call__(
+    self, state: TrainState, batch: Any, rates: Rates
+  ) -> tuple[TrainState, Metrics]: ...
+
+
+def run(
   config: Config,
-  workdir: pathlib.Path,
-  corpus: Corpus,
-  beginning: Beginning,
+  state: TrainState,
+  batches: Prefetcher,
+  step: Step,
+  journal: Journal,
+  keeper: Keeper,
+  profiler: StepProfiler,
   should_stop: Callable[[], bool] = lambda: False,
-) -> bool:
-  """Trains from a checkpoint or from the start to the last step.
+) -> TrainState:
+  """Trains to the last step, or until it is asked to stop, and saves.
 
   Args:
-    config: the run, validated; the same as the workdir's run.json.
-    workdir: prepared and locked.
-    corpus: the run's text.
-    beginning: where the first state comes from.
-    should_stop: asked after every step; true saves and returns.
+    config: gives the number of steps, and when to evaluate, sample and save.
+    state: the state to go on from.
+    batches: one batch for every step that is left.
+    step: computes a step.
+    journal: writes metrics, evaluates and samples.
+    keeper: averages the weights and saves the state.
+    profiler: traces some of the steps.
+    should_stop: asked before every step.
 
   Returns:
-    Whether the last step was reached.
+    The last state, which is saved.
 
   Raises:
     NonFiniteError: the loss is no number; nothing was saved since it was.
     ReplayError: a step computed twice gave two results; nothing was saved.
-    StorageError: a checkpoint can't be restored or saved.
+    StorageError: a checkpoint can't be saved.
   """
-  mesh = mesh_lib.mesh_of(config)
-  # 'highest' keeps float32 products float32 on GPUs, where the default rounds.
-  with jax.set_mesh(mesh), jax.default_matmul_precision('highest'):
-    state, average, progress = _restore_or_start(
-      config, workdir, corpus, mesh, beginning
-    )
-    step, start = int(state.step), int(state.step)
-    first = processes.is_first()
-    writer = (
-      MetricsWriter(
-        workdir, step, config.train.steps, router_names(config.model)
-      )
-      if first
-      else Silence()
-    )
-    if progress.mesh not in ('', mesh_lib.describe(mesh)):
-      writer.say(
-        f'step {step} was saved on the mesh {progress.mesh}; its arrays are '
-        f'laid out anew over {mesh_lib.describe(mesh)}'
-      )
-    progress.mesh = mesh_lib.describe(mesh)
-    if beginning.sets_aside:
-      later = []
-      if first:
-        later = checkpoint.set_aside(workdir / workdir_lib.CHECKPOINTS, step)
-      writer.say(f'going on from step {step}, not from {later}')
-    schedule = Schedule(config)
-    profiler = StepProfiler(
-      config.train.profile_steps, workdir, start, writer.say
-    )
-    sharding = rules.sharding(mesh, ('batch', 'length'))
-    coming = range(step, config.train.steps)
-    batches = Prefetcher(
-      corpus.batches,
-      lambda batch: jax.tree.map(lambda x: processes.place(x, sharding), batch),
-      count=len(coming),
-      sizes=(schedule.batch_rows(k) // config.data.num_shards for k in coming),
-      parts=(schedule.micro_batches(k) for k in coming),
-    )
-    journal = Journal(config, corpus, writer, progress, schedule, batches)
-    saver = Saver(
-      workdir / workdir_lib.CHECKPOINTS, config.train.keep_checkpoints
-    )
-
-    def save(state):
-      progress.data = merge_states(processes.gather(batches.get_state()))
-      averaged = None
-      if average:
-        averaged, progress.ema_updates = average.weights, average.updates
-      saver.start(
-        int(state.step),
-        to_parts(state, averaged),
-        dataclasses.asdict(progress),
-      )
-
-    def take(state, batch, rates):
-      return train_step(config, state, batch, rates)
-
-    pending = None
-    try:
-      while step < config.train.steps and not processes.any_of(should_stop()):
-        batch, rates = next(batches), schedule.rates(step)
-        if step == start:
-          compile_ahead(config, state, batch, rates)
-        saver.check()
-        step += 1
-        with jax.profiler.StepTraceAnnotation('train', step_num=step):
-          if config.train.replay_every and (
-            step % config.train.replay_every == 0
-          ):
-            state, metrics = step_twice(take, state, batch, rates)
-          else:
-            state, metrics = take(state, batch, rates)
-        if step == start + 1:
-          # What it left of memory is in pieces; the second needs one whole.
-          host_memory.return_freed_memory()
-        if average and average.is_due(step) and metrics.taken:
-          average.update(state)
-        # A step's metrics are fetched while the next one runs, or now if a CPU
-        # has computed it on this very thread.
-        if pending is not None:
-          journal.step(step - 1, *pending, first=step - 1 == start + 1)
-        pending = metrics, batches.records()
-        if metrics.loss.is_ready():
-          journal.step(step, *pending, first=step == start + 1)
-          pending = None
-        last = step == config.train.steps
-        evaluating = last or step % config.eval.every == 0
-        sampling = last or step % config.eval.sample_every == 0
-        saving = last or step % config.train.checkpoint_every == 0
-        traced = profiler.ends_after(step)
-        tracing = profiler.begins_after(step) and not last
-        if not (evaluating or sampling or saving or traced or tracing):
-          continue
-        if pending is not None:
-          journal.step(step, *pending, first=step == start + 1)
-          pending = None
-        if traced:
-          profiler.end(state)
-        if evaluating:
-          journal.evaluate(step, state, last)
-        if sampling:
-          journal.sample(step, state)
-        if saving:
-          save(state)
-        if tracing:
-          profiler.begin(state)
-        journal.restart_clock()
-      if pending is not None:
-        journal.step(step, *pending, first=step == start + 1)
-      if step < config.train.steps and step > start:
-        save(state)
-      saver.wait()
-    finally:
-      batches.close()
-      saver.close()
-      profiler.end()
-      writer.close()
-  if step and processes.is_first():
-    report.write(workdir)
-  return step == config.train.steps
+  start = number = int(state.step)
+  schedule, waiting = Schedule(config), _Waiting(journal, first=start + 1)
+  while number < config.train.steps and not processes.any_of(should_stop()):
+    batch, rates = next(batches), schedule.rates(number)
+    keeper.check()
+    number += 1
+    with jax.profiler.StepTraceAnnotation('train', step_num=number):
+      if _is_due(config.train.replay_every, number):
+        state, metrics = step_twice(step, state, batch, rates)
+      else:
+        state, metrics = step(state, batch, rates)
+    if number == start + 1:
+      # What it left of memory is in pieces; the second needs one whole.
+      host_memory.return_freed_memory()
+    keeper.average_in(number, state, metrics)
+    waiting.add(number, metrics, batches.records())
+    last = number == config.train.steps
+    evaluating = last or _is_due(config.eval.every, number)
+    sampling = last or _is_due(config.eval.sample_every, number)
+    saving = last or _is_due(config.train.checkpoint_every, number)
+    traced = profiler.ends_after(number)
+    tracing = profiler.begins_after(number) and not last
+    if not (evaluating or sampling or saving or traced or tracing):
+      continue
+    waiting.write()
+    if traced:
+      profiler.end(state)
+    if evaluating:
+      journal.evaluate(number, state, last)
+    if sampling:
+      journal.sample(number, state)
+    if saving:
+      keeper.save(state)
+    if tracing:
+      profiler.begin(state)
+    journal.restart_clock()
+  waiting.write()
+  if start < number < config.train.steps:  # It was asked to stop.
+    keeper.save(state)
+  keeper.wait()
+  return state
 
 
-def _restore_or_start(
-  config: Config,
-  workdir: pathlib.Path,
-  corpus: Corpus,
-  mesh: jax.sharding.Mesh,
-  beginning: Beginning,
-) -> tuple[TrainState, Average | None, Progress]:
-  """The state to go on from, and the data at its position."""
-  shardings = placement.state_shardings(config, mesh)
-  abstract = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    abstract_state(config),
-    shardings,
-  )
-  if beginning.step is not None:
-    averaged = abstract.weights if config.optim.ema_decay else None
-    parts, saved = checkpoint.restore(
-      workdir / workdir_lib.CHECKPOINTS,
-      beginning.step,
-      to_parts(abstract, averaged),
-    )
-    progress, average = Progress(**saved), None
-    corpus.batches.set_state(progress.data)
-    if averaged:
-      average = Average(
-        config.optim, Weights(**parts['ema']), progress.ema_updates
-      )
-    return from_parts(parts), average, progress
-  if beginning.origin is None:
-    state = init_state_on(config, shardings)
-  else:
-    opened = open_lib.open_checkpoint(
-      beginning.origin, expand_fp8=True, shardings=shardings.weights
-    )
-    state = start_from(config, opened.weights)
-    state = jax.device_put(state, shardings)
-  progress = Progress(corpus.batches.get_state(), corpus.fingerprint)
-  average = None
-  if config.optim.ema_decay:
-    average = Average(config.optim, state.weights)
-  return state, average, progress
+def _is_due(every: int, number: int) -> bool:
+  """Whether something happens after this step; 0 is never."""
+  return every > 0 and number % every == 0
+
+
+class _Waiting:
+  """Keeps a step's metrics until the next step runs, so that no device waits.
+
+  A CPU may have computed the step on the thread that asked for it; then nothing
+  has to wait.
+  """
+
+  def __init__(self, journal: Journal, first: int):
+    self._journal, self._first = journal, first
+    self._kept: tuple[int, Metrics, Records] | None = None
+
+  def add(self, number: int, metrics: Metrics, records: Records) -> None:
+    self.write()
+    self._kept = number, metrics, records
+    if metrics.loss.is_ready():
+      self.write()
+
+  def write(self) -> None:
+    """Waits for the step whose metrics are kept, if there is one."""
+    if self._kept is None:
+      return
+    number, metrics, records = self._kept
+    self._kept = None
+    self._journal.step(number, metrics, records, first=number == self._first)

@@ -96,8 +96,8 @@ def run(
 
   Raises:
     InputError: the data, the mesh or the workdir can't be used.
-    NonFiniteError: see loop.train.
-    ReplayError: see loop.train.
+    NonFiniteError: see loop.run.
+    ReplayError: see loop.run.
   """
   made = workdir_lib.prepare(workdir)
   # All processes of a run share one lock.

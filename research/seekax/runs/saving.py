@@ -1,14 +1,21 @@
 """Checkpoints are written and hashed in a thread, while training goes on."""
 
 import concurrent.futures
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from seekax.data.pipeline import merge_states
 from seekax.machine import processes
+from seekax.runs.journal import Progress
+from seekax.runs.prefetch import Prefetcher
 from seekax.storage import checkpoint
+from seekax.training.averaging import Average
+from seekax.training.state import to_parts, TrainState
+from seekax.training.step import Metrics
 
 
 class Saver:
@@ -73,3 +80,58 @@ class Saver:
   def close(self) -> None:
     """Ends the thread, after the save that runs."""
     self._thread.shutdown(wait=True)
+
+
+class Keeper:
+  """Averages a run's weights, and saves its state and place in the data."""
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    keep: int,
+    batches: Prefetcher,
+    progress: Progress,
+    average: Average | None,
+  ):
+    """Makes a keeper; nothing is written yet.
+
+    Args:
+      folder: folder of the workdir's checkpoints.
+      keep: number of proven steps that are kept.
+      batches: the run's batches, which know their position.
+      progress: what is saved beside the state.
+      average: averaged weights; None if the run has none.
+    """
+    self._saver = Saver(folder, keep)
+    self._batches, self._progress, self._average = batches, progress, average
+
+  def average_in(self, step: int, state: TrainState, metrics: Metrics) -> None:
+    """Adds the weights to their average, if it is due and they have changed."""
+    if self._average and self._average.is_due(step) and metrics.taken:
+      self._average.update(state)
+
+  def save(self, state: TrainState) -> None:
+    """Begins to save; see Saver.start."""
+    progress = self._progress
+    progress.data = merge_states(processes.gather(self._batches.get_state()))
+    averaged = None
+    if self._average:
+      averaged = self._average.weights
+      progress.ema_updates = self._average.updates
+    self._saver.start(
+      int(state.step),
+      to_parts(state, averaged),
+      dataclasses.asdict(progress),
+    )
+
+  def check(self) -> None:
+    """Raises StorageError if a save has failed."""
+    self._saver.check()
+
+  def wait(self) -> None:
+    """Returns when nothing is being saved; raises StorageError if it failed."""
+    self._saver.wait()
+
+  def close(self) -> None:
+    """Ends the thread that saves, after the save that runs."""
+    self._saver.close()

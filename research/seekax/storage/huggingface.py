@@ -23,8 +23,6 @@ _MAX_NUMBER = 1e30
 
 _V3_TYPES = ('deepseek_v3', 'kimi_k2')
 MODEL_TYPES = (*_V3_TYPES, 'deepseek_v2', 'llama')
-# transformers gives the norms of both latents this epsilon, for any config.
-LATENT_NORM_EPS = 1e-6
 # Fields that must be present.
 _REQUIRED = (
   'vocab_size',
@@ -431,7 +429,6 @@ def _deepseek(fields: _Fields) -> dict[str, Any]:
     rope_head_dim=rope,
     value_head_dim=fields.count('v_head_dim'),
     rope_layout='interleaved' if interleaved else 'half',
-    latent_norm_eps=LATENT_NORM_EPS,
     mtp_depth=fields.count('num_nextn_predict_layers', 0),
     **_experts(fields),
   )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from seekax.configuration.model import ModelConfig
-from seekax.storage.huggingface import FP8, LATENT_NORM_EPS, POWER_OF_TWO
+from seekax.storage.huggingface import FP8, POWER_OF_TWO
 from seekax.storage.manifest import StorageError
 
 
@@ -69,7 +69,6 @@ def _check_published_form(model: ModelConfig) -> None:
     require(model.rope_scaling != 'yarn', 'rope_scaling')
     require(model.mtp_depth == 0, 'mtp_depth')
     return
-  require(model.latent_norm_eps == LATENT_NORM_EPS, 'latent_norm_eps')
   require(model.rope_scaling != 'llama3', 'rope_scaling')
   if not model.uses_experts:
     require(model.mtp_depth == 0, 'mtp_depth')

@@ -187,8 +187,28 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
   return run
 
 
-def _with_compute(groups: dict[str, Any]) -> dict[str, Any]:
-  """Reads a config of an older version: `compute` was part of `model`."""
+# Keys that configs had in older versions, with what a run now does.
+_GONE = {
+  'model': {'latent_norm_eps': 1e-6},
+  'optim': {'muon_momentum': 0.95, 'muon_rms': 0.2},
+  'train': {'center_bias': False},
+}
+
+
+def _of_this_version(groups: dict[str, Any]) -> dict[str, Any]:
+  """Reads a config of an older version.
+
+  `compute` was part of `model`, and some keys are gone. One of these stays, to
+  be refused, if its value is another than what a run now does.
+  """
+  groups = {
+    name: {
+      key: value
+      for key, value in entries.items()
+      if value != _GONE.get(name, {}).get(key, object())
+    }
+    for name, entries in groups.items()
+  }
   if 'compute' in groups or 'model' not in groups:
     return groups
   keys = {field.name for field in dataclasses.fields(ComputeConfig)}
@@ -221,7 +241,7 @@ def read_config(workdir: pathlib.Path) -> Config:
         f'{path}: config.{quoted(name)} is no group of keys and values'
       )
   try:
-    return from_dict(_with_compute(groups))
+    return from_dict(_of_this_version(groups))
   except ConfigError as error:
     raise StorageError(f'{path}: {error}') from error
   except (TypeError, ValueError, OverflowError, ArithmeticError) as error:

@@ -12,20 +12,17 @@ def update_bias(
   bias_NE: jax.Array,
   load_NE: jax.Array,
   rate: jax.Array | float,
-  center: bool = False,
 ) -> jax.Array:
   """Raises the bias of underloaded experts and lowers that of the others.
 
   b += rate * sign(mean load - load), once per optimizer step, from the load of
-  the whole batch just trained on, outside the gradient. Like the released
-  weights, biases aren't centred by default.
+  the whole batch just trained on, outside the gradient. As in the released
+  weights, biases aren't centred.
 
   Args:
     bias_NE: float32 selection biases.
     load_NE: number of choices of each expert in the global batch.
     rate: gamma.
-    center: whether to subtract the mean change of a layer, so that its biases
-      keep their mean; the choice of experts is the same.
 
   Returns:
     The new biases.
@@ -36,8 +33,6 @@ def update_bias(
   load_NE = load_NE.astype(jnp.float32)
   mean_N1 = load_NE.mean(axis=-1, keepdims=True)
   move_NE = jnp.sign(mean_N1 - load_NE)
-  if center:
-    move_NE -= move_NE.mean(axis=-1, keepdims=True)
   return bias_NE + rate * move_NE
 
 

@@ -17,6 +17,9 @@ _STACKS = ('dense_layers', 'expert_layers')
 _PER_EXPERT = ('gate', 'up', 'down')
 # Muon excludes tables of one vector per token or per expert, and norms.
 _NOT_MATRICES = ('embedding', 'head', 'router', 'scale')
+# Decay of Muon's momentum, and the root mean square of its updates, which a
+# learning rate for AdamW then fits.
+_MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2
 
 
 def decays(params: Any) -> Any:
@@ -96,13 +99,13 @@ def _muon(optim: OptimConfig) -> optax.GradientTransformation:
   """
   return optax.chain(
     contrib.scale_by_muon(
-      beta=optim.muon_momentum,
+      beta=_MUON_MOMENTUM,
       mu_dtype=optim.moment_dtype,
       weight_dimension_numbers=matrix_axes,
     ),
     optax.stateless(
       lambda updates, _: jax.tree_util.tree_map_with_path(
-        lambda path, x: optim.muon_rms * _longer_side(path, x) ** 0.5 * x,
+        lambda path, x: _MUON_RMS * _longer_side(path, x) ** 0.5 * x,
         updates,
       )
     ),

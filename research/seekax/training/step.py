@@ -194,7 +194,6 @@ def _update(
       value,
       sums.load[key],
       rates.bias_update_rate,
-      center=config.train.center_bias,
     )
     for key, value in state.router_bias.items()
   }
