@@ -85,6 +85,7 @@ class Experts(nn.Module):
         rules.axes(None, None),
         (own_into, own_into, own_out_of),
       ),
+      # pyrefly: ignore[bad-argument-type]: names stand for arrays.
       outputs=(tokens, Load(rules.axes(None), *(3 * [rules.axes()]))),
     )
     kernel_DE = router.Router(config, name='router').kernel

@@ -145,6 +145,7 @@ def train(
         if pending is not None:
           journal.step(step - 1, *pending, first=step - 1 == start + 1)
         pending = metrics, batches.records()
+        # pyrefly: ignore[missing-attribute]: JAX declares it on no class.
         if metrics.loss.is_ready():
           journal.step(step, *pending, first=step == start + 1)
           pending = None
