@@ -31,6 +31,7 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/pyrefly check
 
 # Against Hugging Face transformers, live. make parity PARITY=--run=runs/demo
 # takes a trained model of yours; the other flags are in parity.py.

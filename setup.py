@@ -33,6 +33,7 @@ _EXTRAS = {
     'ipykernel>=7',
     'nbclient>=0.11',
     'pyarrow>=20',
+    'pyrefly>=1.5',
     'pytest>=9',
     'pytest-xdist>=3.8',
     'ruff>=0.17',

@@ -52,7 +52,7 @@ SMOKE = Size(seeds=2, steps=4, rows=2, length=16, width=16, heldout=1)
 
 def model_of(size: Size, **changes: Any) -> ModelConfig:
   """MLA and sigmoid-routed experts, no MTP, unless `changes` say otherwise."""
-  small = dict(
+  small: dict[str, Any] = dict(
     vocab_size=VOCAB,
     embed_dim=size.width,
     num_layers=3 if size != SMOKE else 1,
@@ -82,6 +82,7 @@ def config_of(
   size: Size, model: ModelConfig, rate: float = 3e-3, **train: Any
 ) -> Config:
   """A run of `size`: warm-up, then a cosine to a tenth of the rate."""
+  rates: dict[str, Any] = {'balance_weight': 0.0, 'bias_update_rate': 0.01}
   return Config(
     model=model,
     data=DataConfig(
@@ -96,7 +97,7 @@ def config_of(
     train=TrainConfig(
       steps=size.steps,
       precision='float32',
-      **{'balance_weight': 0.0, 'bias_update_rate': 0.01} | train,
+      **rates | train,
     ),
   )
 

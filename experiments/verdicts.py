@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+from typing import Any
 
 import script
 
@@ -139,16 +140,13 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     ValueError: a row was cut off or edited; the message names the file.
   """
   try:
-    return [
-      Row(
-        **{
-          **record,
-          'ours': float(record['ours']),
-          'tolerance': float(record['tolerance']),
-        }
-      )
-      for record in script.read_rows(path)
-    ]
+    rows = []
+    for record in script.read_rows(path):
+      fields: dict[str, Any] = dict(record)
+      for name in ('ours', 'tolerance'):
+        fields[name] = float(record[name])
+      rows.append(Row(**fields))
+    return rows
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
       f'{path} is not a table of verdicts ({error}); delete it to measure again'

@@ -87,6 +87,7 @@ def command(*args: str) -> list[str]:
 
 def wait_for_step(process: subprocess.Popen, step: int) -> None:
   """Reads a training run's stderr until it has logged this step."""
+  assert process.stderr
   for line in process.stderr:
     words = line.split()
     if words[:1] == ['step'] and int(words[1].split('/')[0]) >= step:

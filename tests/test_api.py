@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -102,11 +103,12 @@ class ModelTest(parameterized.TestCase):
 
   def test_a_text_of_a_batch_is_the_text_alone(self):
     prompts = ['def f', 'import os\nimport sys\n', 'x']
-    for options in (
+    ways: list[dict[str, Any]] = [
       {},
       dict(temperature=1.5, seed=3),
       dict(temperature=1.0, top_k=5, top_p=0.9, min_p=0.01, seed=4),
-    ):
+    ]
+    for options in ways:
       together = self.model.generate(prompts, max_new_tokens=12, **options)
       alone = [
         self.model.generate(text, max_new_tokens=12, **options)

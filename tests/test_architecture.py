@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'research' / 'seekax'
 FLOORS = {
   'configuration': 0,
+  'arrays': 0.5,  # Names of types alone.
   'files': 0.5,  # Every room reads files; it needs the errors alone.
   'machine': 1,
   'data': 1,

@@ -30,7 +30,9 @@ _NOTEBOOKS = [(path.name,) for path in sorted(_FOLDER.glob('*.ipynb'))]
 
 
 def _read(name: str) -> nbformat.NotebookNode:
-  return nbformat.read(_FOLDER / name, as_version=4)
+  notebook = nbformat.read(_FOLDER / name, as_version=4)
+  assert isinstance(notebook, nbformat.NotebookNode)
+  return notebook
 
 
 class ColabsTest(parameterized.TestCase):

@@ -17,7 +17,7 @@ class DemoTest(absltest.TestCase):
 
   def test_the_picture_is_of_the_recorded_run(self):
     with Image.open(record_demo.PICTURE) as image:
-      carried = json.loads(image.text[record_demo.KEY])
+      carried = json.loads(image.info[record_demo.KEY])
     self.assertEqual(carried, self.record)
 
   def test_readme_and_config_name_its_figures(self):

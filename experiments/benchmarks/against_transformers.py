@@ -134,7 +134,7 @@ def fastest_experts(peer: asked.Child, command: str, **arguments) -> str:
     # The first call warms up.
     tries = [peer.ask(command, **arguments)['seconds'] for _ in range(4)]
     seconds[experts] = min(tries[1:])
-  best = min(seconds, key=seconds.get)
+  best = min(seconds, key=lambda experts: seconds[experts])
   peer.ask('use', experts=best)
   tried = ', '.join(f'{name} {value:.3f}' for name, value in seconds.items())
   print(f'{command}, seconds by experts: {tried}', file=sys.stderr, flush=True)
@@ -201,7 +201,9 @@ def inference(
     ):
       check_close('logits', *rows)
     batch, length = size.prefill
-    tasks = {'prefill': (batch * length, 'prefill', prompts)}
+    tasks: dict[str, tuple[int, str, dict[str, Any]]] = {
+      'prefill': (batch * length, 'prefill', prompts)
+    }
     for batch in size.batches:
       arguments = {
         'tokens': tokens.rows(batch, size.prompt),

@@ -20,13 +20,16 @@ class Child:
 
   def __init__(self, command: Sequence[str]):
     self._name = command[1]
-    self._process = subprocess.Popen(
+    process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
       env=os.environ | {'GLIBC_TUNABLES': ALLOCATOR, 'JAX_PLATFORMS': 'cpu'},
     )
+    assert process.stdin and process.stdout
+    self._process = process
+    self._stdin, self._stdout = process.stdin, process.stdout
 
   @property
   def process(self) -> int:
@@ -37,8 +40,8 @@ class Child:
     return self
 
   def __exit__(self, *unused) -> None:
-    self._process.stdin.close()
-    self._process.stdout.close()
+    self._stdin.close()
+    self._stdout.close()
     self._process.wait()
 
   def ask(self, command: str, **arguments) -> dict[str, Any]:
@@ -49,9 +52,9 @@ class Child:
     """
     try:
       line = json.dumps({'do': command, **arguments})
-      self._process.stdin.write(line + '\n')
-      self._process.stdin.flush()
-      answer = self._process.stdout.readline()
+      self._stdin.write(line + '\n')
+      self._stdin.flush()
+      answer = self._stdout.readline()
     except BrokenPipeError:
       answer = ''
     if not answer:

@@ -257,6 +257,7 @@ class Attention:
       expected = jax.jit(_plain_loss)(few[0].astype(jnp.float32), *few[1:])
     gpu_table.check_close('loss', run(*few)[0], expected, BOUND)
     analysis = run.lower(*args).compile().memory_analysis()
+    assert analysis is not None
     spent = self._seconds(run, *args)
     return {
       'ms': milliseconds(spent),

@@ -13,6 +13,7 @@ import asked
 import gpu_table
 from gpu_table import Case, milliseconds, Section
 import jax
+import jax.numpy as jnp
 import numpy as np
 import ours
 
@@ -33,7 +34,7 @@ from seekax.planning.hardware import peak_flops
 from seekax.planning.parameters import count_parameters
 from seekax.storage.published_config import published_config
 from seekax.training.schedules import Schedule
-from seekax.training.state import init_state
+from seekax.training.state import init_state, TrainState
 from seekax.training.step import train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -333,7 +334,7 @@ class _Stepper:
 
   def __init__(self, config: Config, repeats: int):
     self._config, self._repeats = config, repeats
-    self._state = init_state(config)
+    self._state: TrainState = init_state(config)
     self._rates = Schedule(config).rates(0)
     rng = np.random.default_rng(0)
     shape = config.data.batch_size, config.data.sequence_length + 1
@@ -343,11 +344,13 @@ class _Stepper:
       self._steps(1)
 
   def _steps(self, count: int) -> None:
+    loss = jnp.zeros(())
     for _ in range(count):
       self._state, metrics = train_step(
         self._config, self._state, [self._batch], self._rates
       )
-    loss = float(metrics.loss)
+      loss = metrics.loss
+    loss = float(loss)
     jax.block_until_ready(self._state)
     if not math.isfinite(loss):
       raise AssertionError(f'the loss is {loss}')

@@ -116,6 +116,7 @@ def seconds(
   calls = int(min(max(0.02 / max(one, 1e-9), 1), 100))
 
   def group():
+    result = None
     for _ in range(calls):
       result = function(*args)
     jax.block_until_ready(result)

@@ -88,10 +88,11 @@ def _check_same(actual: Any, expected: Any) -> None:
   jax.tree.map(check, actual, expected)
 
 
-def temporaries(function: Function, args: Sequence[Any]) -> float:
+def temporaries(function: jax.stages.Wrapped, args: Sequence[Any]) -> float:
   """MB of temporaries for arguments of these shapes, by the compiler."""
-  compiled = function.lower(*args).compile()
-  return compiled.memory_analysis().temp_size_in_bytes / 1e6
+  analysis = function.lower(*args).compile().memory_analysis()
+  assert analysis is not None
+  return analysis.temp_size_in_bytes / 1e6
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -125,7 +126,9 @@ def expert_inputs(tokens: int, width: int, hidden: int, experts: int):
   )
 
 
-def with_gradients(function: Function, by: tuple[int, ...]) -> Function:
+def with_gradients(
+  function: Function, by: tuple[int, ...]
+) -> jax.stages.Wrapped:
   """A function's output and the gradients of a weighted sum of it, compiled."""
 
   def weighed(*args):
@@ -189,8 +192,8 @@ def attention(smoke: bool, repeats: int) -> list[Found]:
   args = [normal(seed, *shape) for seed, shape in enumerate(shapes(short))]
   times = in_turn(forms, args, repeats)
   return [
-    ('attention_memory', *memory, f'compiled for L = {long}'),
-    ('attention_time', *times, f'L = {short}'),
+    ('attention_memory', memory[0], memory[1], f'compiled for L = {long}'),
+    ('attention_time', times[0], times[1], f'L = {short}'),
   ]
 
 
@@ -221,7 +224,10 @@ def cross_entropy(smoke: bool, repeats: int) -> list[Found]:
     memory = [max(x, 1e-6) for x in memory]
   times = in_turn(forms, args, repeats)
   shape = f'{tokens} tokens, vocabulary {vocabulary}'
-  return [('loss_memory', *memory, shape), ('loss_time', *times, shape)]
+  return [
+    ('loss_memory', memory[0], memory[1], shape),
+    ('loss_time', times[0], times[1], shape),
+  ]
 
 
 def run(stem: pathlib.Path, smoke: bool) -> None:

@@ -31,12 +31,13 @@ from seekax.inference.cache import init_cache
 from seekax.machine import compiling, host_memory
 from seekax.model.stack import taken_apart
 from seekax.model.transformer import Transformer
+from seekax.model.weights import Weights
 from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.convert import convert, Options
 from seekax.storage.open import open_checkpoint
-from seekax.training.schedules import Schedule
-from seekax.training.state import init_state, start_from, to_parts
+from seekax.training.schedules import Rates, Schedule
+from seekax.training.state import init_state, start_from, to_parts, TrainState
 from seekax.training.step import compile_ahead, train_step
 
 FOREVER = 1_000_000
@@ -86,11 +87,16 @@ _prefill = compiling.jit(engine.prefill, static_argnums=(0, 4))
 class Ours:
   """The model, its training state, and the commands as methods."""
 
-  def __init__(self):
-    self.model, self.weights, self.served = None, None, None
-    self.compute = DEFAULT
-    self.optim, self.config, self.state = None, None, None
-    self.rates = None
+  # From `load` on, but training takes the weights over.
+  model: ModelConfig
+  weights: Weights
+  served: Weights | None = None
+  compute: ComputeConfig = DEFAULT
+  # From `start_training` on, and from the first step on.
+  optim: OptimConfig
+  config: Config
+  state: TrainState | None = None
+  rates: Rates
 
   def make(
     self, model: dict[str, Any], workdir: str, published: str
@@ -150,14 +156,15 @@ class Ours:
     tokens_BL = np.array(tokens, np.int32)
     batch = batch_of(tokens_BL)
     if self.state is None:
+      rows, length = batch.tokens_BL.shape
       self.config = run_config(
-        self.model, *batch.tokens_BL.shape, self.optim, self.compute
+        self.model, rows, length, self.optim, self.compute
       )
       # The step donates the state, and with it the weights.
       state = start_from(self.config, self.weights)
       # Placed as after a step, so that the second step compiles nothing.
       self.state = jax.device_put(state, jax.devices()[0])
-      self.weights = None
+      del self.weights
       self.rates = Schedule(self.config).rates(0)
       compile_ahead(self.config, self.state, [batch], self.rates)
     first = self.state.step == 0

@@ -103,8 +103,9 @@ class Training(ours.Ours):
     """The compiler's count for a step, in bytes; compiles it once more."""
     batch = ours.batch_of(np.array(tokens, np.int32))
     lowered = whole_step.lower(self.config, self.state, batch, self.rates)
-    compiled = lowered.compile()
-    return {'bytes': compiled.memory_analysis().temp_size_in_bytes}
+    analysis = lowered.compile().memory_analysis()
+    assert analysis is not None
+    return {'bytes': analysis.temp_size_in_bytes}
 
 
 def measure(
@@ -118,7 +119,7 @@ def measure(
   draw = Tokens(case.model.vocab_size)
   tokens = draw.rows(case.batch, case.length + 1)
   with contextlib.ExitStack() as stack:
-    children, peaks = {}, {}
+    children, peaks, about = {}, {}, {}
     for policy in policies:
       child = asked.Child([sys.executable, __file__, CHILD])
       children[policy] = stack.enter_context(child)

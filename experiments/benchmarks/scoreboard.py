@@ -243,10 +243,10 @@ def markdown(rows: Sequence[Row]) -> str:
   cells = [('what; peer', 'ours', 'peer', 'unit', 'ratio', 'target', 'met')]
   for row in rows:
     met = {True: 'yes', False: '**no**', None: 'not measured'}[row.met]
-    numbers = [_number(x) for x in (row.ours, row.peer)]
+    ours, peer = (_number(x) for x in (row.ours, row.peer))
     times = '' if row.ratio is None else f'{row.ratio:.2f}'
     what = CLAIMS[row.name].what
-    cells.append((what, *numbers, row.unit, times, f'{row.target:g}', met))
+    cells.append((what, ours, peer, row.unit, times, f'{row.target:g}', met))
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = [
     '| '

@@ -27,6 +27,7 @@ import pathlib
 import sys
 
 from absl import app
+import jax.numpy as jnp
 import numpy as np
 
 # Scripts are run by path; the modules that they share lie one folder up.
@@ -71,7 +72,7 @@ def train(arm: str, seed: int, size: small_runs.Size) -> script.Numbers:
   )
   rows = small_runs.heldout_rows(size)
   loss, load_NE = small_runs.evaluate(config, state, rows)
-  violation = float(max_violation(load_NE).mean())
+  violation = float(max_violation(jnp.asarray(load_NE)).mean())
   small_runs.say(arm, seed, loss=loss, max_violation=violation)
   by_step = [np.mean(m.max_violation['layers']) for m in metrics]
   every = min(_EVERY, size.steps)

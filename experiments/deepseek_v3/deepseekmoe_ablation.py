@@ -121,7 +121,7 @@ def without_shared(state: TrainState) -> TrainState:
       for name, part in tree.items()
     }
 
-  return state.replace(params=silenced(state.params))
+  return dataclasses.replace(state, params=silenced(state.params))
 
 
 def route_past(best: int, logits_TE, bias_E, model: ModelConfig):
@@ -130,7 +130,8 @@ def route_past(best: int, logits_TE, bias_E, model: ModelConfig):
   `model` chooses as many experts more, which are dropped.
   """
   routing = _ROUTE(logits_TE, bias_E, model)
-  return routing.replace(
+  return dataclasses.replace(
+    routing,
     experts_TA=routing.experts_TA[:, best:],
     gates_TA=routing.gates_TA[:, best:],
   )

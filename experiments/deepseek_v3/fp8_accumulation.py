@@ -54,10 +54,11 @@ def codes(distribution: str, size: int) -> tuple[np.ndarray, np.ndarray]:
   draw = DISTRIBUTIONS[distribution]
   tiling = block_fp8.Tiling(0, 0, power_of_two=True)
   pair = draw(rng, _ROWS, size), draw(rng, size, _ROWS)
-  return tuple(
+  a, b = (
     np.asarray(block_fp8.codes_and_scales(jnp.float32(x), tiling)[0])
     for x in pair
   )
+  return a, b
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -80,7 +81,7 @@ def errors_percent(
   exact = a.astype(np.float64) @ b
   difference = found - exact
   share = np.linalg.norm(difference) / np.linalg.norm(exact)
-  return 100 * share, 100 * np.abs(difference / exact).max()
+  return 100 * float(share), 100 * np.abs(difference / exact).max()
 
 
 def jobs(distribution: str) -> script.Numbers:

@@ -64,7 +64,7 @@ def outlier_errors(scaling: str, kind: str) -> script.Numbers:
     x = np.where(others, plain, plain * ratio)
     difference = (rounded(x, scaling, kind) - x)[others]
     share = np.linalg.norm(difference) / np.linalg.norm(x[others])
-    errors[f'outliers of {ratio}'] = 100 * share
+    errors[f'outliers of {ratio}'] = 100 * float(share)
   return errors
 
 

@@ -145,10 +145,10 @@ def train(arm: str, seed: int, size: Size) -> script.Numbers:
     small_runs.initial_state(config, own_seed),
     batches(config, size, seed),
   )
-  smooth, curve = None, {}
+  smooth, curve = 0.0, {}
   for number, found in enumerate(metrics, start=1):
     loss = float(found.loss)
-    smooth = loss if smooth is None else _EMA * smooth + (1 - _EMA) * loss
+    smooth = loss if number == 1 else _EMA * smooth + (1 - _EMA) * loss
     if number % 10 == 0 or size == _SMALL:
       curve[f'step {number}'] = smooth
   small_runs.say(arm, seed, loss=smooth)
@@ -213,8 +213,8 @@ def draw(
   steps = [x for x in comparison.curve(curves, HIGH)[0] if x >= size.warm_up]
   for arm in size.arms[1:]:
     found = gaps(curves, arm, size)
-    style = dict(color='#909090') if arm == RERUN else {}
-    axes.plot(steps, found.mean(axis=0), label=arm, **style)
+    color = '#909090' if arm == RERUN else None
+    axes.plot(steps, found.mean(axis=0), label=arm, color=color)
   axes.axhspan(-_LIMIT, _LIMIT, color='#E4E4E4', zorder=0)
   axes.set_xlabel('step')
   axes.set_ylabel(f'loss over bfloat16, %, mean of {size.seeds} seeds')

@@ -99,6 +99,7 @@ def planned_memory(row: figures.Published) -> str:
   def planned(run) -> float:
     return run.training_memory().total / 1e9
 
+  assert row.run is not None
   words = f'{planned(row.run):.1f} of {row.run.device.memory_bytes / 1e9:g}'
   if not row.remat_known:
     others = ', '.join(

@@ -39,7 +39,7 @@ def hide(
 
 
 @functools.partial(compiling.jit, static_argnums=(0, 3))
-def _likeliest(model, weights, tokens_BL, count):
+def _likeliest(model: ModelConfig, weights, tokens_BL, count):
   """The likeliest tokens [B, count] at the last `count` places."""
   transformer, variables = Transformer(model), {'params': weights.params}
   positions_BL = jnp.broadcast_to(

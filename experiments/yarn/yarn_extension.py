@@ -95,7 +95,7 @@ def passkey_rows(
   """Text [B, L + 1] in which the row's key recurs, at gaps of all sizes."""
   tokens = small_corpus.draw_rows(rng, count, length, ('text',), heldout).tokens
   for row in tokens:
-    key, start = _key(rng), rng.integers(8)
+    key, start = _key(rng), int(rng.integers(8))
     while start + _DIGITS < len(row):
       _hide(row, key, start)
       start += _DIGITS + 1 + int(length ** rng.random()) - 1
@@ -277,7 +277,7 @@ def draw(
   names = next(iter(measured.values()))
   places = [x.partition(', ')[2].split() for x in names]
   lengths = sorted({int(x[0]) for x in places if x[0].isdecimal()})
-  shade = None
+  shades = []
   for line, stage in zip(panels, STAGES, strict=True):
     for axes, method in zip(line, METHODS, strict=True):
       axes.set_title(f'{method}, {stage}', loc='left', fontsize=10)
@@ -290,10 +290,10 @@ def draw(
         ]
         for d in haystack.DEPTHS
       ]
-      shade = haystack.draw_grid(axes, np.array(grid), lengths)
+      shades.append(haystack.draw_grid(axes, np.array(grid), lengths))
   figure.supxlabel('tokens of the prompt (the short training had the first)')
   figure.supylabel('depth of the passkey')
-  figure.colorbar(shade, ax=panels, label='digits found')
+  figure.colorbar(shades[-1], ax=panels, label='digits found')
   title = f'A context of 64 tokens, extended: {verdicts.counted(rows)}'
   script.save_figure(figure, title, path)
 

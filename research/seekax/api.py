@@ -83,10 +83,32 @@ class Model:
     return self._found.tokenizer()
 
   @overload
-  def generate(self, prompt: str, **options: Any) -> str: ...
+  def generate(
+    self,
+    prompt: str,
+    *,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    min_p: float = ...,
+    seed: int = ...,
+    stop: str | Sequence[str] = ...,
+  ) -> str: ...
 
   @overload
-  def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+  def generate(
+    self,
+    prompt: Sequence[str],
+    *,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    min_p: float = ...,
+    seed: int = ...,
+    stop: str | Sequence[str] = ...,
+  ) -> list[str]: ...
 
   def generate(
     self,
@@ -231,7 +253,7 @@ class Model:
     max_new_tokens: int = 128,
     stop: str | Sequence[str] = (),
     seed: int = 0,
-    **options: float,
+    **options: Any,
   ) -> list[str]:
     limits.check_new_tokens(max_new_tokens)
     limits.check_sampling(seed=seed, **options)

@@ -19,7 +19,7 @@ from seekax.storage.weights import REFUSED
 import short_runs
 
 
-def call(*args: str) -> tuple[int, str, str]:
+def call(*args: str) -> tuple[int | str | None, str, str]:
   """The command line in this process: exit code, stdout, stderr."""
   out, err = io.StringIO(), io.StringIO()
   handler = signal.getsignal(signal.SIGTERM)

@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.data import chat, child, sources, tokenizer_training
+from seekax.data import chat, child, formats, sources, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
 
 _MARK = '\ufdd0'
@@ -370,12 +370,15 @@ class RenderTest(parameterized.TestCase):
       results = render_all(talks)
     self.assertEqual(run.call_count, 1)
     for n, result in enumerate(results):
+      assert isinstance(result, formats.Rendered)
       self.assertIn(f'[EOT] word {n}', result.text)
     names = (_TOKENIZER.bos, _TOKENIZER.eos)
     alone = chat.render(_CHATML, talks[7], *names, add_generation_prompt=False)
-    self.assertEqual(results[7].text, alone)
+    seventh = results[7]
+    assert isinstance(seventh, formats.Rendered)
+    self.assertEqual(seventh.text, alone)
     np.testing.assert_array_equal(
-      _TOKENIZER.encode_with_controls(results[7].marked, results[7].mark),
+      _TOKENIZER.encode_with_controls(seventh.marked, seventh.mark),
       chat.encode_chat(_TOKENIZER, _CHATML, talks[7], False),
     )
 
@@ -389,6 +392,7 @@ class RenderTest(parameterized.TestCase):
     talks = [_talk('good'), _talk('bad'), [], _talk('slow'), _talk('good')]
     with mock.patch.object(chat, '_SECONDS', 2):
       good, bad, empty, slow, _ = render_all(talks)
+    assert isinstance(good, formats.Rendered)
     self.assertEqual((good.text, good.marked, good.mark), ('x', 'x', '\ufdd0'))
     self.assertEqual(bad, 'the chat template refuses the messages: no')
     self.assertEqual(empty, 'there are no messages')

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import tempfile
 import tracemalloc
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -166,7 +167,8 @@ class LimitTest(FormatsTestCase):
 
     path = self.folder / 'a.parquet'
     for texts, enough in ((['x' * 50] * 20, True), (['x'] * 20, False)):
-      texts[7] = 'y' * 101 if not enough else texts[7]
+      if not enough:
+        texts = [*texts[:7], 'y' * 101, *texts[8:]]
       pyarrow.parquet.write_table(pyarrow.table({'text': texts}), path)
       if enough:
         self.assertLen(self.read(path, max_document_bytes=100), 20)
@@ -209,7 +211,9 @@ class MessagesTest(FormatsTestCase):
         formats.Rendered(m[0]['n'], m[0]['n'] + '!', '!') for m in conversations
       ]
 
-    records = [{'messages': [{'n': f'{n}'}]} for n in range(50)]
+    records: list[dict[str, Any]] = [
+      {'messages': [{'n': f'{n}'}]} for n in range(50)
+    ]
     records[20] = {'text': '20'}
     with mock.patch.object(formats, '_RENDERED_ROWS', 20):
       documents = self.read(self.lines(*records), render=render)

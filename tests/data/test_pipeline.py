@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 from absl.testing import absltest, parameterized
 import jax
@@ -112,7 +113,9 @@ class BatchTest(parameterized.TestCase):
     plain = pipeline.batches(_documents(), _CONFIG)
     isolated = pipeline.batches(_documents(), _config(isolate_documents=True))
     for one, other in zip(_take(plain, 9), _take(isolated, 9), strict=True):
-      _assert_equal(one, other.replace(positions_BL=one.positions_BL))
+      _assert_equal(
+        one, dataclasses.replace(other, positions_BL=one.positions_BL)
+      )
 
 
 class OrderTest(parameterized.TestCase):
@@ -471,7 +474,7 @@ class MicroBatchTest(parameterized.TestCase):
 def _global_rows(local: list[np.ndarray], num_shards: int) -> np.ndarray:
   """Puts the rows of each process where the global batch has them."""
   owned = num_shards // len(local)
-  rows = [None] * sum(map(len, local))
+  rows: list[Any] = [None] * sum(map(len, local))
   for process, array in enumerate(local):
     for n, row in enumerate(array):
       shard = process + n % owned * len(local)

@@ -258,6 +258,7 @@ class InterruptionTest(WriterTestCase):
       stdout=subprocess.PIPE,
       text=True,
     )
+    assert process.stdout
     with process:
       self.assertEqual([process.stdout.readline() for _ in range(2)][1], '2\n')
       worker = children_of(process.pid)

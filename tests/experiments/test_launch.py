@@ -7,7 +7,7 @@ import types
 
 from absl import flags
 from absl.testing import absltest
-import yaml
+import yaml  # pyrefly: ignore[untyped-import]
 
 from seekax.cli import flags as flags_lib
 from seekax.cli import launcher, plan_flags
@@ -57,14 +57,18 @@ class LaunchTest(absltest.TestCase):
     path = _FOLDER / 'slurm.sbatch'
     subprocess.run(['bash', '-n', path], check=True)
     text = path.read_text()
-    nodes = int(re.search(r'--nodes=(\d+)', text)[1])
-    tasks = int(re.search(r'--ntasks-per-node=(\d+)', text)[1])
+
+    def stated(pattern):
+      return re.findall(pattern, text)[0]
+
+    nodes = int(stated(r'--nodes=(\d+)'))
+    tasks = int(stated(r'--ntasks-per-node=(\d+)'))
     self.assertEqual(nodes * tasks, _DEVICES)
     command = text[text.index('srun') :].replace('\\\n', ' ')
-    fraction = float(re.search(r'MEM_FRACTION=([\d.]+)', text)[1])
+    fraction = float(stated(r'MEM_FRACTION=([\d.]+)'))
     self.assertIn(f'{_DEVICE.upper()} with Slurm', text)
     planned = self.check(command.split(), nodes * tasks, fraction)
-    expected = float(re.search(r'expects (\d+) GB', text)[1])
+    expected = float(stated(r'expects (\d+) GB'))
     self.assertEqual(expected, round(planned.total / 1e9))
 
   def test_kubernetes(self):
@@ -75,6 +79,7 @@ class LaunchTest(absltest.TestCase):
     (container,) = spec['template']['spec']['containers']
     env = {entry['name']: entry.get('value', '0') for entry in container['env']}
     found = launcher.described('', 0, -1, env)
+    assert found
     self.assertEqual(found.count, spec['completions'])
     gpus = container['resources']['limits']['nvidia.com/gpu']
     self.assertEqual(found.count * gpus, _DEVICES)

@@ -87,6 +87,7 @@ class ErrorsTest(parameterized.TestCase):
   def test_no_layout_is_refused_for_another_reason(self):
     for row in figures.training_rows():
       run = row.run
+      assert run
       wrong = layout_lib.problem(
         run.layout,
         run.model,
@@ -104,6 +105,7 @@ class ErrorsTest(parameterized.TestCase):
   def test_unknown_recomputation_is_the_least_that_fits(self):
     for row in figures.training_rows():
       if not row.remat_known:
+        assert row.run
         chosen = row.run.layout.remat
         for remat, run in runs.recomputing(row.run).items():
           if remat == chosen:
@@ -112,7 +114,9 @@ class ErrorsTest(parameterized.TestCase):
           self.assertFalse(runs.fits(run), msg=row.name)
 
   def test_megatron_spreads_experts_over_tensor_ranks(self):
-    layout = figures.training_rows()[6].run.layout
+    run = figures.training_rows()[6].run
+    assert run
+    layout = run.layout
     self.assertEqual((layout.devices, layout.data_ranks), (1024, 64))
     self.assertEqual((layout.experts_over, layout.experts_per_node), (64, 8))
     self.assertTrue(layout.within('expert', 8))

@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 import subprocess
+from typing import Any
 
 from harness import (
   Bench,
@@ -100,7 +101,7 @@ def cut_or_deleted(bench: Bench) -> str:
 def metadata_and_train(bench: Bench) -> str:
   """What `train` reads before it verifies must be named too."""
   workdir = _copy(bench)
-  draw, tried = random.Random(3), []
+  draw, tried, whole = random.Random(3), [], b''
   for path in _files(workdir / workdir_lib.CHECKPOINTS / '40'):
     if 'metadata' not in path.name.lower() or path.parent.name != '40':
       continue
@@ -189,14 +190,18 @@ def read_only(bench: Bench) -> str:
   return f'before anything is compiled: {shown}'
 
 
-def _events(path: pathlib.Path) -> list[event_pb2.Event]:
+# protobuf makes the class, where no type checker sees it.
+_EVENT: Any = vars(event_pb2)['Event']
+
+
+def _events(path: pathlib.Path) -> list[Any]:
   """The whole records of a TensorBoard file, as a reader takes them."""
   data, events = path.read_bytes(), []
   while len(data) >= 16:
     (size,) = struct.unpack('<Q', data[:8])
     if len(data) < 16 + size:
       break
-    events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+    events.append(_EVENT.FromString(data[12 : 12 + size]))
     data = data[16 + size :]
   return events
 

@@ -54,22 +54,25 @@ class _Child:
     env = dict(os.environ, JAX_PLATFORMS='cpu')
     env['PYTHONPATH'] = str(_CHILD.parents[1])
     self.errors = open(root / 'child.log', 'w+b')
-    self.process = subprocess.Popen(
+    process = subprocess.Popen(
       [sys.executable, str(_CHILD), str(root)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=self.errors,
       env=env,
     )
+    assert process.stdin and process.stdout
+    self.process = process
+    self.stdin, self.stdout = process.stdin, process.stdout
     self.is_new = True
 
   def ask(self, case: Case) -> str:
     """What is wrong with the outcome of a case; '' if nothing."""
-    self.process.stdin.write(json.dumps(case).encode() + b'\n')
-    self.process.stdin.flush()
+    self.stdin.write(json.dumps(case).encode() + b'\n')
+    self.stdin.flush()
     patience = _START if self.is_new else _PATIENCE
     self.is_new = False
-    out = self.process.stdout
+    out = self.stdout
     ready, _, _ = select.select([out], [], [], patience)
     line = out.readline() if ready else b''
     if line:
@@ -82,7 +85,7 @@ class _Child:
     """Ends the process."""
     self.process.kill()
     self.process.wait()
-    for file in (self.process.stdin, self.process.stdout, self.errors):
+    for file in (self.stdin, self.stdout, self.errors):
       file.close()
 
 

@@ -26,9 +26,9 @@ def _weigh_mtp(weight: float, is_struck) -> None:
   """Gradients are spoilt by way of the MTP loss; nothing is compiled anew."""
   plain = schedules.Schedule.rates
 
-  def rates(self, number):
-    found = plain(self, number)
-    if not is_struck(number + 1):
+  def rates(self, step):
+    found = plain(self, step)
+    if not is_struck(step + 1):
       return found
     return dataclasses.replace(found, mtp_weight=np.float32(weight))
 
@@ -54,11 +54,11 @@ def kill_before_manifest(save: int) -> None:
   """SIGKILL after the checkpoint's commit, before it is proven."""
   plain, saves = checkpoint.write_manifest, []
 
-  def write_manifest(*args):
-    saves.append(args)
+  def write_manifest(folder, manifest):
+    saves.append(folder)
     if len(saves) == save:
       os.kill(os.getpid(), signal.SIGKILL)
-    plain(*args)
+    plain(folder, manifest)
 
   checkpoint.write_manifest = write_manifest
 
@@ -67,9 +67,9 @@ def slow_save(seconds: int) -> None:
   """Every save takes longer, so that a signal can meet one."""
   plain = checkpoint.write_manifest
 
-  def write_manifest(*args):
+  def write_manifest(folder, manifest):
     time.sleep(seconds)
-    plain(*args)
+    plain(folder, manifest)
 
   checkpoint.write_manifest = write_manifest
 

@@ -101,7 +101,7 @@ def _spoil_value(content: Any, draw: random.Random) -> Any:
   if way == 0:
     del content[key]
   elif way == 1 and isinstance(content, dict):
-    content[draw.choice((_TRICKS, 'x' * 5000, key + 'x', ''))] = content.pop(
+    content[draw.choice((_TRICKS, 'x' * 5000, f'{key}x', ''))] = content.pop(
       key
     )
   elif way == 2 and isinstance(content, list):

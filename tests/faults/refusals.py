@@ -128,7 +128,7 @@ def corrupt_record(bench: Bench) -> str:
   line = bench.check_refused(words, shard.name, 'is corrupt', 'skip_corrupt')
   running = bench.finish([*words, '--config.data.skip_corrupt=True'])
   check('skipped' in running.said(), 'the skipped record is not mentioned')
-  record = re.search(r'record \d+', line).group()
+  record = re.findall(r'record \d+', line)[0]
   return f'refused with shard and {record}; skipped and said so when asked'
 
 

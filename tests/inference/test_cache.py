@@ -1,5 +1,6 @@
 """Laws of the cache: its size, and that decoding on it changes nothing."""
 
+import dataclasses
 import math
 
 from absl.testing import absltest, parameterized
@@ -47,8 +48,9 @@ class DecodeTest(parameterized.TestCase):
     """Requests of different lengths, prefilled together, then decoded."""
     params, bias = cases.weights(config, 1)
     rows = cases.batch(config)
-    rows = rows.replace(
-      positions_BL=np.tile(np.arange(cases.LENGTH, dtype=np.int32), (2, 1))
+    rows = dataclasses.replace(
+      rows,
+      positions_BL=np.tile(np.arange(cases.LENGTH, dtype=np.int32), (2, 1)),
     )
     one = np.ones_like(rows.segments_BL)
     full = np.asarray(cases.run(config, params, bias, rows, one).logits_BLV)

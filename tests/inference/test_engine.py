@@ -1,5 +1,7 @@
 """Laws of generation."""
 
+import dataclasses
+
 from absl.testing import absltest, parameterized
 import numpy as np
 
@@ -22,14 +24,14 @@ def _greedy_by_the_full_model(config, count):
   params, bias = cases.weights(config, 1)
   tokens = list(_PROMPT)
   rows = cases.batch(config)
-  rows = rows.replace(
-    positions_BL=np.tile(np.arange(cases.LENGTH, dtype=np.int32), (2, 1))
+  rows = dataclasses.replace(
+    rows, positions_BL=np.tile(np.arange(cases.LENGTH, dtype=np.int32), (2, 1))
   )
   one = np.ones_like(rows.segments_BL)
   for _ in range(count):
     padded = np.zeros_like(rows.tokens_BL)
     padded[0, : len(tokens)] = tokens
-    rows = rows.replace(tokens_BL=padded)
+    rows = dataclasses.replace(rows, tokens_BL=padded)
     out = cases.run(config, params, bias, rows, one)
     tokens.append(int(np.argmax(out.logits_BLV[0, len(tokens) - 1])))
   return tokens[len(_PROMPT) :]

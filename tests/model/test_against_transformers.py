@@ -294,7 +294,8 @@ def _with_bias_in_the_gates(logits_TE, bias_E, config, right=router.route):
   biased_TE = routing.scores_TE + bias_E
   gates_TA = jnp.take_along_axis(biased_TE, routing.experts_TA, axis=1)
   gates_TA = gates_TA / gates_TA.sum(axis=1, keepdims=True)
-  return routing.replace(gates_TA=gates_TA * config.routed_scale)
+  gates_TA = gates_TA * config.routed_scale
+  return dataclasses.replace(routing, gates_TA=gates_TA)
 
 
 def _zeros_outside_kept_groups(

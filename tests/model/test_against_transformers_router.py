@@ -4,6 +4,7 @@
 aren't stored but drawn again from their seed.
 """
 
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -30,7 +31,8 @@ def _choices(fixture, layer, inputs_TD):
 
   def choose(inputs_TD, bias_E):
     variables = {'params': {'kernel': kernel_DE}}
-    return module.apply(variables, inputs_TD, bias_E).experts_TA
+    routing: Any = module.apply(variables, inputs_TD, bias_E)
+    return routing.experts_TA
 
   bias_E = _bias(fixture, layer)
   return np.sort(cases.jit(choose)(inputs_TD, bias_E), axis=1)

@@ -1,6 +1,7 @@
 """Gradients and AdamW against transformers in torch, recorded for `v3`."""
 
 import dataclasses
+import inspect
 import runpy
 from unittest import mock
 
@@ -17,8 +18,8 @@ from seekax.training import step
 from seekax.training.schedules import Schedule
 from seekax.training.state import TrainState
 
-_accumulate = cases.jit(step.accumulate.__wrapped__, static_argnums=0)
-_apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
+_accumulate = cases.jit(inspect.unwrap(step.accumulate), static_argnums=0)
+_apply = cases.jit(inspect.unwrap(step.apply), static_argnums=0)
 
 
 # Shared with third_party, which compares the same with live answers.

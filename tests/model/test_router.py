@@ -151,7 +151,7 @@ class SelectionTest(parameterized.TestCase):
   def test_v2_scales_or_normalises(self):
     logits, bias = _logits(32, 20), np.zeros(32, np.float32)
     scaled = _route(logits, bias, _FAMILIES['v2'])
-    chosen = np.take_along_axis(
+    chosen: np.ndarray = np.take_along_axis(
       np.asarray(scaled.scores_TE), np.asarray(scaled.experts_TA), axis=1
     )
     np.testing.assert_allclose(scaled.gates_TA, 16 * chosen, rtol=1e-6)

@@ -4,9 +4,11 @@ import collections
 import contextlib
 import io
 import re
+from typing import Any
 
 from absl.testing import absltest, parameterized
 import jax
+from jax import ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,9 +37,10 @@ def _layer(
   rng = np.random.default_rng(0)
 
   def run(params, x_BLD):
-    x_BLD, (load, _) = block.apply(
+    result: Any = block.apply(
       {'params': params}, x_BLD, bias_E, positions_BL, None
     )
+    x_BLD, (load, _) = result
     return x_BLD, load.balance if use_experts else jnp.zeros(())
 
   def draw(leaf):
@@ -56,17 +59,18 @@ def _kept(
   """Shapes of what a layer keeps beside its arguments, by what it is."""
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
-    jax.ad_checkpoint.print_saved_residuals(
+    ad_checkpoint.print_saved_residuals(
       *_layer(config, use_experts, length, remat)
     )
   found = collections.defaultdict(list)
   for line in printed.getvalue().splitlines():
-    shape, what = re.match(r'\w+\[([\d,]*)\]\S* (.*)', line).groups()
+    (found_in_line,) = re.findall(r'^\w+\[([\d,]*)\]\S* (.*)', line)
+    shape, what = found_in_line
     if what.startswith(('from the argument', 'from a constant')):
       continue
-    name = re.match(r"named '(\w+)'|output of (\w+)", what)
+    ((named, output),) = re.findall(r"^named '(\w+)'|^output of (\w+)", what)
     shape = tuple(int(x) for x in shape.split(',') if x)
-    found[name.group(1) or name.group(2)].append(shape)
+    found[named or output].append(shape)
   return {name: sorted(shapes) for name, shapes in found.items()}
 
 
@@ -216,7 +220,7 @@ class MemoryTest(parameterized.TestCase):
 
       params = parameters.abstract_weights(config).params
       compiled = compiling.jit(jax.grad(loss)).lower(params).compile()
-      return compiled.memory_analysis().temp_size_in_bytes
+      return cases.temporaries(compiled)
 
     none, paper, full = map(temporaries, ('none', 'paper', 'full'))
     self.assertLess(paper, 0.7 * none)

@@ -1,5 +1,6 @@
 """Laws of the whole model."""
 
+import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
@@ -200,7 +201,7 @@ class CausalityTest(parameterized.TestCase):
     tokens, targets = rows.tokens_BL.copy(), rows.targets_BL.copy()
     tokens[:, cut:] = other.tokens_BL[:, cut:]
     targets[:, cut - 1 :] = other.targets_BL[:, cut - 1 :]
-    changed = rows.replace(tokens_BL=tokens, targets_BL=targets)
+    changed = dataclasses.replace(rows, tokens_BL=tokens, targets_BL=targets)
     one = np.ones_like(rows.segments_BL)
     before = cases.run(config, params, bias, rows, one)
     after = cases.run(config, params, bias, changed, one)

@@ -43,7 +43,7 @@ def _distance(actual, expected) -> float:
   """Frobenius, as a share."""
   expected = np.asarray(expected, np.float64)
   difference = np.linalg.norm(np.asarray(actual, np.float64) - expected)
-  return difference / np.linalg.norm(expected)
+  return float(difference / np.linalg.norm(expected))
 
 
 class LinearTest(parameterized.TestCase):
@@ -183,9 +183,16 @@ class SwigluTest(parameterized.TestCase):
 def _routed(x, gates, experts, gate, up, down, dy):
   products = precision.fp8(Fp8Config(tile_size=4)).routed
 
-  def run(x, gates, *weights):
+  def run(x, gates, gate, up, down):
     return grouped_swiglu(
-      x, gates, experts, *weights, 'blocked', products=products
+      x,
+      gates,
+      experts,
+      gate,
+      up,
+      down,
+      backend='blocked',
+      products=products,
     )
 
   out, pullback = jax.vjp(run, x, gates, gate, up, down)

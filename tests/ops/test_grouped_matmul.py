@@ -1,6 +1,7 @@
 """Laws of the grouped products: every backend, every pattern of loads."""
 
 import functools
+import inspect
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -151,6 +152,8 @@ def _choices(pattern, rng, tokens, count, per_token):
     case 'empty_middle':
       some = np.delete(everyone, [2, 3])
       rows = [rng.permutation(some)[:per_token] for _ in range(tokens)]
+    case _:
+      raise ValueError(pattern)
   return np.stack(rows)
 
 
@@ -255,7 +258,9 @@ class GroupedSwigluTest(parameterized.TestCase):
         LEFTOVER_GROUP_SHARE=group_share,
       ):
         # A function of its own: _swiglu remembers what it compiled.
-        one = cases.jit(lambda *x: _swiglu.__wrapped__('blocked', *x))(*inputs)
+        one = cases.jit(lambda *x: inspect.unwrap(_swiglu)('blocked', *x))(
+          *inputs
+        )
       for a, b in zip(one, whole, strict=True):
         self.assertLess(cases.difference(a, b), 2e-6)
 

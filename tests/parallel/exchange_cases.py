@@ -127,7 +127,7 @@ def run_case(mesh='', crowded=False, **changes):
 
     lowered = both.lower(x, gates, w)
     y, rounds, gradients = jax.block_until_ready(lowered.compile()(x, gates, w))
-  found = dict(rounds=int(rounds))
+  found: dict[str, float | bool] = dict(rounds=int(rounds))
   found['bytes'] = 'ui8' in lowered.as_text()
   want = expected(x, gates, ids, w, dy)
   for name, ours, right in zip(
@@ -149,6 +149,6 @@ def lowered_for_cuda(mesh: str) -> str:
 
 if __name__ == '__main__':
   cuda = lowered_for_cuda('expert:4').count('ragged_all_to_all')
-  jax.lax.ragged_all_to_all = ragged_all_to_all
+  setattr(jax.lax, ragged_all_to_all.__name__, ragged_all_to_all)
   found = {name: run_case(**case) for name, case in CASES.items()}
   print(json.dumps({'cases': found, 'ragged_for_cuda': cuda}))

@@ -120,7 +120,7 @@ def train(
       push = jnp.zeros(MODEL.num_experts).at[:2].set(100.0)
       bias = jax.tree.map(lambda b: b + push, state.router_bias)
       bias = jax.device_put(bias, shardings.router_bias)
-      state = state.replace(router_bias=bias)
+      state = dataclasses.replace(state, router_bias=bias)
     rates = Schedule(config).rates(0)
     place = rules.sharding(devices, ('batch', 'length'))
     for step in range(config.train.steps):
@@ -144,7 +144,7 @@ def train(
         found['sharded'] = sum(
           not x.sharding.is_fully_replicated for x in jax.tree.leaves(mean)
         )
-      state = state.replace(params=params)
+      state = dataclasses.replace(state, params=params)
   return found
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reference import cases
 from seekax.parallel import mesh as mesh_lib
 from seekax.parallel import pipeline
 
@@ -78,7 +79,7 @@ def in_turn(outer, staged, constants, batches):
   total, passed, left = 0.0, [0] * stages, []
   for m in range(batches['shift'].shape[0]):
     batch = jax.tree.map(lambda x, m=m: x[m], batches)
-    x = enter(outer, batch)
+    x, out = enter(outer, batch), None
     for s, stage in enumerate(model(stages).stages):
       own = jax.tree.map(lambda w, s=s: w[s], staged)
       x, out, objective, count = stage(
@@ -110,7 +111,7 @@ def run_case(stages: int, count: int):
   distances = jax.tree.map(
     lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), found, right
   )
-  text = compiled.as_text()
+  text = compiled.as_text() or ''
   permutes = re.findall(
     r'collective-permute(?:-start)?\(.*?source_target_pairs=(\{\{.*?\}\})', text
   )
@@ -118,7 +119,7 @@ def run_case(stages: int, count: int):
   return {
     'distance': max(jax.tree.leaves(distances)),
     'same_counts': bool(np.array_equal(found[1][0], right[1][0])),
-    'temporaries': compiled.memory_analysis().temp_size_in_bytes,
+    'temporaries': cases.temporaries(compiled),
     'permutes': sorted(set(permutes)),
     'kept': max(map(int, kept)),
   }

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pipeline_variants
 
+from reference import cases
 from seekax.data.pipeline import Batch
 from seekax.machine import compiling
 from seekax.parallel import mesh as mesh_lib
@@ -49,7 +50,7 @@ def temporaries(parts: int) -> int:
       .lower(state.weights, [Batch(*(5 * [tokens]))] * parts)
       .compile()
     )
-  return compiled.memory_analysis().temp_size_in_bytes
+  return cases.temporaries(compiled)
 
 
 if __name__ == '__main__':

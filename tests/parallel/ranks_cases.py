@@ -71,7 +71,7 @@ def run_case(mesh: str):
     gradients, count = jax.block_until_ready(compiled(weights, x))
     kinds = re.findall(
       r' (all-reduce|reduce-scatter|all-gather)(?:-start)?\(',
-      compiled.as_text(),
+      compiled.as_text() or '',
     )
     return {
       'gradients': jax.device_get(gradients),

@@ -116,6 +116,7 @@ class SearchTest(parameterized.TestCase):
       _LITE, layout=Layout(pipeline=2, expert=8, data=4, micro_batch=64)
     )
     near = search.nearest(run, 64)
+    assert near
     self.assertEqual((near.pipeline, near.expert, near.data), (2, 8, 4))
 
   def test_what_fits_nowhere(self):

@@ -12,6 +12,13 @@ from seekax.planning.serving import Demand
 _H800 = hardware.DEVICES['h800']
 
 
+def _served(*args) -> serving.Service:
+  """The plan of a service that has room."""
+  service = serving.plan(*args)
+  assert service
+  return service
+
+
 class LimitTest(parameterized.TestCase):
   """ "Insights into DeepSeek-V3" (arXiv 2505.09343), section 2.3.2."""
 
@@ -48,7 +55,7 @@ class DecodeTest(parameterized.TestCase):
     model = presets.v3_671b()
     for rate in (10.0, 30.0, 60.0):
       demand = Demand(tokens_per_second_per_user=rate)
-      service = serving.plan(model, _H800, True, demand)
+      service = _served(model, _H800, True, demand)
       self.assertGreaterEqual(service.tokens_per_second_per_user, rate)
       cache = service.requests * service.cache_bytes_per_request
       self.assertLessEqual(cache + service.weight_bytes, 80e9)
@@ -60,7 +67,7 @@ class DecodeTest(parameterized.TestCase):
   def test_patience_raises_the_rate_of_a_device(self):
     model = presets.llama3_70b()
     rates = [
-      serving.plan(
+      _served(
         model, _H800, True, Demand(tokens_per_second_per_user=users)
       ).decode_tokens_per_second
       for users in (80.0, 40.0)
@@ -69,7 +76,7 @@ class DecodeTest(parameterized.TestCase):
 
   def test_patient_users_fill_the_memory(self):
     model, demand = presets.llama3_70b(), Demand(tokens_per_second_per_user=0.1)
-    service = serving.plan(model, _H800, True, demand)
+    service = _served(model, _H800, True, demand)
     self.assertEqual(service.decode_devices, 2)
     per_device = service.cache_bytes_per_request / 2
     room = memory.room(_H800) - service.weight_bytes
@@ -87,7 +94,7 @@ class DecodeTest(parameterized.TestCase):
     self.assertAlmostEqual(seconds / expected, 1, places=3)
 
   def test_bytes_of_a_request(self):
-    service = serving.plan(presets.v3_671b(), _H800, True)
+    service = _served(presets.v3_671b(), _H800, True)
     self.assertEqual(service.cache_bytes_per_request, 4989 * 70_272)
 
   def test_weights_of_v3_by_hand(self):
@@ -95,7 +102,7 @@ class DecodeTest(parameterized.TestCase):
     counts = parameters.count_parameters(v3)
     experts = 58 * 256 * 3 * 7168 * 2048
     tables = 2 * 129280 * 7168
-    service = serving.plan(v3, _H800, True)
+    service = _served(v3, _H800, True)
     self.assertEqual(service.decode_devices, 144)
     self.assertAlmostEqual(
       service.weight_bytes,
@@ -120,7 +127,7 @@ class PriceTest(absltest.TestCase):
   def test_prefill_is_a_forward_pass(self):
     model = presets.llama3_8b()
     demand = Demand(prompt=4096)
-    service = serving.plan(model, _H800, False, demand)
+    service = _served(model, _H800, False, demand)
     run = Run(
       model,
       _H800,

@@ -249,6 +249,13 @@ def run_oracle(
   ]
 
 
+def temporaries(compiled: jax.stages.Compiled) -> int:
+  """Bytes of a program's temporaries, by the compiler."""
+  analysis = compiled.memory_analysis()
+  assert analysis is not None
+  return analysis.temp_size_in_bytes
+
+
 def difference(actual: Any, expected: Any) -> float:
   """Largest difference, relative to the largest expected value."""
   actual = np.asarray(actual, np.float64)

@@ -43,7 +43,9 @@ def kernels(function: Callable, *shapes: jax.ShapeDtypeStruct) -> list[str]:
       found.append(config['ir'].value_bytes)
     return ir.WalkResult.ADVANCE
 
-  lowered.compiler_ir().operation.walk(visit)
+  module = lowered.compiler_ir()
+  assert module
+  module.operation.walk(visit)
   texts = []
   for code in found:
     with lowering._new_ir_context(), ir.Location.unknown():

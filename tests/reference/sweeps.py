@@ -96,6 +96,8 @@ def choices(
         found = np.full(shape, experts)
       case 'any':
         found = rng.integers(0, experts + 1, shape)
+      case _:
+        raise ValueError(kind)
     return np.array(found, np.int32)
 
   kinds = strategies.sampled_from(('distinct', 'one', 'nobody', 'any'))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from absl.testing import absltest
 
@@ -101,7 +102,7 @@ def _rows(model: ModelConfig, dollars=None) -> list[dict]:
   if model.uses_experts:
     load = [1] * (model.num_experts - 1) + [9]
     for step in (1, 4):
-      row = {'kind': 'load', 'step': step}
+      row: dict[str, Any] = {'kind': 'load', 'step': step}
       row['layers'] = [load] * model.num_expert_layers
       row['mtp'] = [load] * model.mtp_depth
       rows.append(row)

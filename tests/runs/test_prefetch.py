@@ -1,3 +1,4 @@
+import operator
 import pathlib
 import threading
 from unittest import mock
@@ -59,7 +60,7 @@ class PrefetcherTest(absltest.TestCase):
     return prefetcher
 
   def test_it_gives_what_the_source_gives_placed(self):
-    prefetcher = Prefetcher(Numbers(), lambda batch: -batch, 5)
+    prefetcher = Prefetcher(Numbers(), operator.neg, 5)
     self.assertEqual(list(prefetcher), [-1, -2, -3, -4, -5])
     prefetcher.close()
 

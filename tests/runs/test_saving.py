@@ -57,7 +57,7 @@ class SaverTest(absltest.TestCase):
     ):
       with mock.patch.object(checkpoint, 'save', side_effect=error):
         self.saver.start(1, {'w': np.zeros(1)}, {})
-        while not self.saver._running.done():
+        while not (self.saver._running and self.saver._running.done()):
           pass
       with self.assertRaisesRegex(StorageError, 'the disk is full'):
         ask()

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -683,7 +684,7 @@ class Run:
     self.write(self.config)
 
   def write(self, config):
-    run = {'config': to_dict(config)}
+    run: dict[str, Any] = {'config': to_dict(config)}
     run['started_from'] = self.started_from
     workdir_lib.write_run(self.workdir, run)
 

@@ -72,19 +72,20 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     if self.command == 'GET':
       self.wfile.write(content)
 
-  def log_message(self, *unused):
+  def log_message(self, format, *args):
     pass
 
 
 @contextlib.contextmanager
 def serving(folder: pathlib.Path):
   """(address, paths that were asked for) of a hub that has one model."""
-  handler = type('Hub', (_Hub,), {'folder': folder, 'asked': []})
+  paths: list[str] = []
+  handler = type('Hub', (_Hub,), {'folder': folder, 'asked': paths})
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-      yield f'http://127.0.0.1:{server.server_port}', handler.asked
+      yield f'http://127.0.0.1:{server.server_port}', paths
     finally:
       server.shutdown()
       thread.join()

@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import time
+from typing import Any
 
 from absl.testing import absltest, parameterized
 
@@ -29,7 +30,7 @@ _AUTO_MAP = {
   'AutoConfig': 'configuration_deepseek.DeepseekV3Config',
   'AutoModelForCausalLM': 'modeling_deepseek.DeepseekV3ForCausalLM',
 }
-V3 = {
+V3: dict[str, Any] = {
   'architectures': ['DeepseekV3ForCausalLM'],
   'attention_bias': False,
   'attention_dropout': 0.0,
@@ -160,7 +161,7 @@ KIMI_K2 = V3 | {
   'topk_group': 1,
   'vocab_size': 163840,
 }
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
   'architectures': ['LlamaForCausalLM'],
   'attention_bias': False,
   'attention_dropout': 0.0,

@@ -3,13 +3,14 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 from absl.testing import absltest
 
 from seekax.storage.manifest import StorageError
 from seekax.storage.rows import cut_back, read_rows
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
   {'kind': 'train', 'step': 1, 'loss': 5.0},
   {'kind': 'train', 'step': 2, 'loss': None},
   {'kind': 'eval', 'step': 2, 'heldout_bits_per_byte': 2.5},

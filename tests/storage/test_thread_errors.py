@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 import types
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -34,8 +35,11 @@ class HeldBackTest(absltest.TestCase):
       setattr(module, name, lambda args: self.shown.append(str(args.exc_value)))
     self.logger = logging.getLogger(self.id())
     self.logger.propagate = False
-    self.logger.addHandler(logging.Handler())
-    self.logger.handlers[0].emit = lambda r: self.logged.append(r.msg)
+    handler = logging.Handler()
+    self.enter_context(
+      mock.patch.object(handler, 'emit', lambda r: self.logged.append(r.msg))
+    )
+    self.logger.addHandler(handler)
 
   def log_error(self, text: str, error: Exception) -> None:
     self.logger.error(text, exc_info=(type(error), error, None))

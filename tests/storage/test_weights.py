@@ -489,15 +489,15 @@ def fuse(config, made: published.Tensors) -> published.Tensors:
   for layer in layers:
     at = f'model.layers.{layer}.mlp.experts'
     for suffix in ('', '_scale_inv'):
+      if f'{at}.0.gate_proj.weight{suffix}' not in made:
+        continue
       gate, up, down = (
         [
-          made.get(f'{at}.{e}.{word}_proj.weight{suffix}')
+          made[f'{at}.{e}.{word}_proj.weight{suffix}']
           for e in range(config.num_experts)
         ]
         for word in ('gate', 'up', 'down')
       )
-      if gate[0] is None:
-        continue
       fused[f'{at}.gate_up_proj{suffix}'] = np.concatenate(
         [np.stack(gate), np.stack(up)], axis=1
       )

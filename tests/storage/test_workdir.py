@@ -29,6 +29,7 @@ class WorkdirTest(absltest.TestCase):
     with subprocess.Popen(
       [sys.executable, '-c', HOLD, str(self.workdir)], stdout=subprocess.PIPE
     ) as other:
+      assert other.stdout
       self.assertEqual(other.stdout.readline(), b'held\n')
       with self.assertRaisesRegex(StorageError, 'in use by another run'):
         workdir_lib.lock(self.workdir)

@@ -75,7 +75,7 @@ def biases(config: Config, mesh: str, seed: int) -> str:
   with jax.set_mesh(devices), jax.default_matmul_precision('highest'):
     state = jax.device_put(init_state(config), rules.sharding(devices, ()))
     rng, schedule = np.random.default_rng(seed), Schedule(config)
-    still = schedule.rates(0).replace(learning_rate=np.float32(0))
+    still = dataclasses.replace(schedule.rates(0), learning_rate=np.float32(0))
     for _ in range(STEPS):
       tokens = rng.integers(0, 64, (ROWS, LENGTH + 1), dtype=np.int32)
       ones = np.ones((ROWS, LENGTH), np.int32)

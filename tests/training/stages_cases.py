@@ -6,6 +6,7 @@ and the rest come back as, over what they were.
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def run_case(width: int):
   shardings = placement.state_shardings(config, mesh).params
   for key in ('embedding', 'head'):
     del params[key], shardings[key]
-  found = {}
+  found: dict[str, Any] = {}
 
   @jax.jit
   def there_and_back(params):

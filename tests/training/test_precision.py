@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import inspect
 import itertools
 from unittest import mock
 
@@ -185,7 +186,7 @@ class TrainingTest(parameterized.TestCase):
       tiny.train.steps = 40
       tiny.train.precision = name
       config = from_config_dict(tiny)
-      run = cases.jit(step.whole_step.__wrapped__, static_argnums=0)
+      run = cases.jit(inspect.unwrap(step.whole_step), static_argnums=0)
       schedule = Schedule(config)
       state, losses[name] = init_state(config), []
       for seed in range(30):

@@ -1,6 +1,7 @@
 """Laws of the training step."""
 
 import dataclasses
+import inspect
 from unittest import mock
 
 from absl.testing import absltest
@@ -46,9 +47,9 @@ _CONFIG = Config(
 
 
 # The step's own functions, compiled for the tests.
-_plain = step.accumulate.__wrapped__
+_plain = inspect.unwrap(step.accumulate)
 _add = cases.jit(_plain, static_argnums=0)
-_apply = cases.jit(step.apply.__wrapped__, static_argnums=0)
+_apply = cases.jit(inspect.unwrap(step.apply), static_argnums=0)
 
 
 def _accumulate(config, state, batch, rates, so_far=None, weights=None):
@@ -73,15 +74,15 @@ class StepTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.batch = cases.batch(_MODEL, True, batch_size=8)
-    state, cls.parts = _state(), None
+    state, parts_so_far = _state(), None
     rates = Schedule(_CONFIG).rates(0)
     parts = micro_batches(cls.batch, 4)
     cls.before = jax.device_get(state)
     whole = _accumulate(_CONFIG, state, cls.batch, rates)
     cls.whole = jax.device_get(whole)
     for micro in parts:
-      cls.parts = _accumulate(_CONFIG, state, micro, rates, cls.parts)
-    cls.parts = jax.device_get(cls.parts)
+      parts_so_far = _accumulate(_CONFIG, state, micro, rates, parts_so_far)
+    cls.parts = jax.device_get(parts_so_far)
     with (
       mock.patch.object(step, 'accumulate', _accumulate),
       mock.patch.object(step, 'apply', _apply),
@@ -172,8 +173,8 @@ class StepTest(absltest.TestCase):
 
   def test_rates_are_what_the_step_is_told(self):
     rates = Schedule(_CONFIG).rates(0)
-    told = rates.replace(
-      learning_rate=np.float32(0), bias_update_rate=np.float32(0)
+    told = dataclasses.replace(
+      rates, learning_rate=np.float32(0), bias_update_rate=np.float32(0)
     )
     still, metrics = _apply(_CONFIG, _state(), self.whole, told)
     before = (self.before.params, self.before.router_bias)

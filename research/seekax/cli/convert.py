@@ -83,8 +83,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _bytes(text: str) -> int:
   match = re.fullmatch(r'(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-z]+)', text)
-  unit = _UNITS.get(match.group(2).upper()) if match else None
-  size = int(float(match.group(1)) * unit) if unit else 0
+  size = 0
+  if match and (unit := _UNITS.get(match.group(2).upper())):
+    size = int(float(match.group(1)) * unit)
   if size < 1:
     raise InputError(
       f'--shard_size={text!r} is no size; write it as 5GB or 500MB'

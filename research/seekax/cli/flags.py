@@ -116,19 +116,17 @@ def define_config(
   has_config = bool(named) or default is not None
   _check_keys(argv, has_config)
   text = 'a name below, or the path of a config file: ./mine.py[:variant]'
-  if has_config:
-    config_flags.DEFINE_config_dict(
-      'config',
-      load_config(named[-1].partition('=')[2])
-      if named
-      else to_config_dict(default),
-      text,
-      flag_values=values,
-      sys_argv=['seekax', *argv],
-    )
+  if named:
+    config = load_config(named[-1].partition('=')[2])
+  elif default is not None:
+    config = to_config_dict(default)
   else:
     flags.DEFINE_string('config', '', text, flag_values=values)
-  return argv, has_config
+    return argv, False
+  config_flags.DEFINE_config_dict(
+    'config', config, text, flag_values=values, sys_argv=['seekax', *argv]
+  )
+  return argv, True
 
 
 def config_name(argv: Sequence[str]) -> str:
@@ -140,7 +138,7 @@ def config_name(argv: Sequence[str]) -> str:
 def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
   """The validated config and the overrides given on the command line."""
   overrides = config_flags.get_override_values(values['config'])
-  return from_config_dict(values['config'].value), dict(overrides)
+  return from_config_dict(values.config), dict(overrides)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

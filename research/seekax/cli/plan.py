@@ -220,7 +220,7 @@ def _write(
     files['report'] = render(plan_page.page(plans, searched))
   for flag, text in files.items():
     try:
-      write_atomically(pathlib.Path(values[flag].value), text)
+      write_atomically(pathlib.Path(getattr(values, flag)), text)
     except OSError as error:
       raise InputError(
         f'--{flag}={values[flag].value}: {error.strerror}'

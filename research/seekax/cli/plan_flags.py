@@ -166,7 +166,9 @@ def layout_of(values: flags.FlagValues, config: Config) -> tuple[str, str]:
   parts = config.train.micro_batches
   for axis in BATCH_AXES:
     parts *= sizes[axis]
-  fields = {axis: size for axis, size in sizes.items() if size > 1}
+  fields: dict[str, int | str] = {
+    axis: size for axis, size in sizes.items() if size > 1
+  }
   fields['data'] = sizes['data']
   fields['micro_batch'] = config.data.batch_size // parts
   fields['remat'] = 'full' if sizes['pipeline'] > 1 else config.compute.remat

@@ -125,7 +125,7 @@ def compiled(
 
   found = compile_lib.dry_run(config, say, topology)
   planned = _planned_temporaries(config, devices)
-  figures = dataclasses.asdict(found)
+  figures: dict[str, Any] = dataclasses.asdict(found)
   figures['mesh'] = config.parallel.mesh
   figures['topology'] = str(topology or '')
   figures['planned_temporaries_bytes'] = planned
@@ -182,8 +182,9 @@ def _planned_temporaries(config: Config, devices: int) -> float:
   program gathers them; where a step is one program, also all gradients.
   """
   sizes = mesh_sizes(config.parallel.mesh, devices)
+  axes: dict[str, Any] = {axis: sizes[axis] for axis in _AXES}
   layout = Layout(
-    **{axis: sizes[axis] for axis in _AXES},
+    **axes,
     remat=config.compute.remat,
     exchange_slack=config.compute.exchange_slack,
   )

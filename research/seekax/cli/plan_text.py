@@ -108,10 +108,13 @@ def table(name: str, plan: Plan) -> str:
   )
 
 
-def comparison_rows(plans: Mapping[str, Plan]) -> list[tuple[str, ...]]:
+Row = tuple[str, ...]
+
+
+def comparison_rows(plans: Mapping[str, Plan]) -> list[Row]:
   """Plans in columns, the first compared with the others; names come first."""
   first = next(iter(plans.values()))
-  rows = [('', *plans)]
+  rows: list[Row] = [('', *plans)]
   figures = {
     'parameters': lambda p: short(_counts(p).total),
     'activated': lambda p: short(_counts(p).activated_without_embedding),
@@ -179,13 +182,13 @@ def tokens(request: Request) -> str:
   return f'{short(request.tokens)} tokens{note}'
 
 
-def search_rows(
-  request: Request, found: Sequence[Found]
-) -> list[tuple[str, ...]]:
+def search_rows(request: Request, found: Sequence[Found]) -> list[Row]:
   """A head, the cheapest layout and the next cheapest ones."""
   data = request.config.data
   step_tokens = data.batch_size * data.sequence_length
-  rows = [('', 'hours', 'dollars', 's/step', 'tokens/s/device', 'GB')]
+  rows: list[Row] = [
+    ('', 'hours', 'dollars', 's/step', 'tokens/s/device', 'GB')
+  ]
   for place, item in enumerate(found, 1):
     rate = step_tokens / item.seconds / request.devices
     hours = request.tokens / rate / 3600
@@ -239,7 +242,7 @@ def _head(name: str, plan: Plan) -> str:
   return '\n'.join(lines)
 
 
-def _model(plan: Plan) -> list[tuple[str, ...]]:
+def _model(plan: Plan) -> list[Row]:
   counts, found = _counts(plan), plan.as_json()
   rows = [
     ('parameters', f'{counts.total:,}'),
@@ -258,9 +261,9 @@ def _model(plan: Plan) -> list[tuple[str, ...]]:
   ]
 
 
-def _memory(plan: Plan) -> list[tuple[str, ...]]:
+def _memory(plan: Plan) -> list[Row]:
   device = plan.run.device
-  rows = [
+  rows: list[Row] = [
     (text, few(getattr(plan.memory, part) / 1e9))
     for part, text in PARTS.items()
   ]
@@ -280,7 +283,7 @@ def _memory(plan: Plan) -> list[tuple[str, ...]]:
   return rows
 
 
-def _traffic(plan: Plan) -> list[tuple[str, ...]]:
+def _traffic(plan: Plan) -> list[Row]:
   sent = plan.traffic_bytes_per_token()
   if not sent:
     return []
@@ -289,16 +292,19 @@ def _traffic(plan: Plan) -> list[tuple[str, ...]]:
   if padded.network + padded.link:
     place = 1 + list(sent).index('combine')
     named.insert(place, ('  both, as parallel/exchange.py sends them', padded))
-  rows = [('', f'{LINKS[0]}, between nodes', f'{LINKS[1]}, within one')]
-  return rows + [
+  rows: list[Row] = [
+    ('', f'{LINKS[0]}, between nodes', f'{LINKS[1]}, within one')
+  ]
+  rows += [
     (text, f'{one.network / 1e3:,.1f}', f'{one.link / 1e3:,.1f}')
     for text, one in named
   ]
+  return rows
 
 
-def _phases(plan: Plan) -> list[tuple[str, ...]]:
+def _phases(plan: Plan) -> list[Row]:
   step = plan.step
-  rows = [('', 'seconds', 'share')]
+  rows: list[Row] = [('', 'seconds', 'share')]
   for phase, text in PHASES.items():
     seconds = getattr(step, phase)
     if seconds:
@@ -314,8 +320,8 @@ def _phases(plan: Plan) -> list[tuple[str, ...]]:
   return rows
 
 
-def _training(plan: Plan) -> list[tuple[str, ...]]:
-  rows = [('', 'device hours', 'dollars')]
+def _training(plan: Plan) -> list[Row]:
+  rows: list[Row] = [('', 'device hours', 'dollars')]
   rows += [
     (text, few(plan.hours[stage]), money(plan.dollars[stage]))
     for stage, text in STAGES.items()
@@ -328,7 +334,7 @@ def _training(plan: Plan) -> list[tuple[str, ...]]:
   ]
 
 
-def _serving(plan: Plan) -> list[tuple[str, ...]]:
+def _serving(plan: Plan) -> list[Row]:
   service = plan.service
   if not service:
     return [('none', why_not_served(plan))]

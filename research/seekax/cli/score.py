@@ -60,8 +60,11 @@ def run(argv: Sequence[str]) -> int:
     raise InputError('give either --text= or --tokens=')
   if values.text and (values.logits_out or values.mtp_logits_out):
     raise InputError('--logits_out and --mtp_logits_out go with --tokens')
-  text = _read_text(values.text) if values.text else None
-  tokens_BL = _read_tokens(values.tokens) if values.tokens else None
+  text, tokens_BL = '', np.zeros((0, 0), np.int32)
+  if values.text:
+    text = _read_text(values.text)
+  else:
+    tokens_BL = _read_tokens(values.tokens)
   # Imported late, so that everything above answers in a fraction of a second.
   from seekax.machine import compilation_cache
   from seekax.storage import open as open_lib
@@ -69,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
   compilation_cache.switch_on(values.compilation_cache, flags_lib.say)
   found = open_lib.find(values.checkpoint, averaged=values.ema)
   opened = open_lib.open_checkpoint(found, values.precision)
-  if text is not None:
+  if values.text:
     result = _score_text(values, opened, text)
   else:
     result = _score_tokens(values, opened, tokens_BL)
@@ -116,7 +119,7 @@ def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
     [text],
     values.batch_size,
   )
-  return score
+  return dict(score)
 
 
 def _model(config):
@@ -162,7 +165,7 @@ def _score_tokens(
     if name:
       _write(name, np.asarray(array))
   return {
-    'tokens': int(tokens_BL[:, 1:].size),
+    'tokens': tokens_BL[:, 1:].size,
     'log_likelihood': _log_likelihood(logits_BLV, tokens_BL),
   }
 

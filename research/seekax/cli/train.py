@@ -1,7 +1,6 @@
 """`seekax train`: trains a model, or resumes a run that was stopped."""
 
 from collections.abc import Sequence
-import dataclasses
 import json
 import os
 import pathlib
@@ -133,7 +132,9 @@ def _join(values: flags.FlagValues) -> bool:
     return True
   from seekax.machine import processes
 
-  processes.join(*dataclasses.astuple(found), values.start_timeout)
+  processes.join(
+    found.coordinator, found.count, found.index, values.start_timeout
+  )
   return processes.is_first()
 
 

@@ -61,7 +61,9 @@ class Config:
 
 
 # Group name -> its dataclass.
-GROUPS = {field.name: field.type for field in dataclasses.fields(Config)}
+GROUPS: dict[str, type[Any]] = {
+  field.name: type(field.default) for field in dataclasses.fields(Config)
+}
 
 
 # --- Whole runs, as ml_collections sees them. ---------------------------------

@@ -16,7 +16,7 @@ def require(condition: bool, message: str) -> None:
     raise ConfigError(message)
 
 
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
   if value not in choices:
     raise ConfigError(
       f'{name}={value!r} is not one of {", ".join(choices)}'

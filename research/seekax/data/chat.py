@@ -13,6 +13,7 @@ import json
 import pathlib
 import signal
 import subprocess
+from typing import Any
 
 import numpy as np
 
@@ -395,8 +396,10 @@ def _environment():
     extensions=[Generation, 'jinja2.ext.loopcontrols'],
   )
   result.filters['tojson'] = tojson
-  result.globals['raise_exception'] = raise_exception
-  result.globals['strftime_now'] = lambda f: datetime.datetime.now().strftime(f)
+  # Jinja types them by those that it has at first.
+  names: dict[str, Any] = result.globals
+  names['raise_exception'] = raise_exception
+  names['strftime_now'] = lambda f: datetime.datetime.now().strftime(f)
   return result
 
 

@@ -53,7 +53,8 @@ def run(
 def folders_of(*packages: str) -> list[str]:
   """The folders in which this interpreter finds packages."""
   specs = map(importlib.util.find_spec, packages)
-  return sorted({str(pathlib.Path(spec.origin).parents[1]) for spec in specs})
+  origins = (spec.origin for spec in specs if spec and spec.origin)
+  return sorted({str(pathlib.Path(origin).parents[1]) for origin in origins})
 
 
 def limit(memory, seconds):

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import gzip
+import io
 import json
 import pathlib
-from typing import Any, BinaryIO
+from typing import Any
 import zlib
 
 from seekax.configuration.data import DataConfig
@@ -231,7 +232,7 @@ def _not_utf8(path: pathlib.Path, offset: int) -> NotUtf8Error:
 
 
 def _read_lines(
-  file: BinaryIO, path: pathlib.Path, name: str, rules: Rules
+  file: io.BufferedIOBase, path: pathlib.Path, name: str, rules: Rules
 ) -> Iterator[tuple[Document | Messages, str, str, int]]:
   """Yields the rows that `_rendered` takes."""
   offset, number, blank = 0, 0, 0
@@ -315,12 +316,16 @@ def _rendered(
   """
   waiting, conversations, num_bytes = [], 0, 0
   for row in rows:
-    if not waiting and isinstance(row[0], Document):
-      yield row[0]
-      continue
+    found, size = row[0], row[3]
+    if isinstance(found, Document):
+      if not waiting:
+        yield found
+        continue
+      size = size or len(found.text)
+    else:
+      conversations += 1
     waiting.append(row)
-    conversations += not isinstance(row[0], Document)
-    num_bytes += row[3] or len(row[0].text)
+    num_bytes += size
     if conversations >= _RENDERED_ROWS or num_bytes >= _RENDERED_BYTES:
       yield from _render(waiting, rules)
       waiting, conversations, num_bytes = [], 0, 0

@@ -32,7 +32,7 @@ _OTHER_PLACES = (
   r'(?<=\w)(?=[^\w\s])',
   r'(?<=[^\w\s])(?=\w)|(?<=\s)(?=\S)|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)',
 )
-_PLACES = tuple(map(re.compile, _WORD_ENDS + _OTHER_PLACES))
+_PLACES = tuple(re.compile(p) for p in _WORD_ENDS + _OTHER_PLACES)
 
 # Called with (left, gap, right): whether the tokens of left and of right are
 # together those of the whole text, with the gap between them.

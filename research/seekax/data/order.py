@@ -44,10 +44,12 @@ class ShardOrder:
   def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, position: int) -> Piece:
-    source, turn = self._turns[position]
+  def __getitem__(self, index: int) -> Piece:
+    source, turn = self._turns[index]
     place = turn * self._config.num_shards + self._shard
-    number = int(self._orders[source][place])
+    number = self._orders[source][place]
+    assert number is not None  # Only what is filtered out would be.
+    number = int(number)
     pieces = self._pieces[source]
     try:
       tokens = pieces.read(number)

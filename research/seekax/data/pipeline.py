@@ -17,6 +17,7 @@ import grain
 import jax
 import numpy as np
 
+from seekax.arrays import Array
 from seekax.configuration.data import DataConfig
 from seekax.data import packing, sources
 from seekax.data import tokenizer as tokenizer_lib
@@ -43,11 +44,11 @@ class Batch:
       segments_BL where a document ends.
   """
 
-  tokens_BL: np.ndarray
-  targets_BL: np.ndarray
-  positions_BL: np.ndarray
-  segments_BL: np.ndarray
-  target_segments_BL: np.ndarray
+  tokens_BL: Array
+  targets_BL: Array
+  positions_BL: Array
+  segments_BL: Array
+  target_segments_BL: Array
 
 
 @dataclasses.dataclass(frozen=True)

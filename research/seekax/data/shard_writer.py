@@ -4,7 +4,7 @@ The reader hands documents out in one fixed order, so that what the shards hold
 depends neither on the number of processes nor on interruptions.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 import concurrent.futures
 from concurrent.futures import process as process_pool
 import contextlib
@@ -115,7 +115,7 @@ def tokenize(
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
+def _locked(folder: pathlib.Path) -> Generator[None]:
   handle = os.open(folder, os.O_RDONLY)
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -312,7 +312,8 @@ def _start_worker(tokenizer_json: str, bos: str, eos: str) -> None:
 
 def _end_with_parent() -> None:
   # A killed parent can't tell its workers to stop waiting for work.
-  multiprocessing.parent_process().join()
+  if parent := multiprocessing.parent_process():
+    parent.join()
   os._exit(1)
 
 

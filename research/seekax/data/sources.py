@@ -116,7 +116,7 @@ def parse(text: str) -> list[Source]:
   prefixes = _prefixes(paths)
   if not any(matches):
     return [Source(1.0, tuple(paths), prefixes)]
-  weights = [_weight(match[1], text) for match in matches]
+  weights = [_weight(match[1], text) for match in matches if match]
   return [
     Source(weight / math.fsum(weights), (path,), (prefix,), has_weight=True)
     for weight, path, prefix in zip(weights, paths, prefixes, strict=True)
@@ -158,18 +158,18 @@ def absolute_paths(config: Config, folder: str) -> Config:
     config: a run's config; a leading ~ means the user's home.
     folder: the folder that its relative paths start from.
   """
-  train = {
-    key: _absolute(getattr(config.train, key), folder)
-    for key in ('init_from', 'compilation_cache')
-  }
-  data = {
-    'source': absolute(config.data.source, folder),
-    'tokenizer': _absolute(config.data.tokenizer, folder),
-  }
   return dataclasses.replace(
     config,
-    data=dataclasses.replace(config.data, **data),
-    train=dataclasses.replace(config.train, **train),
+    data=dataclasses.replace(
+      config.data,
+      source=absolute(config.data.source, folder),
+      tokenizer=_absolute(config.data.tokenizer, folder),
+    ),
+    train=dataclasses.replace(
+      config.train,
+      init_from=_absolute(config.train.init_from, folder),
+      compilation_cache=_absolute(config.train.compilation_cache, folder),
+    ),
   )
 
 

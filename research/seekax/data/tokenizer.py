@@ -83,10 +83,10 @@ class Tokenizer:
     check_added_ids(added, self._decoder)
     check_ids(vocabulary)
     self.vocab_size = 1 + max(vocabulary.values(), default=-1)
-    self.bos = self._find('BOS', (bos,) if bos else _BOS_NAMES)
-    self.bos_id = self._decoder.token_to_id(self.bos)
-    self.eos = self._find('EOS', (eos,) if eos else _EOS_NAMES)
-    self.eos_id = self._decoder.token_to_id(self.eos)
+    found = self._find('BOS', (bos,) if bos else _BOS_NAMES)
+    self.bos, self.bos_id = found
+    found = self._find('EOS', (eos,) if eos else _EOS_NAMES)
+    self.eos, self.eos_id = found
     fims = [tuple(map(self._decoder.token_to_id, f)) for f in _FIM_NAMES]
     self.fim_ids = next((ids for ids in fims if None not in ids), ())
     controls = [token for token in added if self._is_control(token)]
@@ -108,10 +108,11 @@ class Tokenizer:
     self._heads = tuple({name[:n] for name, n in cuts})
     self._tails = tuple({name[n:] for name, n in cuts})
 
-  def _find(self, kind: str, names: Sequence[str]) -> str:
+  def _find(self, kind: str, names: Sequence[str]) -> tuple[str, int]:
     for name in names:
-      if self._decoder.token_to_id(name) is not None:
-        return name
+      token_id = self._decoder.token_to_id(name)
+      if token_id is not None:
+        return name, token_id
     raise sources.DataError(
       f'the tokenizer has no {kind} token of a known name ({", ".join(names)})'
       if len(names) > 1
@@ -289,7 +290,9 @@ class Tokenizer:
       piece = text[done:start]
       plain.append(piece.rstrip() if token['lstrip'] else piece)
       ids.append(token['id'])
-      done = _SPACES.match(text, end).end() if token['rstrip'] else end
+      done = end
+      if token['rstrip'] and (blank := _SPACES.match(text, end)):
+        done = blank.end()
     return [*plain, text[done:]], ids
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:

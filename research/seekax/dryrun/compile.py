@@ -204,6 +204,7 @@ def _abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
     jnp.int32,
     sharding=rules.sharding(mesh, ('batch', 'length')),
   )
+  # pyrefly: ignore[bad-argument-type]: shapes stand for arrays.
   return Batch(*([x] * len(dataclasses.fields(Batch))))
 
 

@@ -62,7 +62,7 @@ def placements(config: Config, num_devices: int) -> Iterator[Placement]:
   )
   axes = weight_axes(config.model).params
   params = abstract_weights(config.model).params
-  used_axes = axes
+  used_axes, counts = axes, []
   if staged:
     used_axes = {
       **axes,

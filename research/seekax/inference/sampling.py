@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seekax.arrays import Array
 from seekax.inference.limits import check_sampling
 
 # Returned for logits that contain NaN or infinity.
@@ -30,10 +31,10 @@ class Settings:
       share of the likeliest one's, 0: all (Minh et al., arXiv 2407.01082).
   """
 
-  temperature_B: jax.Array
-  top_k_B: jax.Array
-  top_p_B: jax.Array
-  min_p_B: jax.Array
+  temperature_B: Array
+  top_k_B: Array
+  top_p_B: Array
+  min_p_B: Array
 
 
 def settings(

@@ -14,6 +14,8 @@ import shutil
 
 import jax
 
+from seekax.machine import compiling
+
 AUTO = 'auto'
 # Maximum size; the oldest entries beyond it are removed. An entry for a model
 # on a laptop takes less than a megabyte, one for a GPU about ten.
@@ -42,7 +44,7 @@ def switch_on(setting: str, say: Callable[[str], None]) -> None:
       folder; or '' for none.
     say: prints a line.
   """
-  if not setting or jax.config.jax_compilation_cache_dir:
+  if not setting or compiling.setting('jax_compilation_cache_dir'):
     return
   kind = _kind_of_device()
   if not kind:
@@ -54,7 +56,7 @@ def switch_on(setting: str, say: Callable[[str], None]) -> None:
     if not problem:
       _remove_oldest(folder)
   except (OSError, RuntimeError) as error:
-    problem = str(error)
+    folder, problem = None, str(error)
   if problem:
     say(f'no compilation cache: {problem} (train.compilation_cache)')
     return

@@ -21,6 +21,11 @@ COMPILER_OPTIONS = {
 jit = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
 
 
+def setting(name: str) -> Any:
+  """An option of `jax.config`, which declares none of them to type checkers."""
+  return getattr(jax.config, name)
+
+
 def compile_ahead(function: Any, *arguments: Any) -> jax.stages.Compiled:
   """Compiles a jitted function for arguments without running it.
 

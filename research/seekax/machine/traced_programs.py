@@ -70,9 +70,9 @@ def kept(
 
 def _folder() -> str:
   """Where JAX keeps programs; '' where it keeps none."""
-  if not jax.config.jax_enable_compilation_cache:
+  if not compiling.setting('jax_enable_compilation_cache'):
     return ''
-  return jax.config.jax_compilation_cache_dir or ''
+  return compiling.setting('jax_compilation_cache_dir') or ''
 
 
 def _shapes(arguments: tuple[Any, ...]) -> _Shapes:
@@ -91,8 +91,8 @@ def _key(description: str, shapes: _Shapes) -> str:
     jax.__version__,
     jaxlib.__version__,
     jax.default_backend(),
-    str(jax.config.jax_default_matmul_precision),
-    str(jax.config.jax_enable_x64),
+    str(compiling.setting('jax_default_matmul_precision')),
+    str(compiling.setting('jax_enable_x64')),
     description,
     str(structure),
     *map(str, leaves),

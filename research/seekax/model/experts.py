@@ -108,6 +108,7 @@ def lay_out(run: Callable[..., Any]) -> Callable[..., Any]:
       rules.axes(None, None),
       (own_into, own_into, own_out_of),
     ),
+    # pyrefly: ignore[bad-argument-type]: a Load of names instead of arrays.
     outputs=(tokens, Load(rules.axes(None), *(3 * [rules.axes()]))),
   )
 

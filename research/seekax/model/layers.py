@@ -3,6 +3,7 @@
 Letters: B batch, L positions, D model width, F hidden width, V vocabulary.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -40,9 +41,8 @@ def stored_matrix(
 ) -> jax.Array | BlockScaled:
   """The same, but FP8 stays as codes and scales."""
   init = nn.initializers.normal(config.init_std)
-  return module.param(
-    name, nn.with_logical_partitioning(init, axes), shape, jnp.float32
-  )
+  boxed: Callable[..., Any] = nn.with_logical_partitioning(init, axes)
+  return module.param(name, boxed, shape, jnp.float32)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -62,7 +62,8 @@ class RmsNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+    ones = nn.initializers.ones
+    init: Callable[..., Any] = nn.with_logical_partitioning(ones, (self.axis,))
     scale = self.param('scale', init, (self.width,), jnp.float32)
     return rms_norm(x, scale, self.eps)
 

@@ -1,5 +1,6 @@
 """The tree of parameters: initial values, shapes, axes, compute dtypes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -50,6 +51,7 @@ def weight_axes(config: ModelConfig) -> Weights:
     is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata),
   )
   bias = {key: Names((None, 'choices')) for key in bias_shapes(config)}
+  # pyrefly: ignore[bad-argument-type]: names stand for arrays.
   return Weights(params, bias)
 
 
@@ -72,7 +74,8 @@ def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
 
 def cast_weights(weights: Weights, dtype: str) -> Weights:
   """Casts weights for inference; router biases stay float32."""
-  return weights.replace(params=cast_params(weights.params, jnp.dtype(dtype)))
+  params = cast_params(weights.params, jnp.dtype(dtype))
+  return dataclasses.replace(weights, params=params)
 
 
 def _init(config: ModelConfig, seed: int) -> Any:

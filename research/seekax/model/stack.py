@@ -3,7 +3,8 @@
 Letters: N stacked layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -168,7 +169,7 @@ def run_unbound(
   return jax.lax.scan(step, x, (params, bias_NE))
 
 
-def num_layers(params: dict[str, Any]) -> int:
+def num_layers(params: Mapping[str, Any]) -> int:
   """N of a stack's parameters, whether stacked or one tree per layer."""
   return len(params) if '0' in params else jax.tree.leaves(params)[0].shape[0]
 
@@ -211,7 +212,7 @@ def taken_apart(compute: ComputeConfig, weights: Weights) -> Weights:
     if '0' not in own and num_layers(own) <= compute.unroll_layers:
       layers = _slices(own, num_layers(own))
       apart[name] = {str(i): layer for i, layer in enumerate(layers)}
-  return weights.replace(params=apart)
+  return dataclasses.replace(weights, params=apart)
 
 
 def _slices(stack: dict[str, Any], length: int) -> list[Any]:

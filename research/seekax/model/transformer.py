@@ -7,13 +7,14 @@ The dense layers and the expert layers are two scans; their parameters and
 caches are stacked on a leading axis N.
 """
 
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import Array
 from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model import stack
@@ -49,6 +50,13 @@ class Transformer(nn.Module):
   config: ModelConfig
   policy: Policy = HIGH
   compute: ComputeConfig = DEFAULT
+
+  if TYPE_CHECKING:
+    # Flax declares a pair for those who ask for mutable collections.
+    def apply(self, variables, *args, **kwargs) -> Any: ...
+
+    # Flax makes one of the fields.
+    def __hash__(self) -> int: ...
 
   def setup(self):
     config, policy, compute = self.config, self.policy, self.compute
@@ -234,7 +242,7 @@ def _apart(outputs):
   return outputs
 
 
-def shift_left(x_BL: jax.Array, steps: int) -> jax.Array:
+def shift_left(x_BL: Array, steps: int) -> Array:
   """Moves x's position i + steps to position i; 0 past the end."""
   if not steps:
     return x_BL

@@ -102,7 +102,7 @@ def causal_attention(
     return _chunked(q_BLHK, k_BLNK, v_BLNU, scale, segments, first, kept)
   places_L = jnp.arange(length) if first is None else first + jnp.arange(length)
   visible = places_L[:, None] >= jnp.arange(k_BLNK.shape[1])[None, :]
-  if segments:
+  if segments_BL is not None and segments_BM is not None:
     same = segments_BL[:, :, None] == segments_BM[:, None, :]
     visible = visible[None] & same
   return _attend(q_BLHK, k_BLNK, v_BLNU, visible, scale)

@@ -12,7 +12,7 @@ attention is up to 9 % faster than tokamax's; for decoding, our kernel is faster
 with one request, and plain products with several.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -215,7 +215,7 @@ def _choose(
   key: str,
   requested: str,
   need: Need,
-  problems: dict[str, Callable[[Need], str]],
+  problems: Mapping[str, Callable[[Need], str]],
   ladder: Sequence[str],
 ) -> Choice:
   if requested != AUTO:

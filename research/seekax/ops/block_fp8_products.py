@@ -87,7 +87,7 @@ class Fp8Products:
       return pallas_block_fp8.product(a, a_tiling, b, b_tiling, summed)
     lead = tuple(range(a.ndim - 2))
     if self.recipe.accumulation == 'float32':
-      axes = [(len(lead) + axis,) for axis in summed]
+      axes = (len(lead) + summed[0],), (len(lead) + summed[1],)
       return jax.lax.dot_general(
         rounded(a, a_tiling),
         rounded(b, b_tiling),

@@ -14,6 +14,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
+
 # Rows of one expert in its first block, as a multiple of the balanced load, and
 # the multiple they are rounded up to. On a CPU, 1 to 1.25 measured alike.
 BLOCK_SLACK = 1.1
@@ -173,7 +175,7 @@ def each_slot(
   x_TD: jax.Array,
   scale_TA: jax.Array,
   experts_TA: jax.Array,
-  weights: dict[str, jax.Array],
+  weights: dict[str, PyTree],
 ) -> jax.Array:
   """The same as `blocked`, but each choice gets a copy of its weights.
 

@@ -1,6 +1,6 @@
 """The device that programs are compiled for, and what it can do."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import contextvars
 import dataclasses
@@ -45,7 +45,7 @@ _TARGET: contextvars.ContextVar[Device | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def compiling_for(device: Device) -> Iterator[None]:
+def compiling_for(device: Device) -> Generator[None]:
   """While open, choices are made for this device, which needn't be present."""
   token = _TARGET.set(device)
   try:

@@ -158,11 +158,17 @@ def grouped_swiglu(
 
 def _sorted_swiglu(rows_SD, scale_S, sizes_E, weights, backend, interpret):
   """scale * SwiGLU of rows sorted by expert: [S, D] in the rows' dtype."""
+  gate_EDF, up_EDF, down_EFD = weights
   if backend == 'pallas':
     return pallas.grouped_swiglu(
-      rows_SD, *weights, scale_S, sizes_E, interpret=interpret
+      rows_SD,
+      gate_EDF,
+      up_EDF,
+      down_EFD,
+      scale_S,
+      sizes_E,
+      interpret=interpret,
     )
-  gate_EDF, up_EDF, down_EFD = weights
   product = functools.partial(grouped_matmul, sizes_E=sizes_E, backend=backend)
   hidden_SF = jax.nn.silu(_float32(product(rows_SD, gate_EDF)))
   hidden_SF *= _float32(product(rows_SD, up_EDF))
@@ -235,9 +241,9 @@ def _swiglu_function(products: SwigluProducts) -> BlockFunction:
     return swiglu_forward(products, x_ECD, scale_EC, *matrices)
 
   def backward(x_ECD, scale_EC, weights, kept, dy_ECD):
-    matrices = (weights[name] for name in _MATRICES)
+    gate, up, down = (weights[name] for name in _MATRICES)
     dx_ECD, dscale_EC, *dweights = swiglu_backward(
-      products, x_ECD, scale_EC, *matrices, kept, dy_ECD
+      products, x_ECD, scale_EC, gate, up, down, kept, dy_ECD
     )
     return dx_ECD, dscale_EC, dict(zip(_MATRICES, dweights, strict=True))
 

@@ -158,8 +158,9 @@ def _forward(products, x_TD, *weights):
 
 def _backward(products, saved, dy_TD):
   x_TD, weights, kept = saved
+  gate_DF, up_DF, down_FD = weights
   dx_TD, _, *dweights = swiglu_backward(
-    products, x_TD, None, *weights, kept, dy_TD
+    products, x_TD, None, gate_DF, up_DF, down_FD, kept, dy_TD
   )
   return dx_TD, *(
     d.astype(w.dtype) for d, w in zip(dweights, weights, strict=True)

@@ -61,7 +61,7 @@ def grouped_matmul(
     ImportError: tokamax is not installed.
     NotImplementedError: tokamax's kernel can't do this on this device.
   """
-  import tokamax
+  import tokamax  # pyrefly: ignore[missing-import]: only users of it have it.
 
   def product(rows_SD):
     return tokamax.ragged_dot(
@@ -104,7 +104,7 @@ def causal_attention(
     ImportError: tokamax is not installed.
     NotImplementedError: tokamax's kernel can't do this on this device.
   """
-  import tokamax
+  import tokamax  # pyrefly: ignore[missing-import]: only users of it have it.
 
   mask_B1LL = None
   if segments_BL is not None:

@@ -1,6 +1,6 @@
 """Builds device meshes from their description in the config."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 import contextlib
 import contextvars
 import math
@@ -104,7 +104,7 @@ def stages_differ() -> bool:
 
 
 @contextlib.contextmanager
-def none() -> Iterator[None]:
+def none() -> Generator[None]:
   """Traces its body as for one device, whatever mesh is set.
 
   A layer that is traced within ranks that work apart has only their part of its

@@ -220,7 +220,7 @@ def per_shard(
           whole.add(name)
 
     def to_spec(names):
-      return spec([None if n in whole else n for n in names.names])
+      return spec(tuple(None if n in whole else n for n in names.names))
 
     def with_whole(*parts):
       token = _WHOLE.set(frozenset(whole))

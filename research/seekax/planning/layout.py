@@ -13,6 +13,7 @@ axis are as far apart as all axes after it take devices, and stay on fast links
 
 import dataclasses
 import math
+from typing import Any
 
 from seekax.configuration.compute import ComputeConfig, REMAT_POLICIES
 from seekax.configuration.errors import did_you_mean, InputError
@@ -177,7 +178,7 @@ def parse(text: str, devices: int) -> Layout:
     for field in dataclasses.fields(Layout)
     if field.name not in OF_COMPUTE
   }
-  given = {}
+  given: dict[str, Any] = {}
   for part in text.split(','):
     name, _, value = part.partition(':')
     if name not in known:
@@ -192,7 +193,8 @@ def parse(text: str, devices: int) -> Layout:
       raise InputError(f'--layout={text}: {name} is given twice; write it once')
     given[name] = _read(text, name, value, known[name].default)
   if given.get('data', -1) == -1:
-    rest = Layout(**{**given, 'data': 1}).devices
+    whole: dict[str, Any] = {**given, 'data': 1}
+    rest = Layout(**whole).devices
     if devices % rest:
       raise NoMultiple(
         f'--layout={text}: its axes take {rest} devices, and '

@@ -99,7 +99,7 @@ def _zero_bubble(rank: int, stages: int, micro_batches: int) -> list[Action]:
   """
   actions, taken = [], 0
   for action in _one_f_one_b(rank, stages, micro_batches):
-    if action.kind == 'F':
+    if action.backward is None:
       actions.append(action)
       continue
     actions.append(Action('I', backward=action.backward))

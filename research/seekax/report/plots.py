@@ -333,13 +333,14 @@ def _thin(points: list) -> list:
 
 def _drawn(series: Series) -> list[tuple[float, float]]:
   """The points, or their running median, which is shorter at both ends."""
+  points = _present(series.points)
   if not series.smooth:
-    return list(series.points)
-  reach = len(series.points) // 30
-  y = [y for _, y in series.points]
+    return points
+  reach = len(points) // 30
+  y = [y for _, y in points]
   return [
     (x, float(np.median(y[max(0, i - reach) : i + reach + 1])))
-    for i, (x, _) in enumerate(series.points)
+    for i, (x, _) in enumerate(points)
   ]
 
 

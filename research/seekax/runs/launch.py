@@ -96,7 +96,7 @@ def start(
     config, tokenizer, jax.process_index(), jax.process_count()
   )
   run = describe(config, overrides, corpus)
-  if goes_on:
+  if beginning.step is not None:
     _refuse_other_data(workdir, run['data'], beginning.step)
   _check_prompts(config, corpus)
   run['started_from'] = _started_from(workdir, beginning.origin)

@@ -122,6 +122,7 @@ class _Waiting:
   def add(self, number: int, metrics: Metrics, records: Records) -> None:
     self.write()
     self._kept = number, metrics, records
+    # pyrefly: ignore[missing-attribute]: JAX declares it on no class.
     if metrics.loss.is_ready():
       self.write()
 

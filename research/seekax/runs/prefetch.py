@@ -58,7 +58,7 @@ class Prefetcher:
     self._thread = concurrent.futures.ThreadPoolExecutor(
       max_workers=1, thread_name_prefix='prefetch'
     )
-    self._next = None
+    self._next: concurrent.futures.Future[_Made] | None = None
     self._start_next()
 
   def _start_next(self) -> None:
@@ -80,8 +80,9 @@ class Prefetcher:
   def __iter__(self) -> 'Prefetcher':
     return self
 
-  def __next__(self) -> Batch | list[Batch]:
-    if self._left <= 0:
+  # A batch, or its micro-batches if their numbers were given.
+  def __next__(self) -> Any:
+    if self._left <= 0 or self._next is None:
       raise StopIteration
     start = time.perf_counter()
     try:

@@ -73,7 +73,7 @@ def check(config: Config, workdir: pathlib.Path) -> None:
 def run(
   config: Config,
   workdir: pathlib.Path,
-  overrides: Mapping[str, Any],
+  overrides: dict[str, Any],
   about: Mapping[str, str],
   *,
   restore: str = 'newest',

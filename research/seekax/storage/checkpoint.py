@@ -5,7 +5,7 @@
 unfinished. This is the only module that knows orbax.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import hashlib
 import logging as std_logging
@@ -117,7 +117,7 @@ def save(
     context = ocp.Context()
     context.asynchronous.timeout_secs = _SAVE_SECONDS
     with context, held_back(logging.get_absl_logger()):
-      ocp.save_checkpointables(target, parts, custom_metadata=progress)
+      ocp.save_checkpointables(str(target), parts, custom_metadata=progress)
     if first:
       write_manifest(target, manifest_path(folder, step))
     processes.wait_for_all(f'{step} is proven')
@@ -211,7 +211,7 @@ def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
   """
   path = folder.absolute() / str(step)
   with _loading(folder, step):
-    found = ocp.checkpointables_metadata(path).custom_metadata
+    found = ocp.checkpointables_metadata(str(path)).custom_metadata
   if not isinstance(found, dict):
     raise StorageError(
       f'checkpoint {path} can not be loaded: its custom_metadata is no JSON '
@@ -221,7 +221,7 @@ def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _loading(folder: pathlib.Path, step: int) -> Iterator[None]:
+def _loading(folder: pathlib.Path, step: int) -> Generator[None]:
   """Turns any error of orbax about a checkpoint into one line.
 
   A damaged or forged file may cause any error, of thousands of characters, and
@@ -273,7 +273,7 @@ def restore(
   path = folder.absolute() / str(step)
   with _loading(folder, step):
     parts = ocp.load_checkpointables(
-      path, jax.tree.map(_with_sharding, abstract_parts)
+      str(path), jax.tree.map(_with_sharding, abstract_parts)
     )
   for part in {WEIGHTS, AVERAGE} & parts.keys():
     check_tree(parts[part], f'checkpoint {path}', part)
@@ -300,7 +300,7 @@ def restore_some(
   context.memory.read_concurrent_bytes = max(largest, _LEAST_READ_BYTES)
   with _loading(folder, step), context:
     wanted = {part: jax.tree.map(_with_sharding, abstract)}
-    found = ocp.load_checkpointables(path, wanted)[part]
+    found = ocp.load_checkpointables(str(path), wanted)[part]
   if part in (WEIGHTS, AVERAGE):
     check_tree(found, f'checkpoint {path}', part)
   return found

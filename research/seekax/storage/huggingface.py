@@ -373,9 +373,10 @@ def _rope_kind(fields: _Fields, rope: _Fields) -> str:
     rope.refuse(name, f'known: {", ".join(known)}')
   rope.same('type', kind)
   for name, value in rope.published.items():
-    if name in _ROPE_KEYS[kind] or _ROPE_NEUTRAL.get(name, ()) is None:
+    neutral = _ROPE_NEUTRAL.get(name, (None,))
+    if name in _ROPE_KEYS[kind] or neutral is None:
       continue
-    if value not in _ROPE_NEUTRAL.get(name, (None,)):
+    if value not in neutral:
       rope.refuse(name, f'unknown to rope_type {kind!r}')
   return kind
 

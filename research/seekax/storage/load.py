@@ -176,7 +176,11 @@ def _stored(source: _Source) -> Reader:
 def _codes(source: _Source) -> Reader:
   """Reads a part of FP8 codes as bytes."""
   stored = _stored(source)
-  return lambda *part: stored(*part).view(np.uint8)
+
+  def read(slot: Slot, first: int, last: int, columns: slice) -> np.ndarray:
+    return stored(slot, first, last, columns).view(np.uint8)
+
+  return read
 
 
 def _values(source: _Source, dtype: np.dtype) -> Reader:
@@ -207,7 +211,8 @@ def _array(
 ) -> jax.Array:
   """Makes an array; its shards are filled one after the other."""
 
-  def shard(index: Slices) -> np.ndarray:
+  def shard(index: Slices | None) -> np.ndarray:
+    assert index is not None  # None is of shardings without indices.
     whole = [
       part.indices(size)[:2] for part, size in zip(index, shape, strict=True)
     ]

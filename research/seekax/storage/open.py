@@ -338,6 +338,7 @@ def _restore(found: Found, dtype: jnp.dtype, shardings: Any) -> dict[str, Any]:
       abstract,
       shardings,
     )
+  assert found.step is not None
   return checkpoint.restore_some(
     found.folder / workdir_lib.CHECKPOINTS,
     found.step,

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import math
 import pathlib
 
 from absl import logging
 import numpy as np
 
+from seekax.arrays import PyTree
 from seekax.configuration.errors import InputError
 from seekax.storage import checkpoint, fp8, weights
 from seekax.storage import workdir as workdir_lib
@@ -76,6 +78,7 @@ class _StateReader:
 
   def __init__(self, found: Found):
     self.folder = found.folder / workdir_lib.CHECKPOINTS
+    assert found.step is not None
     self.step, self.abstract = found.step, abstract_tree(found.model)
     self.part = found.part
     self.path: Path = ()
@@ -88,11 +91,14 @@ class _StateReader:
     return slot.to_published(self.array[slot.index])[first:last]
 
   def _leaf(self, path: Path) -> np.ndarray:
-    wanted = leaf(self.abstract, path)
-    for name in reversed(path):
-      wanted = {name: wanted}
+    wanted: PyTree = leaf(self.abstract, path)
+    wanted = functools.reduce(_nested, reversed(path), wanted)
     found = checkpoint.restore_some(self.folder, self.step, self.part, wanted)
     return np.asarray(leaf(found, path))
+
+
+def _nested(tree: PyTree, name: str) -> PyTree:
+  return {name: tree}
 
 
 Reader = _TensorReader | _StateReader
@@ -150,10 +156,10 @@ def parts(
   for output in shard:
     name = output.slot.name
     if output.dtype == 'F8_E4M3':
-      source = reader
+      source: Reader | None = reader
       if output.stored != 'F8_E4M3':
         source = base if _unchanged(output.slot, reader, base) else None
-      if source is None:
+      if not isinstance(source, _TensorReader):
         yield from _quantized(output, reader, power_of_two)
       else:
         yield source.tensors[name]

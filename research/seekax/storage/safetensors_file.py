@@ -6,7 +6,7 @@ interface has no FP8; so files are read and written here, by ranges and blocks,
 never as a whole.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -262,7 +262,7 @@ class Files:
       self.bytes_read += done
 
   @contextlib.contextmanager
-  def _reading(self, path: pathlib.Path) -> Iterator[int]:
+  def _reading(self, path: pathlib.Path) -> Generator[int]:
     """Yields a file's descriptor, which stays open meanwhile."""
     with self._lock:
       entry = self._open.pop(path, None)
@@ -396,6 +396,7 @@ def write(
         sink.put(memoryview(start))
         for part in parts:
           if isinstance(part, Tensor):
+            assert files is not None
             sink.take(files, part)
           else:
             sink.put(part)
@@ -449,7 +450,7 @@ class _Sink:
   def __enter__(self):
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, kind, *unused) -> None:
     pass
 
   def put(self, block: memoryview) -> None:

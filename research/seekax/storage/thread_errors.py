@@ -5,7 +5,7 @@ for every write that then finds its event loop closed: hundreds of lines that
 hide the useful one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import logging
 import sys
@@ -22,7 +22,7 @@ class _Quoted(Exception):
 @contextlib.contextmanager
 def held_back(
   logger: logging.Logger, with_warnings: bool = False
-) -> Iterator[None]:
+) -> Generator[None]:
   """Holds back the errors that other threads print and log.
 
   If the body raises an error, theirs of the same type are dropped, and so are,

@@ -442,9 +442,9 @@ def _equal(files: Files, one: Tensor, other: Tensor) -> bool:
   step = max(BLOCK_BYTES // row_bytes, 1)
   for start in range(0, one.shape[0], step):
     stop = min(start + step, one.shape[0])
-    rows = files.rows(one, start, stop), files.rows(other, start, stop)
+    left, right = (files.rows(t, start, stop) for t in (one, other))
     if one.dtype == other.dtype:
-      rows = tuple(part.view(np.uint8) for part in rows)
-    if not np.array_equal(*rows):
+      left, right = left.view(np.uint8), right.view(np.uint8)
+    if not np.array_equal(left, right):
       return False
   return True

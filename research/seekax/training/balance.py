@@ -11,7 +11,7 @@ import numpy as np
 def update_bias(
   bias_NE: jax.Array,
   load_NE: jax.Array,
-  rate: jax.Array | float,
+  rate: jax.typing.ArrayLike,
 ) -> jax.Array:
   """Raises the bias of underloaded experts and lowers that of the others.
 

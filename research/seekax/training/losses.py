@@ -7,6 +7,7 @@ Letters: B batch, L positions, D model width, V vocabulary.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -107,7 +108,7 @@ def loss_sums(
   masters: Weights,
   batch: Batch,
   config: Config,
-  mtp_weight: jax.Array | float | None = None,
+  mtp_weight: jax.typing.ArrayLike | None = None,
 ) -> tuple[jax.Array, LossSums]:
   """`target_sums` of a model with these masters, cast to the compute dtype.
 
@@ -121,7 +122,7 @@ def loss_sums(
     (float32 scalar, LossSums).
   """
   params = compute_weights(masters.params, config)
-  weights = masters.replace(params=params)
+  weights = dataclasses.replace(masters, params=params)
   return sums_of_weights(weights, batch, config, mtp_weight)
 
 
@@ -136,7 +137,7 @@ def sums_of_weights(
   weights: Weights,
   batch: Batch,
   config: Config,
-  mtp_weight: jax.Array | float | None,
+  mtp_weight: jax.typing.ArrayLike | None,
 ) -> tuple[jax.Array, LossSums]:
   """`loss_sums` as a function of `compute_weights`, for differentiation."""
   model = Transformer(
@@ -176,7 +177,7 @@ def target_sums(
   loads: dict[str, Load],
   batch: Batch,
   config: Config,
-  mtp_weight: jax.Array | float | None,
+  mtp_weight: jax.typing.ArrayLike | None,
 ) -> tuple[jax.Array, LossSums]:
   """Returns the objective times the number of main targets, and its parts.
 
@@ -212,6 +213,7 @@ def target_sums(
       per_token,
       per_token,
     ),
+    # pyrefly: ignore[bad-argument-type]: names stand for arrays.
     outputs=cross_entropy.Sums(*(3 * [rules.axes()])),
   )
 

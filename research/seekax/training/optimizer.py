@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from seekax.arrays import PyTree
 from seekax.configuration.optim import OptimConfig
 from seekax.ops.reductions import sum_of_squares
 from seekax.parallel.mesh import current_sizes
@@ -79,11 +80,12 @@ def _adam(optim: OptimConfig) -> optax.GradientTransformation:
   adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
 
   def cast(state, dtype):
-    mu, nu = optax.tree.cast((state.mu, state.nu), dtype)
+    moments: PyTree = optax.tree.cast((state.mu, state.nu), dtype)
+    mu, nu = moments
     return state._replace(mu=mu, nu=nu)
 
-  def update(gradients, state, params=None):
-    directions, state = adam.update(gradients, cast(state, jnp.float32), params)
+  def update(updates, state, params=None):
+    directions, state = adam.update(updates, cast(state, jnp.float32), params)
     return directions, cast(state, optim.moment_dtype)
 
   return optax.GradientTransformation(
@@ -134,17 +136,18 @@ def matrix_axes(params: Any) -> Any:
 
 
 def _matrix_axes(path, x) -> contrib.MuonDimensionNumbers:
+  rows, columns = _sides(path, x)
+  return contrib.MuonDimensionNumbers(reduction_axis=rows, output_axis=columns)
+
+
+def _sides(path, x) -> tuple[tuple[int, ...], tuple[int, ...]]:
   *scopes, name = _names(path)
   first = int(scopes[0] in _STACKS)
   first += scopes[-1] == 'experts' and name in _PER_EXPERT
   summed = 2 if scopes[-1] == 'attention' and name == 'out' else 1
-  return contrib.MuonDimensionNumbers(
-    reduction_axis=tuple(range(first, first + summed)),
-    output_axis=tuple(range(first + summed, x.ndim)),
-  )
+  rows = tuple(range(first, first + summed))
+  return rows, tuple(range(first + summed, x.ndim))
 
 
 def _longer_side(path, x) -> int:
-  axes = _matrix_axes(path, x)
-  sides = (axes.reduction_axis, axes.output_axis)
-  return max(math.prod(x.shape[a] for a in side) for side in sides)
+  return max(math.prod(x.shape[a] for a in side) for side in _sides(path, x))

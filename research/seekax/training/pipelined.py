@@ -49,7 +49,7 @@ def pipelined_gradients(
   masters: Weights,
   batch: Sequence[Batch],
   config: Config,
-  mtp_weight: jax.Array | float,
+  mtp_weight: jax.typing.ArrayLike,
 ) -> tuple[Any, LossSums]:
   """Returns the gradient and sums of `losses.loss_sums` for all micro-batches.
 
@@ -246,16 +246,17 @@ def _joined(
   """Joins the sums of what left the pipeline with the loads of its stages."""
   if not passed:
     return left
-  layers = passed[LAYERS].replace(
-    count_E=dealing.collected(passed[LAYERS].count_E, counts)
+  layers = dataclasses.replace(
+    passed[LAYERS], count_E=dealing.collected(passed[LAYERS].count_E, counts)
   )
   mtp = jax.tree.map(lambda x: x.sum(axis=0), passed[MTP])
   loads = {LAYERS: layers, MTP: mtp}
 
   def total(field):
-    return sum(getattr(load, field).sum() for load in loads.values())
+    return getattr(layers, field).sum() + getattr(mtp, field).sum()
 
-  return left.replace(
+  return dataclasses.replace(
+    left,
     balance=total('balance'),
     rounds=total('rounds'),
     exchanges=total('exchanges'),

@@ -42,6 +42,7 @@ def state_shardings(config: Config, mesh: Mesh) -> TrainState:
     return whole
 
   return TrainState(
+    # pyrefly: ignore[bad-argument-type]: shardings stand for arrays.
     step=whole,
     params=params,
     router_bias=jax.tree.map(lambda _: whole, state.router_bias),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import math
 
 from flax import struct
+import jax
 import numpy as np
 
 from seekax.planning.batch_ramp import BatchRamp
@@ -30,9 +31,9 @@ class Rates:
     mtp_weight: weight of the MTP loss (lambda).
   """
 
-  learning_rate: np.ndarray
-  bias_update_rate: np.ndarray
-  mtp_weight: np.ndarray
+  learning_rate: jax.Array | np.float32
+  bias_update_rate: jax.Array | np.float32
+  mtp_weight: jax.Array | np.float32
 
 
 class Schedule(BatchRamp):

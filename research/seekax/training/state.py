@@ -5,12 +5,14 @@ clipping never see it, and it stays float32 for any compute dtype.
 """
 
 import functools
+import inspect
 from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.model.parameters import abstract_weights, init_weights
 from seekax.model.weights import Weights
@@ -48,12 +50,12 @@ def init_state(config: Config) -> TrainState:
   return start_from(config, init_weights(config.model, config.train.seed))
 
 
-def init_state_on(config: Config, shardings: TrainState) -> TrainState:
+def init_state_on(config: Config, shardings: PyTree) -> TrainState:
   """The state at step 0, with each part made on its device."""
   if len(shardings.step.device_set) == 1:
     return jax.device_put(init_state(config), shardings)
   make = jax.jit(
-    init_state.__wrapped__, static_argnums=(0,), out_shardings=shardings
+    inspect.unwrap(init_state), static_argnums=(0,), out_shardings=shardings
   )
   return make(config)
 

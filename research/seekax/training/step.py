@@ -82,7 +82,7 @@ class Metrics:
   balance_loss: jax.Array
   z_loss: jax.Array
   gradient_norm: jax.Array
-  learning_rate: jax.Array
+  learning_rate: jax.typing.ArrayLike
   taken: jax.Array
   nonfinite_in_a_row: jax.Array
   spikes: jax.Array
