@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from seekax import files
 from seekax.configuration.errors import InputError
 from seekax.configuration.presets import v3_671b
-from seekax.storage import names, safetensors_file
+from seekax.storage import names, safetensors_header
 
 TRICKS = 'a\x1b[2J\r\n\x00\u202e\ud800b'
 
@@ -89,12 +89,12 @@ class JsonTest(parameterized.TestCase):
   def test_the_largest_releases_are_below_the_limits(self):
     # As one single file; an index has a third of that.
     entries = [
-      safetensors_file.Entry(name, 'F32', slot.shape)
+      safetensors_header.Entry(name, 'F32', slot.shape)
       for slot in names.slots(v3_671b())
       for name in (slot.name, f'{slot.name}_scale_inv')
     ]
     # Kimi-K2 has 139,000 tensors, V3 92,000.
-    text = safetensors_file.header(entries, {})[8:]
+    text = safetensors_header.header(entries, {})[8:]
     scale = 139_000 / len(entries)
     limit = files.LIMITS['a safetensors header']
     self.assertLess(len(text) * scale, limit)

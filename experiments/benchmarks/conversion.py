@@ -40,7 +40,8 @@ from seekax.configuration.model import ModelConfig
 from seekax.configuration.presets import tiny, v3_671b
 from seekax.storage import fp8, huggingface, names, weights
 from seekax.storage.published_config import published_config
-from seekax.storage.safetensors_file import commit, DTYPES, Entry, Files, write
+from seekax.storage.safetensors_file import commit, Files, write
+from seekax.storage.safetensors_header import DTYPES, Entry
 
 WANTED_SHARE, WANTED_GIB, WANTED_COPIES = 1 / 3, 2.5, 1.25
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'rounds of a median')

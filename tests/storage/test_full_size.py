@@ -9,7 +9,7 @@ from seekax.configuration.presets import v3_671b
 from seekax.storage import fp8, huggingface, names, weights
 from seekax.storage.open import find
 from seekax.storage.published_config import published_config
-from seekax.storage.safetensors_file import Entry, header
+from seekax.storage.safetensors_header import Entry, header
 
 SHARD_BYTES = 4_300_000_000
 

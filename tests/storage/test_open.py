@@ -11,7 +11,7 @@ import published
 from seekax.configuration.config import to_dict
 from seekax.configuration.presets import PRESETS
 from seekax.planning.parameters import count_parameters
-from seekax.storage import checkpoint, names, room, safetensors_file
+from seekax.storage import checkpoint, names, room, safetensors_header
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
@@ -81,8 +81,8 @@ class OpenTest(absltest.TestCase):
   def test_files_of_holes_that_no_machine_holds_are_refused_at_once(self):
     huge = dataclasses.replace(published.LLAMA, vocab_size=10**8)
     slots = names.slots(huge)
-    entries = [safetensors_file.Entry(s.name, 'BF16', s.shape) for s in slots]
-    start = safetensors_file.header(entries, {})
+    entries = [safetensors_header.Entry(s.name, 'BF16', s.shape) for s in slots]
+    start = safetensors_header.header(entries, {})
     with open(self.workdir / 'model.safetensors', 'wb') as file:
       file.write(start)
       file.truncate(len(start) + sum(entry.num_bytes for entry in entries))

@@ -24,13 +24,8 @@ from safetensors import numpy as others
 import published
 from seekax.storage import safetensors_file
 from seekax.storage.manifest import StorageError
-from seekax.storage.safetensors_file import (
-  commit,
-  Entry,
-  Files,
-  read_header,
-  write,
-)
+from seekax.storage.safetensors_file import commit, Files, write
+from seekax.storage.safetensors_header import Entry, read_header
 
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 
@@ -580,7 +575,8 @@ class FailingWriteTest(FileCase):
   def test_a_limit_on_file_size_is_one_clear_error(self):
     code = (
       'import pathlib, resource, sys\n'
-      'from seekax.storage.safetensors_file import Entry, write\n'
+      'from seekax.storage.safetensors_file import write\n'
+      'from seekax.storage.safetensors_header import Entry\n'
       'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
       'data = [memoryview(bytes(400_000))]\n'
       'try:\n'
@@ -602,7 +598,8 @@ class FailingWriteTest(FileCase):
   def test_a_killed_writer_leaves_nothing_under_the_final_name(self):
     code = (
       'import os, pathlib, signal, sys\n'
-      'from seekax.storage.safetensors_file import Entry, write\n'
+      'from seekax.storage.safetensors_file import write\n'
+      'from seekax.storage.safetensors_header import Entry\n'
       'def source():\n'
       '  yield memoryview(bytes(200))\n'
       '  os.kill(os.getpid(), signal.SIGKILL)\n'

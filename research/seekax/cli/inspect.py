@@ -182,7 +182,7 @@ def _tensors(model) -> dict[str, Any]:
 def _values(tensor) -> int:
   """Number of a weight's values; scales don't count."""
   from seekax.storage import fp8
-  from seekax.storage.safetensors_file import itemsize
+  from seekax.storage.safetensors_header import itemsize
 
   if tensor.name.endswith(fp8.SCALE_SUFFIX):
     return 0

@@ -26,12 +26,8 @@ from seekax.storage.names import Slot, slots
 from seekax.storage.open import find, Found
 from seekax.storage.published_config import carry_fields, published_config
 from seekax.storage.rewrite import open_base, open_reader, Output, parts
-from seekax.storage.safetensors_file import (
-  commit,
-  Files,
-  read_header,
-  write,
-)
+from seekax.storage.safetensors_file import commit, Files, write
+from seekax.storage.safetensors_header import read_header
 
 _TARGET_DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float8': 'F8_E4M3'}
 FINGERPRINT = 'seekax_conversion'

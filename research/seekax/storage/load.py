@@ -29,13 +29,8 @@ from seekax.storage.names import (
   Slot,
   slots,
 )
-from seekax.storage.safetensors_file import (
-  BLOCK_BYTES,
-  DTYPES,
-  Files,
-  itemsize,
-  Tensor,
-)
+from seekax.storage.safetensors_file import BLOCK_BYTES, Files
+from seekax.storage.safetensors_header import DTYPES, itemsize, Tensor
 
 _PAGE = 4096
 _ALIGNMENT = 64  # XLA uses host memory of this alignment without a copy.

@@ -16,14 +16,8 @@ from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 from seekax.storage.names import abstract_tree, leaf, Path, Slot
 from seekax.storage.open import Found
-from seekax.storage.safetensors_file import (
-  BLOCK_BYTES,
-  DTYPES,
-  Entry,
-  Files,
-  itemsize,
-  Tensor,
-)
+from seekax.storage.safetensors_file import BLOCK_BYTES, Files
+from seekax.storage.safetensors_header import DTYPES, Entry, itemsize, Tensor
 
 
 @dataclasses.dataclass(frozen=True)

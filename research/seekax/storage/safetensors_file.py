@@ -1,9 +1,7 @@
-"""One safetensors file: its checked header, reads of byte ranges, a writer.
+"""The data of safetensors files: reads of byte ranges, and a writer.
 
-A file is eight bytes with a length, a JSON header and raw data. The safetensors
-package accepts names such as `../../x` and duplicate keys, and its NumPy
-interface has no FP8; so files are read and written here, by ranges and blocks,
-never as a whole.
+The package's NumPy interface has no FP8; so files are read and written here, by
+ranges and blocks, never as a whole.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -12,46 +10,24 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import math
 import os
 import pathlib
-import re
 import threading
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from seekax.files import (
-  check_size,
-  open_regular,
-  parse_json,
-  quoted,
-  reason,
-)
+from seekax.files import reason
 from seekax.storage.finite import check_block, CHUNK
 from seekax.storage.manifest import StorageError
+from seekax.storage.safetensors_header import (
+  DTYPES,
+  Entry,
+  header,
+  itemsize,
+  Tensor,
+)
 
-# dtype names in safetensors, and the NumPy dtypes.
-DTYPES: dict[str, np.dtype] = {
-  'F32': np.dtype(np.float32),
-  'BF16': np.dtype(ml_dtypes.bfloat16),
-  'F8_E4M3': np.dtype(ml_dtypes.float8_e4m3fn),
-}
-# Valid in safetensors, but not the dtype of any weight that is used here.
-_OTHER_DTYPES = {'F64': 8, 'F16': 2, 'F8_E5M2': 1, 'F8_E8M0': 1, 'BOOL': 1}
-_OTHER_DTYPES |= {
-  f'{kind}{bits}': bits // 8 for kind in 'IU' for bits in (8, 16, 32, 64)
-}
-
-_LENGTH_BYTES = 8
-_PAGE = 4096
-_NAME = re.compile(r'[A-Za-z0-9_.\-]{1,512}')
-# Larger products of sizes would be slow to compute or too long to print.
-_MAX_AXES = 8
-_MAX_SIZE = 2**63
-_METADATA = '__metadata__'
 # Number of bytes in a block of data.
 BLOCK_BYTES = 16 << 20
 # Number of bytes that are hashed, written and read ahead while in the cache.
@@ -59,135 +35,6 @@ _COPY_BYTES = 1 << 20
 # Number of files that are open at a time. The usual limit is 1,024; several
 # folders may be read at once, and Python and JAX hold some files as well.
 _MAX_OPEN = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor in a file.
-
-  Attributes:
-    file: the safetensors file.
-    name: key in the file.
-    dtype: dtype in safetensors' spelling, e.g. BF16.
-    shape: published shape, (out, in) for a matrix.
-    start: offset of its first byte in the file.
-  """
-
-  file: pathlib.Path
-  name: str
-  dtype: str
-  shape: tuple[int, ...]
-  start: int
-
-  @property
-  def num_bytes(self) -> int:
-    return math.prod(self.shape) * itemsize(self.dtype)
-
-
-def itemsize(dtype: str) -> int:
-  """Number of bytes of one value."""
-  known = DTYPES.get(dtype)
-  return known.itemsize if known else _OTHER_DTYPES[dtype]
-
-
-def read_header(
-  path: pathlib.Path,
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-  """Reads and checks a header, without reading the data.
-
-  Returns:
-    (tensors by name, the file's metadata).
-
-  Raises:
-    StorageError: the header is wrong in any of the known ways.
-  """
-  descriptor, size = open_regular(path, StorageError)
-  with open(descriptor, 'rb') as file:
-    try:
-      length = int.from_bytes(file.read(_LENGTH_BYTES), 'little')
-      data_start = _LENGTH_BYTES + length
-      if size < _LENGTH_BYTES or data_start > size:
-        raise StorageError(
-          f'{path} is no safetensors file, or is cut short: its header should '
-          f'take {length} bytes, the file has {size}'
-        )
-      check_size(path, length, 'a safetensors header', StorageError)
-      text = file.read(length)
-    except OSError as error:
-      raise StorageError(f'{path} can not be read: {reason(error)}') from error
-  entries = _parse(path, text)
-  metadata = entries.pop(_METADATA, {})
-  if not isinstance(metadata, dict) or not all(
-    isinstance(value, str) for value in metadata.values()
-  ):
-    raise StorageError(f'{path}: {_METADATA} must map names to strings')
-  tensors = [
-    _tensor(path, name, entry, data_start) for name, entry in entries.items()
-  ]
-  _check_cover(path, tensors, data_start, size)
-  return {tensor.name: tensor for tensor in tensors}, metadata
-
-
-def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
-  entries = parse_json(path, text, StorageError)
-  if not isinstance(entries, dict):
-    raise StorageError(f'{path}: the header is no JSON object')
-  return entries
-
-
-def _tensor(
-  path: pathlib.Path, name: str, entry: Any, data_start: int
-) -> Tensor:
-  def refuse(what: str):
-    raise StorageError(f'{path}: tensor {quoted(name)} {what}')
-
-  if not _NAME.fullmatch(name):
-    refuse('has a name of other characters than letters, digits and _ . -')
-  if not isinstance(entry, dict) or set(entry) != {
-    'dtype',
-    'shape',
-    'data_offsets',
-  }:
-    refuse('has other fields than dtype, shape and data_offsets')
-  dtype, shape, offsets = entry['dtype'], entry['shape'], entry['data_offsets']
-  if not isinstance(dtype, str) or (
-    dtype not in DTYPES and dtype not in _OTHER_DTYPES
-  ):
-    refuse(f'has the unknown dtype {quoted(dtype)}')
-  if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-    refuse('has a shape or offsets that are no lists of sizes')
-  tensor = Tensor(path, name, dtype, tuple(shape), data_start + offsets[0])
-  if offsets[1] - offsets[0] != tensor.num_bytes:
-    refuse(
-      f'of {dtype} {shape} takes {tensor.num_bytes} bytes, its offsets span '
-      f'{offsets[1] - offsets[0]}'
-    )
-  return tensor
-
-
-def _sizes(values: Any) -> bool:
-  return (
-    isinstance(values, list)
-    and len(values) <= _MAX_AXES
-    and all(type(value) is int and 0 <= value < _MAX_SIZE for value in values)
-  )
-
-
-def _check_cover(
-  path: pathlib.Path, tensors: Sequence[Tensor], data_start: int, size: int
-) -> None:
-  """Checks that the tensors fill the file without holes or overlap."""
-  position = data_start
-  for tensor in sorted(tensors, key=lambda t: (t.start, t.num_bytes)):
-    if tensor.start != position:
-      kind = 'a hole before' if tensor.start > position else 'bytes shared by'
-      raise StorageError(f'{path} has {kind} tensor {quoted(tensor.name)}')
-    position += tensor.num_bytes
-  if position != size:
-    raise StorageError(
-      f'{path} has {size} bytes, its header describes {position}: it is cut '
-      'short or has bytes that belong to no tensor'
-    )
 
 
 @dataclasses.dataclass
@@ -329,36 +176,6 @@ class Files:
       part = block[: tensor.num_bytes - offset]
       self.read_into(tensor, offset, part)
       _write_all(target, part)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """A tensor that will be written: its name, dtype and shape."""
-
-  name: str
-  dtype: str
-  shape: tuple[int, ...]
-
-  @property
-  def num_bytes(self) -> int:
-    return math.prod(self.shape) * itemsize(self.dtype)
-
-
-def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
-  """The bytes before the data, padded so that the data starts on a page."""
-  fields: dict[str, Any] = {_METADATA: metadata}
-  position = 0
-  for entry in entries:
-    end = position + entry.num_bytes
-    fields[entry.name] = {
-      'dtype': entry.dtype,
-      'shape': list(entry.shape),
-      'data_offsets': [position, end],
-    }
-    position = end
-  text = json.dumps(fields, separators=(',', ':')).encode()
-  text += b' ' * (-(_LENGTH_BYTES + len(text)) % _PAGE)
-  return len(text).to_bytes(_LENGTH_BYTES, 'little') + text
 
 
 def write(

@@ -20,13 +20,8 @@ from seekax.configuration.model import ModelConfig
 from seekax.files import parse_json, printable, quoted, read_bounded
 from seekax.storage import fp8, names
 from seekax.storage.manifest import StorageError
-from seekax.storage.safetensors_file import (
-  BLOCK_BYTES,
-  Files,
-  itemsize,
-  read_header,
-  Tensor,
-)
+from seekax.storage.safetensors_file import BLOCK_BYTES, Files
+from seekax.storage.safetensors_header import itemsize, read_header, Tensor
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
