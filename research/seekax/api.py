@@ -26,6 +26,7 @@ from seekax.configuration.model import ModelConfig
 from seekax.data import chat as chat_lib
 from seekax.data import sources
 from seekax.data.tokenizer import Tokenizer
+from seekax.files import JsonObject
 from seekax.inference import generator, limits, sampling, scoring
 from seekax.machine import compilation_cache
 from seekax.model.stack import taken_apart
@@ -292,7 +293,7 @@ def load(
   return Model(opened.config, opened.weights, found=found)
 
 
-def config(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def config(name: str, overrides: Mapping[str, object] | None = None) -> Config:
   """A run's configuration, validated.
 
   Args:
@@ -314,7 +315,7 @@ def config(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
 def train(
   config: Config, workdir: str | os.PathLike[str], verbose: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
   """Trains a model, or goes on with a run that was stopped.
 
   Progress goes to stderr. `seekax train` does the same, and also stops at a

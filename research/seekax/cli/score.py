@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import json
 import math
 import sys
-from typing import Any
 
 from absl import flags
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from seekax.cli import flags as flags_lib
 from seekax.configuration.errors import InputError
 from seekax.configuration.train import PRECISIONS
-from seekax.files import read_bounded
+from seekax.files import JsonObject, read_bounded
 
 # Maximum number of windows at once; more are no faster on any device.
 _MAX_BATCH = 2**16
@@ -109,7 +108,7 @@ def _read_tokens(name: str) -> np.ndarray:
   return read_token_ids(name, '--tokens')
 
 
-def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
+def _score_text(values: flags.FlagValues, opened, text: str) -> JsonObject:
   from seekax.inference import scoring
 
   [score] = scoring.score_texts(
@@ -131,7 +130,7 @@ def _model(config):
 
 def _score_tokens(
   values: flags.FlagValues, opened, tokens_BL: np.ndarray
-) -> dict[str, Any]:
+) -> JsonObject:
   import jax.numpy as jnp
 
   from seekax.inference import scoring

@@ -8,14 +8,15 @@ import time
 from typing import Any
 
 from seekax.data.pipeline import Batch, BatchIterator, micro_batches, Records
+from seekax.files import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
   """A batch that is ready, and the state of its source after it was made."""
 
-  batch: Any
-  position: dict[str, Any]
+  batch: Batch | list[Batch] | None
+  position: JsonObject
   records: Records
   skipped: int
 
@@ -93,7 +94,7 @@ class Prefetcher:
     self._start_next()
     return self._last.batch
 
-  def get_state(self) -> dict[str, Any]:
+  def get_state(self) -> JsonObject:
     """Position after the batches handed out so far, as the source gives it."""
     return self._last.position
 
