@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import functools
 import os
 import pathlib
-from typing import Any, overload
+from typing import overload, Unpack
 
 import jax
 import numpy as np
@@ -38,6 +38,14 @@ from seekax.storage import workdir as workdir_lib
 
 # Windows of text that are scored at once.
 _SCORED_AT_ONCE = 8
+
+
+class Options(sampling.Options, total=False):
+  """The keywords of `Model.chat`, which are those of `Model.generate`."""
+
+  max_new_tokens: int
+  seed: int
+  stop: str | Sequence[str]
 
 
 class Model:
@@ -148,13 +156,21 @@ class Model:
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     prompts = [generator.prompt_ids(self.tokenizer, text) for text in texts]
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     found = self._continued(
-      prompts, max_new_tokens, stop, seed, min_p=min_p, **options
+      prompts,
+      max_new_tokens,
+      stop,
+      seed,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      min_p=min_p,
     )
     return found[0] if isinstance(prompt, str) else found
 
-  def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+  def chat(
+    self, messages: Sequence[Mapping[str, str]], **options: Unpack[Options]
+  ) -> str:
     """Answers a conversation, by the chat template beside the weights.
 
     Args:
@@ -254,7 +270,7 @@ class Model:
     max_new_tokens: int = 128,
     stop: str | Sequence[str] = (),
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[sampling.Options],
   ) -> list[str]:
     limits.check_new_tokens(max_new_tokens)
     limits.check_sampling(seed=seed, **options)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import math
 import os
+from typing import Any
 
 from seekax.cli import plan_text
 from seekax.configuration.config import Config
@@ -182,7 +183,7 @@ def _planned_temporaries(config: Config, devices: int) -> float:
   program gathers them; where a step is one program, also all gradients.
   """
   sizes = mesh_sizes(config.parallel.mesh, devices)
-  axes: JsonObject = {axis: sizes[axis] for axis in _AXES}
+  axes: dict[str, Any] = {axis: sizes[axis] for axis in _AXES}
   layout = Layout(
     **axes,
     remat=config.compute.remat,

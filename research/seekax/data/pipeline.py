@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import operator
+from typing import Any, TypedDict
 
 from flax import struct
 import grain
@@ -28,6 +29,20 @@ from seekax.files import JsonObject
 _FORMAT_VERSION = 1
 # Version of what `get_state` returns.
 _STATE_VERSION = 2
+
+
+class Position(TypedDict):
+  """A place in the data, as JSON.
+
+  Keys:
+    version: of this format.
+    num_shards: number of logical shards, of all processes.
+    shards: each shard's own position, by its number.
+  """
+
+  version: int
+  num_shards: int
+  shards: dict[str, JsonObject]
 
 
 @struct.dataclass
@@ -137,7 +152,7 @@ class BatchIterator:
     """Number of corrupt records these shards skipped since the run began."""
     return sum(shard.get_state()['skipped'] for shard in self._shards.values())
 
-  def get_state(self) -> JsonObject:
+  def get_state(self) -> Position:
     """Returns the position after the batches so far, as JSON values.
 
     It covers this process's shards; `merge_states` joins those of several.
@@ -150,7 +165,7 @@ class BatchIterator:
       },
     }
 
-  def set_state(self, state: JsonObject) -> None:
+  def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes to a position that `get_state` returned for the same data.
 
     `fingerprint` tells whether the data is the same.
@@ -180,7 +195,7 @@ class BatchIterator:
       shard.set_state(state['shards'][str(number)])
 
 
-def _upgraded(state: JsonObject) -> JsonObject:
+def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
   """Converts a position of format 1, which lists all shards."""
   if state.get('version') != 1:
     return state
@@ -194,7 +209,7 @@ def _upgraded(state: JsonObject) -> JsonObject:
   }
 
 
-def merge_states(states: Sequence[JsonObject]) -> JsonObject:
+def merge_states(states: Sequence[Position]) -> Position:
   """Joins the positions of a run's processes.
 
   Raises:

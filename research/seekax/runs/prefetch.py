@@ -7,8 +7,13 @@ import itertools
 import time
 from typing import Any
 
-from seekax.data.pipeline import Batch, BatchIterator, micro_batches, Records
-from seekax.files import JsonObject
+from seekax.data.pipeline import (
+  Batch,
+  BatchIterator,
+  micro_batches,
+  Position,
+  Records,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +21,7 @@ class _Made:
   """A batch that is ready, and the state of its source after it was made."""
 
   batch: Batch | list[Batch] | None
-  position: JsonObject
+  position: Position
   records: Records
   skipped: int
 
@@ -94,7 +99,7 @@ class Prefetcher:
     self._start_next()
     return self._last.batch
 
-  def get_state(self) -> JsonObject:
+  def get_state(self) -> Position:
     """Position after the batches handed out so far, as the source gives it."""
     return self._last.position
 

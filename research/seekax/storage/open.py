@@ -326,7 +326,9 @@ def open_checkpoint(
   return Opened(found, Weights(**tree))
 
 
-def _restore(found: Found, dtype: jnp.dtype, shardings: PyTree) -> JsonObject:
+def _restore(
+  found: Found, dtype: jnp.dtype, shardings: PyTree
+) -> dict[str, PyTree]:
   """The weights of a training state."""
 
   def cast(tree):
