@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import functools
 import os
 import pathlib
-from typing import Any, overload
+from typing import overload, Unpack
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from seekax.configuration.model import ModelConfig
 from seekax.data import chat as chat_lib
 from seekax.data import sources
 from seekax.data.tokenizer import Tokenizer
+from seekax.files import JsonObject
 from seekax.inference import generator, limits, sampling, scoring
 from seekax.machine import compilation_cache
 from seekax.model.stack import taken_apart
@@ -37,6 +38,14 @@ from seekax.storage import workdir as workdir_lib
 
 # Windows of text that are scored at once.
 _SCORED_AT_ONCE = 8
+
+
+class Options(sampling.Options, total=False):
+  """The keywords of `Model.chat`, which are those of `Model.generate`."""
+
+  max_new_tokens: int
+  seed: int
+  stop: str | Sequence[str]
 
 
 class Model:
@@ -147,13 +156,21 @@ class Model:
     """
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     prompts = [generator.prompt_ids(self.tokenizer, text) for text in texts]
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     found = self._continued(
-      prompts, max_new_tokens, stop, seed, min_p=min_p, **options
+      prompts,
+      max_new_tokens,
+      stop,
+      seed,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      min_p=min_p,
     )
     return found[0] if isinstance(prompt, str) else found
 
-  def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+  def chat(
+    self, messages: Sequence[Mapping[str, str]], **options: Unpack[Options]
+  ) -> str:
     """Answers a conversation, by the chat template beside the weights.
 
     Args:
@@ -253,7 +270,7 @@ class Model:
     max_new_tokens: int = 128,
     stop: str | Sequence[str] = (),
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[sampling.Options],
   ) -> list[str]:
     limits.check_new_tokens(max_new_tokens)
     limits.check_sampling(seed=seed, **options)
@@ -292,7 +309,7 @@ def load(
   return Model(opened.config, opened.weights, found=found)
 
 
-def config(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def config(name: str, overrides: Mapping[str, object] | None = None) -> Config:
   """A run's configuration, validated.
 
   Args:
@@ -314,7 +331,7 @@ def config(name: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
 def train(
   config: Config, workdir: str | os.PathLike[str], verbose: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
   """Trains a model, or goes on with a run that was stopped.
 
   Progress goes to stderr. `seekax train` does the same, and also stops at a

@@ -42,6 +42,9 @@ _SHOWN = 80
 _MAX_MESSAGE = 480
 _END_OF_MESSAGE = 160
 
+# What `json` reads of an object: of no known types until somebody has looked.
+JsonObject = dict[str, Any]
+
 # Multiplies every limit on files and on memory.
 LIMIT_FACTOR = 'SEEKAX_LIMIT_FACTOR'
 
@@ -74,7 +77,7 @@ def printable(text: str) -> str:
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def quoted(value: Any, limit: int = _SHOWN) -> str:
+def quoted(value: object, limit: int = _SHOWN) -> str:
   """A foreign word or value in quotes, on one line and cut, for a message."""
   if isinstance(value, str):
     cut = value[:limit]
@@ -209,7 +212,7 @@ def parse_json(
       twice.
   """
 
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
       seen: set[str] = set()

@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import sys
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -18,6 +17,7 @@ from seekax.configuration.config import (
 )
 from seekax.configuration.errors import ConfigError, did_you_mean, InputError
 from seekax.configuration.named import config_names, load_config
+from seekax.files import JsonObject
 
 # Exit code of a run that a value which isn't finite stopped.
 NOT_FINITE = 3
@@ -135,7 +135,7 @@ def config_name(argv: Sequence[str]) -> str:
   return named[-1].partition('=')[2] if named else ''
 
 
-def config_of(values: flags.FlagValues) -> tuple[Config, dict[str, Any]]:
+def config_of(values: flags.FlagValues) -> tuple[Config, JsonObject]:
   """The validated config and the overrides given on the command line."""
   overrides = config_flags.get_override_values(values['config'])
   return from_config_dict(values.config), dict(overrides)

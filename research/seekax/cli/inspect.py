@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 import json
 import pathlib
-from typing import Any
 
 from absl import flags
 
 from seekax.cli import flags as flags_lib
 from seekax.configuration.errors import InputError
-from seekax.files import one_line, reason, write_atomically
+from seekax.files import JsonObject, one_line, reason, write_atomically
 from seekax.planning.parameters import count_parameters
 from seekax.storage import hub
 from seekax.storage import workdir as workdir_lib
@@ -76,7 +75,7 @@ def _with_named_path(argv: Sequence[str]) -> list[str]:
   return words
 
 
-def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
+def _look(folder: pathlib.Path, verify: bool) -> JsonObject:
   """Collects the facts about a folder.
 
   Raises:
@@ -109,7 +108,7 @@ def _look(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
   return found
 
 
-def _run(folder: pathlib.Path, verify: bool) -> dict[str, Any]:
+def _run(folder: pathlib.Path, verify: bool) -> JsonObject:
   """Collects the facts about a training run."""
   from seekax.storage import checkpoint
 
@@ -145,7 +144,7 @@ def _check_numbers(config, steps: pathlib.Path, step: int) -> None:
     checkpoint.check_numbers(steps, step, part, weights)
 
 
-def _architecture(model, name: str) -> dict[str, Any]:
+def _architecture(model, name: str) -> JsonObject:
   counts = count_parameters(model)
   return {
     'architecture': name,
@@ -167,7 +166,7 @@ def _architecture_name(model) -> str:
   return str(model.published.get('model_type', 'seekax'))
 
 
-def _tensors(model) -> dict[str, Any]:
+def _tensors(model) -> JsonObject:
   """Counts dtypes and files; scales are counted apart from weights."""
   tensors = model.tensors.values()
   return {
@@ -206,7 +205,7 @@ def _tokenizer(model) -> str:
   )
 
 
-def _differences(model) -> dict[str, Any]:
+def _differences(model) -> JsonObject:
   if not model.tensors:
     return {}
   comparison = model.comparison
@@ -217,7 +216,7 @@ def _differences(model) -> dict[str, Any]:
   }
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> object:
   if isinstance(value, str):
     return one_line(value)  # It may come from an untrusted file.
   if isinstance(value, list) and len(value) > _SHOWN:
@@ -225,7 +224,7 @@ def _short(value: Any) -> Any:
   return value
 
 
-def _write_json(path: pathlib.Path, found: dict[str, Any]) -> None:
+def _write_json(path: pathlib.Path, found: JsonObject) -> None:
   try:
     write_atomically(path, json.dumps(found, indent=2) + '\n')
   except OSError as error:

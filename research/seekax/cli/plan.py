@@ -5,7 +5,6 @@ import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
 
 from absl import flags
 
@@ -16,6 +15,7 @@ from seekax.configuration.errors import ConfigError, InputError
 from seekax.configuration.mesh import ParallelConfig
 from seekax.configuration.named import find_config, load_config
 from seekax.dryrun import gpus
+from seekax.files import JsonObject
 from seekax.planning import hardware, layout_choice
 from seekax.planning import plan as plan_lib
 from seekax.planning import search as search_lib
@@ -129,7 +129,7 @@ def _compiled(
   layout: Layout,
   devices: int,
   topology: gpus.Topology | None,
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, JsonObject]:
   """Returns the dry run's table and figures; prints its progress on stderr."""
   from seekax.cli import plan_mesh
 
@@ -196,7 +196,7 @@ def _identity(name: str) -> tuple[str, str]:
 def _write(
   values: flags.FlagValues,
   plans: dict[str, plan_lib.Plan],
-  figures: dict[str, Any],
+  figures: JsonObject,
   searched: Sequence[search_lib.Found],
 ) -> None:
   """Writes --json, with the dry run's figures, and --report.

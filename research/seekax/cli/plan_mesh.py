@@ -11,6 +11,7 @@ from seekax.configuration.config import Config
 from seekax.configuration.fit_on_mesh import check_mesh
 from seekax.configuration.mesh import BATCH_AXES, mesh_sizes, ParallelConfig
 from seekax.dryrun.gpus import Topology
+from seekax.files import JsonObject
 from seekax.planning import memory
 from seekax.planning.layout import Layout
 
@@ -112,7 +113,7 @@ def compiled(
   devices: int,
   say: Callable[[str], None],
   topology: Topology | None = None,
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, JsonObject]:
   """Returns the dry run as a table, and its figures for JSON.
 
   Args:
@@ -125,7 +126,7 @@ def compiled(
 
   found = compile_lib.dry_run(config, say, topology)
   planned = _planned_temporaries(config, devices)
-  figures: dict[str, Any] = dataclasses.asdict(found)
+  figures: JsonObject = dataclasses.asdict(found)
   figures['mesh'] = config.parallel.mesh
   figures['topology'] = str(topology or '')
   figures['planned_temporaries_bytes'] = planned

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import json
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 import numpy as np
@@ -13,6 +13,9 @@ from seekax.cli import flags as flags_lib
 from seekax.configuration.errors import InputError
 from seekax.configuration.train import PRECISIONS
 from seekax.files import read_bounded
+
+if TYPE_CHECKING:
+  from seekax.inference import scoring
 
 # Maximum number of windows at once; more are no faster on any device.
 _MAX_BATCH = 2**16
@@ -109,7 +112,7 @@ def _read_tokens(name: str) -> np.ndarray:
   return read_token_ids(name, '--tokens')
 
 
-def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
+def _score_text(values: flags.FlagValues, opened, text: str) -> 'scoring.Score':
   from seekax.inference import scoring
 
   [score] = scoring.score_texts(
@@ -119,7 +122,7 @@ def _score_text(values: flags.FlagValues, opened, text: str) -> dict[str, Any]:
     [text],
     values.batch_size,
   )
-  return dict(score)
+  return score
 
 
 def _model(config):
@@ -131,7 +134,7 @@ def _model(config):
 
 def _score_tokens(
   values: flags.FlagValues, opened, tokens_BL: np.ndarray
-) -> dict[str, Any]:
+) -> 'scoring.TokenScore':
   import jax.numpy as jnp
 
   from seekax.inference import scoring

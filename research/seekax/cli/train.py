@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import sys
-from typing import Any
+import types
 
 from absl import flags
 
@@ -189,7 +189,7 @@ class _Stop:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _on_signal(self, number: int, frame: Any) -> None:
+  def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
     del frame
     self.signal = number
     for either in self._before:

@@ -4,6 +4,7 @@ A value is never None: 0 or '' means absent, so that every key can be
 overridden from the command line.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -69,7 +70,7 @@ GROUPS: dict[str, type[Any]] = {
 # --- Whole runs, as ml_collections sees them. ---------------------------------
 
 
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+def to_dict(config: Config) -> dict[str, dict[str, object]]:
   """The config as nested dicts in which every key stands."""
   return dataclasses.asdict(config)
 
@@ -88,7 +89,7 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
   return from_dict(config.to_dict())
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def from_dict(values: Mapping[str, Mapping[str, object]]) -> Config:
   """Validates a nested dict (as in run.json) into dataclasses.
 
   Raises:
@@ -114,7 +115,7 @@ def from_dict(values: dict[str, Any]) -> Config:
   return Config(**groups)
 
 
-def _restore(value: Any, default: Any) -> Any:
+def _restore(value: Any, default: object) -> object:
   if isinstance(default, tuple):
     return tuple(value)
   return float(value) if isinstance(default, float) else value

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypeVar
 
 from seekax.configuration.errors import ConfigError, did_you_mean
 
+_T = TypeVar('_T')
 
-def key(default: Any, help_text: str) -> Any:
+
+def key(default: _T, help_text: str) -> _T:
   return dataclasses.field(default=default, metadata={'help': help_text})
 
 
@@ -29,7 +31,7 @@ def is_finite(value: float) -> bool:
   return abs(value) < (2**63 if isinstance(value, int) else math.inf)
 
 
-def check_positive(group: str, config: Any, names: tuple[str, ...]) -> None:
+def check_positive(group: str, config: object, names: tuple[str, ...]) -> None:
   for name in names:
     value = getattr(config, name)
     require(
@@ -38,7 +40,9 @@ def check_positive(group: str, config: Any, names: tuple[str, ...]) -> None:
     )
 
 
-def check_not_negative(group: str, config: Any, names: tuple[str, ...]) -> None:
+def check_not_negative(
+  group: str, config: object, names: tuple[str, ...]
+) -> None:
   for name in names:
     value = getattr(config, name)
     require(

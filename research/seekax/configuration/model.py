@@ -4,7 +4,6 @@ The defaults are the released 671B model; other sizes are in presets.py.
 """
 
 import dataclasses
-from typing import Any
 
 from seekax.configuration.fields import (
   check_not_negative,
@@ -228,7 +227,7 @@ _POSITIONS = ('context_length', 'rope_theta', 'rope_scaling', 'rope_factor')
 _POSITIONS += ('rope_original_length', 'yarn_', 'llama3_')
 
 
-def _what(model: ModelConfig) -> dict[str, Any]:
+def _what(model: ModelConfig) -> dict[str, object]:
   """The fields that decide what a model computes with its weights."""
   fields = dataclasses.asdict(model)
   unused = set(_HOW)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import logging
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class Contents:
         result.append(Heldout(document, ids, int(folder.num_bytes[number])))
     return result
 
-  def identity(self) -> list[Any]:
+  def identity(self) -> list[object]:
     """JSON that, beside the texts, decides the order of the data."""
     folders = [folder.sha256 for folder in self.folders]
     return [self.source.weight, len(self.train_texts), folders]

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import pathlib
 import subprocess
-from typing import Any
 
 from seekax.data import child
 from seekax.data.child import limit
@@ -68,7 +67,7 @@ def refuse_growth(source: str) -> None:
     )
 
 
-def _growth(normalizer: Any) -> float:
+def _growth(normalizer: object) -> float:
   """The most characters that replacements and prefixes can make of one."""
   if not isinstance(normalizer, dict):
     return 1.0

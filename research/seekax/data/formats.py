@@ -68,6 +68,7 @@ class Rendered:
   mark: str = ''
 
 
+# As somebody wrote them; the template, or `render_plainly`, checks each.
 Messages = Sequence[Any]
 
 
@@ -189,7 +190,7 @@ def check_length(path: pathlib.Path, rules: Rules = DEFAULT_RULES) -> None:
     _read_text(path, rules)
 
 
-def unreadable(path: Any, error: OSError) -> DataError:
+def unreadable(path: object, error: OSError) -> DataError:
   """The error for a file or folder that the system can't read."""
   return DataError(
     f'cannot read {path} ({error.strerror}); check its permissions'
@@ -406,5 +407,5 @@ def _rows_at_a_time(metadata: Any, path: pathlib.Path, rules: Rules) -> int:
   return max(rows, _FEWEST_PARQUET_ROWS)
 
 
-def _is_string(kind: Any) -> bool:
+def _is_string(kind: object) -> bool:
   return str(kind) in ('string', 'large_string', 'string_view')

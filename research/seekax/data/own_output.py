@@ -3,7 +3,8 @@
 import json
 import os
 import pathlib
-from typing import Any
+
+from seekax.files import JsonObject
 
 # Files that mark a run, a folder of tokens, and an unfinished folder of tokens.
 _RUN, _TOKENS, _TOKENS_PLAN = 'run.json', 'manifest.json', 'plan.json'
@@ -54,7 +55,7 @@ def tokenizer_files(path: str) -> frozenset[str]:
   )
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> JsonObject:
   """The object in a JSON file; {} if it can't be read or isn't an object."""
   try:
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import logging
-from typing import Any
 
 import grain
 import numpy as np
 
 from seekax.data.formats import DataError
+from seekax.files import JsonObject
 
 _logger = logging.getLogger(__name__)
 # This many corrupt pieces in a row are no accident.
@@ -106,14 +106,14 @@ class _PackedIterator(grain.DatasetIterator):
       f'{self._piece.corrupt}'
     )
 
-  def get_state(self) -> dict[str, Any]:
+  def get_state(self) -> JsonObject:
     return {
       'before_document': self._before_document,
       'offset': self._offset,
       'skipped': self._skipped,
     }
 
-  def set_state(self, state: dict[str, Any]) -> None:
+  def set_state(self, state: JsonObject) -> None:
     self._parent.set_state(state['before_document'])
     self._skipped = state['skipped']
     self._read_piece()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import operator
-from typing import Any
+from typing import Any, TypedDict
 
 from flax import struct
 import grain
@@ -23,11 +23,26 @@ from seekax.data import packing, sources
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.documents import Documents, InMemory, Pieces
 from seekax.data.order import ShardOrder
+from seekax.files import JsonObject
 
 # Raise this with every change to the order or the content of the batches.
 _FORMAT_VERSION = 1
 # Version of what `get_state` returns.
 _STATE_VERSION = 2
+
+
+class Position(TypedDict):
+  """A place in the data, as JSON.
+
+  Keys:
+    version: of this format.
+    num_shards: number of logical shards, of all processes.
+    shards: each shard's own position, by its number.
+  """
+
+  version: int
+  num_shards: int
+  shards: dict[str, JsonObject]
 
 
 @struct.dataclass
@@ -137,7 +152,7 @@ class BatchIterator:
     """Number of corrupt records these shards skipped since the run began."""
     return sum(shard.get_state()['skipped'] for shard in self._shards.values())
 
-  def get_state(self) -> dict[str, Any]:
+  def get_state(self) -> Position:
     """Returns the position after the batches so far, as JSON values.
 
     It covers this process's shards; `merge_states` joins those of several.
@@ -150,7 +165,7 @@ class BatchIterator:
       },
     }
 
-  def set_state(self, state: dict[str, Any]) -> None:
+  def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes to a position that `get_state` returned for the same data.
 
     `fingerprint` tells whether the data is the same.
@@ -180,7 +195,7 @@ class BatchIterator:
       shard.set_state(state['shards'][str(number)])
 
 
-def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
   """Converts a position of format 1, which lists all shards."""
   if state.get('version') != 1:
     return state
@@ -194,7 +209,7 @@ def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_states(states: Sequence[Position]) -> Position:
   """Joins the positions of a run's processes.
 
   Raises:
@@ -212,7 +227,7 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
   return {**states[0], 'shards': dict(sorted(shards.items(), key=_number))}
 
 
-def _number(entry: tuple[str, Any]) -> int:
+def _number(entry: tuple[str, object]) -> int:
   return int(entry[0])
 
 
@@ -322,7 +337,7 @@ def fingerprint(
   documents: Sequence[sources.Document],
   tokenizer: tokenizer_lib.Tokenizer,
   config: DataConfig,
-  mixture: Sequence[Any] = (),
+  mixture: Sequence[object] = (),
 ) -> str:
   """SHA-256 over everything that decides the order and content of batches.
 
@@ -336,7 +351,7 @@ def fingerprint(
     config: the `data` group.
     mixture: what else decides, as JSON: weights and folders of tokens.
   """
-  decisive = {
+  decisive: dict[str, object] = {
     'version': _FORMAT_VERSION,
     'documents': [
       (d.name, sources.sha256(d.marked or d.text)) for d in documents

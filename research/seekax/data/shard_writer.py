@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import pathlib
 import threading
-from typing import Any
 
 from seekax.data import chat, formats, sources, tokenizer_files
 from seekax.data import shards as shards_lib
@@ -24,7 +23,7 @@ from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
 from seekax.data.shards import Shard
 from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
 from seekax.data.tokenizer import Tokenizer
-from seekax.files import write_atomically
+from seekax.files import JsonObject, write_atomically
 
 # A shard also ends at this size, so that long documents don't fill the memory.
 _SHARD_BYTES = 64 << 20
@@ -165,7 +164,7 @@ def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
   return total.hexdigest()
 
 
-def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
+def _is_complete(folder: pathlib.Path, plan: JsonObject) -> bool:
   """Whether the target is finished; raises if it follows another plan."""
   for name in (TOKENS_MANIFEST, TOKENS_PLAN):
     if not (folder / name).is_file():
@@ -198,7 +197,7 @@ def _is_complete(folder: pathlib.Path, plan: dict[str, Any]) -> bool:
 
 
 def _begin(
-  folder: pathlib.Path, plan: dict[str, Any], tokenizer: Tokenizer
+  folder: pathlib.Path, plan: JsonObject, tokenizer: Tokenizer
 ) -> None:
   if (folder / TOKENS_PLAN).is_file():
     for stale in folder.glob('.part-*'):  # Left by workers that were killed.

@@ -15,7 +15,6 @@ import os
 import pathlib
 import re
 import threading
-from typing import Any
 
 from array_record.python import array_record_module
 import numpy as np
@@ -25,7 +24,7 @@ from seekax.data.documents import frame
 from seekax.data.formats import DataError, Document
 from seekax.data.sources import TOKENS_MANIFEST
 from seekax.data.tokenizer import Tokenizer
-from seekax.files import write_atomically
+from seekax.files import JsonObject, write_atomically
 
 FORMAT = 'seekax tokens 1'
 TOKENIZER = 'tokenizer.json'
@@ -130,7 +129,7 @@ def file_sha256(path: pathlib.Path) -> str:
 
 def write_manifest(
   folder: pathlib.Path,
-  plan: dict[str, Any],
+  plan: JsonObject,
   tokenizer: Tokenizer,
   shards: Sequence[Shard],
 ) -> None:
@@ -150,7 +149,7 @@ def write_manifest(
   )
 
 
-def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+def read_manifest(folder: pathlib.Path) -> JsonObject:
   """Reads a manifest.
 
   Raises:
@@ -171,7 +170,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   return manifest
 
 
-def _read_shards(manifest: dict[str, Any], path: pathlib.Path) -> list[Shard]:
+def _read_shards(manifest: JsonObject, path: pathlib.Path) -> list[Shard]:
   """Returns the manifest's shards; refuses names that leave the folder."""
   try:
     shards = [Shard(**entry) for entry in manifest['shards']]
@@ -223,7 +222,7 @@ class TokenFolder:
     for number, shard in enumerate(self._shards):
       self._verify(number, shard, skip_corrupt)
 
-  def _read_tokenizer(self, manifest: dict[str, Any]) -> Tokenizer:
+  def _read_tokenizer(self, manifest: JsonObject) -> Tokenizer:
     tokenizer = tokenizer_files.load(
       self.path / TOKENIZER, manifest['bos'], manifest['eos']
     )
@@ -316,7 +315,7 @@ class TokenFolder:
       'restore the file, or set data.skip_corrupt=True to train without'
     )
 
-  def _reader(self, shard: int) -> Any:
+  def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
     """Returns an open reader; may close the least recently used one."""
     if shard not in self._readers:
       path, _ = self._shards[shard].paths(self.path)

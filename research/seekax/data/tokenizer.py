@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
 
 import numpy as np
 from tokenizers import processors
@@ -23,7 +22,7 @@ from seekax.data.tokenizer_checks import (
   parse,
   unique_keys,
 )
-from seekax.files import write_atomically
+from seekax.files import JsonObject, write_atomically
 
 BOS = '<|bos|>'
 EOS = '<|eos|>'
@@ -119,7 +118,7 @@ class Tokenizer:
       else f'the tokenizer has no token {names[0]!r}, the given name of {kind}'
     )
 
-  def _is_control(self, token: dict[str, Any]) -> bool:
+  def _is_control(self, token: JsonObject) -> bool:
     """Whether an added token is one that text must not turn into.
 
     Released files don't mark all of these as special, <think> for example,

@@ -1,12 +1,12 @@
 """What a tokenizer.json must hold before its text is trusted."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tokenizers
 
 from seekax.data import sources
+from seekax.files import JsonObject
 
 
 def parse(source: str) -> tokenizers.Tokenizer:
@@ -18,7 +18,7 @@ def parse(source: str) -> tokenizers.Tokenizer:
     ) from error
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
   result = dict(pairs)
   if len(result) < len(pairs):
     seen = set()
@@ -30,7 +30,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_added_ids(
-  added: Sequence[dict[str, Any]], tokenizer: tokenizers.Tokenizer
+  added: Sequence[JsonObject], tokenizer: tokenizers.Tokenizer
 ) -> None:
   """Raises for a file some of whose ids the library silently replaces."""
   seen = set()

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
-from typing import Any
 
 from seekax.data import foreign_tokenizer, sources
 from seekax.data.tokenizer import Tokenizer
 from seekax.data.tokenizer_checks import parse, unique_keys
+from seekax.files import JsonObject
 
 _ADDED_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 _MAX_CONFIG_BYTES = 16 << 20
@@ -19,7 +19,7 @@ def load(
   path: str | os.PathLike,
   bos: str = '',
   eos: str = '',
-  more_tokens: Sequence[dict[str, Any]] = (),
+  more_tokens: Sequence[JsonObject] = (),
 ) -> Tokenizer:
   """Reads a Hugging Face tokenizer.json.
 
@@ -76,9 +76,7 @@ def load_folder(folder: pathlib.Path) -> Tokenizer:
   return load(path, bos, eos, _config_tokens(config_path, config))
 
 
-def _config_tokens(
-  path: pathlib.Path, config: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _config_tokens(path: pathlib.Path, config: JsonObject) -> list[JsonObject]:
   """The entries of `added_tokens_decoder`, as tokenizer.json spells them.
 
   Raises:
@@ -99,7 +97,7 @@ def _config_tokens(
   return sorted(found, key=lambda token: token['id'])
 
 
-def _with_tokens(source: str, tokens: Sequence[dict[str, Any]]) -> str:
+def _with_tokens(source: str, tokens: Sequence[JsonObject]) -> str:
   """Adds the tokens that a tokenizer.json lacks; unchanged if it lacks none.
 
   Transformers adds those that stand only in tokenizer_config.json, and a model
@@ -132,7 +130,7 @@ def _with_tokens(source: str, tokens: Sequence[dict[str, Any]]) -> str:
   return json.dumps(definition, ensure_ascii=False)
 
 
-def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
+def _token_name(path: pathlib.Path, key: str, value: object) -> str:
   name = value.get('content') if isinstance(value, dict) else value
   if name is not None and not isinstance(name, str):
     raise sources.DataError(
@@ -143,7 +141,7 @@ def _token_name(path: pathlib.Path, key: str, value: Any) -> str:
 
 def read_json(
   path: pathlib.Path, max_bytes: int = _MAX_CONFIG_BYTES
-) -> dict[str, Any]:
+) -> JsonObject:
   """Reads a small JSON object; {} if there is no such file.
 
   Raises:

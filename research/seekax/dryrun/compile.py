@@ -14,12 +14,12 @@ import resource
 import sys
 import tempfile
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.dryrun import collectives, gpus, sharding
@@ -27,7 +27,7 @@ from seekax.ops import backends, devices
 from seekax.parallel import pipeline, ranks, rules
 from seekax.parallel.mesh import mesh_of
 from seekax.training import placement
-from seekax.training.schedules import Schedule
+from seekax.training.schedules import Rates, Schedule
 from seekax.training.state import abstract_state
 from seekax.training.step import (
   accumulate,
@@ -179,7 +179,7 @@ def _dry_run(
   )
 
 
-def _local_bytes(arrays: Any) -> int:
+def _local_bytes(arrays: PyTree) -> int:
   """Number of bytes of the parts on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -187,7 +187,7 @@ def _local_bytes(arrays: Any) -> int:
   )
 
 
-def _placed(shapes: Any, shardings: Any) -> Any:
+def _placed(shapes: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
@@ -208,13 +208,15 @@ def _abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
   return Batch(*([x] * len(dataclasses.fields(Batch))))
 
 
-def _abstract_rates(config: Config, mesh: jax.sharding.Mesh) -> Any:
+def _abstract_rates(config: Config, mesh: jax.sharding.Mesh) -> Rates:
   rates = jax.tree.map(jnp.asarray, Schedule(config).rates(0))
   whole = NamedSharding(mesh, PartitionSpec())
   return _placed(rates, jax.tree.map(lambda _: whole, rates))
 
 
-def _compiled(lowered: Any, sizes: dict[str, int], share_taken: float = 1.0):
+def _compiled(
+  lowered: jax.stages.Lowered, sizes: dict[str, int], share_taken: float = 1.0
+):
   """Returns (the compiled program, its collectives after partitioning)."""
   with tempfile.TemporaryDirectory(prefix='seekax-hlo-') as folder:
     compiled = lowered.compile(

@@ -10,7 +10,9 @@ import dataclasses
 import importlib
 import importlib.util
 import re
-from typing import Any
+import types
+
+import jax
 
 from seekax.configuration.errors import did_you_mean, InputError
 
@@ -151,7 +153,7 @@ def require_compiler() -> None:
     )
 
 
-def devices(topology: Topology) -> Sequence[Any]:
+def devices(topology: Topology) -> Sequence[jax.Device]:
   """Returns the devices to compile for, host by host.
 
   Raises:
@@ -194,7 +196,7 @@ def target(topology: Topology):
   )
 
 
-def _versions() -> Any:
+def _versions() -> types.ModuleType:
   """The versions that the installed plugin was built against."""
   name = next(name for name in _PLUGINS if importlib.util.find_spec(name))
   return importlib.import_module(f'{name}._versions')

@@ -3,12 +3,11 @@
 Letters: B batch, M cache positions, N stacked layers.
 """
 
-from typing import Any
-
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.model.attention import KeyValueCache, LatentCache
 from seekax.model.transformer import Transformer
 
@@ -23,7 +22,7 @@ class Cache:
     lengths_B: int32, positions in use per request.
   """
 
-  layers: dict[str, Any]
+  layers: dict[str, PyTree]
   lengths_B: jax.Array
 
 
@@ -59,7 +58,9 @@ def init_cache(
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
 
 
-def fill(cache: Cache, entries: dict[str, Any], lengths_B: jax.Array) -> Cache:
+def fill(
+  cache: Cache, entries: dict[str, PyTree], lengths_B: jax.Array
+) -> Cache:
   """Puts a prefill's entries at the start of the cache.
 
   Args:

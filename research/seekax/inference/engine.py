@@ -124,6 +124,13 @@ def _programs(model: Transformer, room: int):
   return keep(first_tokens), keep(next_tokens, donate_argnums=(2,))
 
 
+class Options(sampling.Options, total=False):
+  """The keywords of `generate`."""
+
+  seed: int
+  end_ids: Collection[int]
+
+
 def generate(
   model: Transformer,
   weights: Weights,

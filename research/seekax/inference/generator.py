@@ -1,7 +1,7 @@
 """Text in, text out: prompts and their continuations."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def stream(
   prompt: np.ndarray,
   max_new_tokens: int,
   stop: Collection[str] = (),
-  **options: Any,
+  **options: Unpack[engine.Options],
 ) -> Iterator[str]:
   """Continues one prompt; the text comes in pieces.
 

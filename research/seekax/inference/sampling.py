@@ -6,6 +6,8 @@ drawn for a request doesn't depend on its neighbours.
 Letters: B batch, V vocabulary.
 """
 
+from typing import TypedDict
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,15 @@ class Settings:
   top_k_B: Array
   top_p_B: Array
   min_p_B: Array
+
+
+class Options(TypedDict, total=False):
+  """How one text is drawn, as keywords: see `Settings`."""
+
+  temperature: float
+  top_k: int
+  top_p: float
+  min_p: float
 
 
 def settings(

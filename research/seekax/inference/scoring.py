@@ -236,18 +236,26 @@ def acceptance(
   return shares
 
 
-class Score(TypedDict):
-  """What a text comes to.
+class TokenScore(TypedDict):
+  """What tokens come to.
 
   Keys:
     tokens: number of tokens that were scored, BOS not among them.
     log_likelihood: their log-probability, in nats.
-    bytes: length of the text in UTF-8.
-    bits_per_byte: the same in bits, over the bytes.
   """
 
   tokens: int
   log_likelihood: float
+
+
+class Score(TokenScore):
+  """What a text comes to.
+
+  Keys:
+    bytes: length of the text in UTF-8.
+    bits_per_byte: the log-likelihood in bits, over the bytes.
+  """
+
   bytes: int
   bits_per_byte: float
 

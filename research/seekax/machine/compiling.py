@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from seekax.arrays import PyTree
 from seekax.machine.host_memory import return_freed_memory
 
 # Other platforms ignore these. Measured on two AVX-512 cores:
@@ -26,7 +27,9 @@ def setting(name: str) -> Any:
   return getattr(jax.config, name)
 
 
-def compile_ahead(function: Any, *arguments: Any) -> jax.stages.Compiled:
+def compile_ahead(
+  function: jax.stages.Wrapped, *arguments: PyTree
+) -> jax.stages.Compiled:
   """Compiles a jitted function for arguments without running it.
 
   A call with the same arguments then compiles nothing. The compiler's memory is

@@ -8,13 +8,15 @@ import json
 import os
 import socket
 import threading
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from seekax.configuration.errors import InputError
+
+_T = TypeVar('_T')
 
 # A process that is silent for this long counts as lost, and all others end.
 HEARTBEAT_SECONDS = 30
@@ -106,7 +108,7 @@ def wait_for_all(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: _T) -> list[_T]:
   """Returns the JSON values of all processes, in order; all must call this."""
   if jax.process_count() == 1:
     return [value]

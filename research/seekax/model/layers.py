@@ -5,12 +5,12 @@ Letters: B batch, L positions, D model width, F hidden width, V vocabulary.
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.model import ModelConfig
 from seekax.ops.linear import PLAIN_SWIGLU, swiglu, SwigluProducts
 from seekax.ops.quantize import BlockScaled, expand
@@ -41,7 +41,7 @@ def stored_matrix(
 ) -> jax.Array | BlockScaled:
   """The same, but FP8 stays as codes and scales."""
   init = nn.initializers.normal(config.init_std)
-  boxed: Callable[..., Any] = nn.with_logical_partitioning(init, axes)
+  boxed: Callable[..., PyTree] = nn.with_logical_partitioning(init, axes)
   return module.param(name, boxed, shape, jnp.float32)
 
 
@@ -63,7 +63,9 @@ class RmsNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     ones = nn.initializers.ones
-    init: Callable[..., Any] = nn.with_logical_partitioning(ones, (self.axis,))
+    init: Callable[..., PyTree] = nn.with_logical_partitioning(
+      ones, (self.axis,)
+    )
     scale = self.param('scale', init, (self.width,), jnp.float32)
     return rms_norm(x, scale, self.eps)
 
@@ -94,7 +96,9 @@ class Embedding(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, dtype: Any) -> jax.Array:
+  def __call__(
+    self, tokens: jax.Array, dtype: jax.typing.DTypeLike
+  ) -> jax.Array:
     """Looks up rows of the float32 table and casts them."""
     shape = (self.config.vocab_size, self.config.embed_dim)
     table_VD = matrix(self, 'table', shape, ('vocab', 'embed'), self.config)
@@ -109,7 +113,9 @@ class Embedding(nn.Module):
     return look_up(table_VD, tokens)
 
 
-def _look_up(dtype: Any, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+def _look_up(
+  dtype: jax.typing.DTypeLike, table_VD: jax.Array, tokens: jax.Array
+) -> jax.Array:
   """Looks up rows of a table whose vocabulary is split over devices.
 
   Rows are cast before they are summed: one device has a row, the others zeros.

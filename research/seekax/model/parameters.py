@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.model import ModelConfig
 from seekax.model.transformer import bias_shapes, Transformer
 from seekax.model.weights import Weights
@@ -19,7 +19,7 @@ from seekax.parallel.rules import Names
 FLOAT32 = ('router', 'scale')
 
 
-def init_params(config: ModelConfig, seed: int) -> Any:
+def init_params(config: ModelConfig, seed: int) -> PyTree:
   """Initial float32 parameters of the model and its MTP modules."""
   return nn.meta.unbox(_init(config, seed))
 
@@ -55,7 +55,9 @@ def weight_axes(config: ModelConfig) -> Weights:
   return Weights(params, bias)
 
 
-def cast_params(params: Any, dtype: jnp.dtype, policy: Policy = HIGH) -> Any:
+def cast_params(
+  params: PyTree, dtype: jnp.dtype, policy: Policy = HIGH
+) -> PyTree:
   """Casts masters to the compute dtype; some stay float32, by name.
 
   Router and norms compute in float32. The embedding is cast after the look-up:
@@ -78,7 +80,7 @@ def cast_weights(weights: Weights, dtype: str) -> Weights:
   return dataclasses.replace(weights, params=params)
 
 
-def _init(config: ModelConfig, seed: int) -> Any:
+def _init(config: ModelConfig, seed: int) -> PyTree:
   """Float32 parameters, boxed with the names of their axes."""
   # Two positions suffice: no parameter's shape depends on the length.
   tokens_BL = jnp.zeros((1, 2), jnp.int32)
@@ -88,7 +90,7 @@ def _init(config: ModelConfig, seed: int) -> Any:
 
 
 @functools.cache
-def _boxed_shapes(config: ModelConfig) -> Any:
+def _boxed_shapes(config: ModelConfig) -> PyTree:
   """Shapes of `_init`, whole ones even while ranks of a mesh work alone.
 
   Cached, because tracing the model takes longer than all uses of the shapes.

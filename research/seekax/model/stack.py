@@ -6,13 +6,13 @@ Letters: N stacked layers.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seekax.arrays import PyTree
 from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.model.block import Block
@@ -78,9 +78,9 @@ def run(
   layers: nn.Module,
   method: str,
   x: jax.Array,
-  per_layer: Sequence[Any],
-  shared: Sequence[Any],
-) -> tuple[jax.Array, Any]:
+  per_layer: Sequence[PyTree],
+  shared: Sequence[PyTree],
+) -> tuple[jax.Array, PyTree]:
   """Calls a method of every layer in turn, each on the previous one's output.
 
   Up to `unroll_layers` layers are unrolled, more are one scan. A scan keeps the
@@ -124,11 +124,11 @@ def run(
 
 def run_unbound(
   block: Block,
-  params: dict[str, Any],
+  params: dict[str, PyTree],
   bias_NE: jax.Array | None,
   x: jax.Array,
-  shared: Sequence[Any],
-) -> tuple[jax.Array, Any]:
+  shared: Sequence[PyTree],
+) -> tuple[jax.Array, PyTree]:
   """Calls `run` with '__call__' on a slice of a stack's parameters.
 
   Args:
@@ -169,12 +169,12 @@ def run_unbound(
   return jax.lax.scan(step, x, (params, bias_NE))
 
 
-def num_layers(params: Mapping[str, Any]) -> int:
+def num_layers(params: Mapping[str, PyTree]) -> int:
   """N of a stack's parameters, whether stacked or one tree per layer."""
   return len(params) if '0' in params else jax.tree.leaves(params)[0].shape[0]
 
 
-def one_by_one(tree: Any, length: int) -> list[Any]:
+def one_by_one(tree: PyTree, length: int) -> list[PyTree]:
   """A list with each layer's part of something stacked or already a list."""
   if isinstance(tree, list):
     return tree
@@ -183,7 +183,7 @@ def one_by_one(tree: Any, length: int) -> list[Any]:
   return unstack(tree, length)
 
 
-def join(outputs: Any) -> Any:
+def join(outputs: PyTree) -> PyTree:
   """Stacks the outputs of `run` if they are a list."""
   if not isinstance(outputs, list):
     return outputs
@@ -215,7 +215,7 @@ def taken_apart(compute: ComputeConfig, weights: Weights) -> Weights:
   return dataclasses.replace(weights, params=apart)
 
 
-def _slices(stack: dict[str, Any], length: int) -> list[Any]:
+def _slices(stack: dict[str, PyTree], length: int) -> list[PyTree]:
   """A tree of copies for each layer."""
   if not all(map(_in_host_memory, jax.tree.leaves(stack))):
     return jax.jit(unstack, static_argnums=1)(stack, length)
@@ -238,7 +238,7 @@ def _in_host_memory(x: jax.Array) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def unstack(tree: Any, length: int) -> list[Any]:
+def unstack(tree: PyTree, length: int) -> list[PyTree]:
   """[N, ...] leaves to N trees.
 
   Its gradient is one stack; the gradient of plain indexing would be a sum of N

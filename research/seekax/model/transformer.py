@@ -14,7 +14,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from seekax.arrays import Array
+from seekax.arrays import Array, PyTree
 from seekax.configuration.compute import ComputeConfig, DEFAULT
 from seekax.configuration.model import ModelConfig
 from seekax.model import stack
@@ -41,7 +41,7 @@ class Trunk:
 
   hidden_BLD: jax.Array
   load: Load | None
-  cache: dict[str, Any]
+  cache: dict[str, PyTree]
 
 
 class Transformer(nn.Module):
@@ -119,9 +119,9 @@ class Transformer(nn.Module):
     self,
     tokens_B: jax.Array,
     lengths_B: jax.Array,
-    cache: dict[str, Any],
+    cache: dict[str, PyTree],
     router_bias: dict[str, jax.Array],
-  ) -> tuple[jax.Array, dict[str, Any]]:
+  ) -> tuple[jax.Array, dict[str, PyTree]]:
     """Runs one new token per request on the cache.
 
     Args:

@@ -1,9 +1,9 @@
 """The weights of a model, as one record."""
 
-from typing import Any
-
 from flax import struct
 import jax
+
+from seekax.arrays import PyTree
 
 
 @struct.dataclass
@@ -18,10 +18,10 @@ class Weights:
     router_bias: {'layers': float32 [N, E], 'mtp': [J, E]}; {} without biases.
   """
 
-  params: Any
+  params: PyTree
   router_bias: dict[str, jax.Array]
 
   @property
-  def tree(self) -> dict[str, Any]:
+  def tree(self) -> dict[str, PyTree]:
     """Both as nested dicts, as they are stored."""
     return {'params': self.params, 'router_bias': self.router_bias}

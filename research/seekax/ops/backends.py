@@ -14,8 +14,8 @@ with one request, and plain products with several.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from seekax.configuration.compute import ComputeConfig
@@ -49,7 +49,7 @@ class Choice:
 def choose_grouped_matmul(
   requested: str,
   device: Device,
-  dtype: Any,
+  dtype: jax.typing.DTypeLike,
   *,
   interpret: bool = False,
   plain: bool = True,
@@ -78,7 +78,7 @@ def choose_grouped_matmul(
 def choose_attention(
   requested: str,
   device: Device,
-  dtype: Any,
+  dtype: jax.typing.DTypeLike,
   *,
   qk_width: int,
   value_width: int,
@@ -118,7 +118,7 @@ def choose_attention(
 def choose_latent_attention(
   requested: str,
   device: Device,
-  dtype: Any,
+  dtype: jax.typing.DTypeLike,
   *,
   requests: int = 1,
   interpret: bool = False,
@@ -172,7 +172,7 @@ def choose_fp8_product(
 def for_training(
   model: ModelConfig,
   compute: ComputeConfig,
-  dtype: Any,
+  dtype: jax.typing.DTypeLike,
   isolate_documents: bool,
   fp8: Fp8Config | None = None,
 ) -> list[Choice]:

@@ -8,7 +8,7 @@ computed together, C rows of one block, D input width, F output width.
 
 from collections.abc import Callable
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import struct
 import jax
@@ -80,8 +80,8 @@ class BlockFunction(NamedTuple):
       the gradients of the three inputs, those of the weights in float32.
   """
 
-  forward: Callable[..., Any]
-  backward: Callable[..., Any]
+  forward: Callable[..., PyTree]
+  backward: Callable[..., PyTree]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -6,11 +6,12 @@ matrix per expert, is allowed before T and before D.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.ops.quantize import BlockScaled, expand
 from seekax.ops.reductions import reduce_rows
 from seekax.ops.rematerialisation import keep
@@ -22,23 +23,23 @@ class Products(Protocol):
   It is hashable, since compiled functions take it as a constant.
   """
 
-  def forward(self, x_TD: jax.Array, w_DF: Any) -> jax.Array:
+  def forward(self, x_TD: jax.Array, w_DF: PyTree) -> jax.Array:
     """x W, in x's dtype."""
 
   def input_gradient(
-    self, dy_TF: jax.Array, w_DF: jax.Array, dtype: Any
+    self, dy_TF: jax.Array, w_DF: jax.Array, dtype: jax.typing.DTypeLike
   ) -> jax.Array:
     """dy W^T."""
 
   def weight_gradient(
-    self, x_TD: jax.Array, dy_TF: jax.Array, dtype: Any
+    self, x_TD: jax.Array, dy_TF: jax.Array, dtype: jax.typing.DTypeLike
   ) -> jax.Array:
     """x^T dy."""
 
-  def store(self, y_TF: jax.Array, name: str) -> Any:
+  def store(self, y_TF: jax.Array, name: str) -> PyTree:
     """Prepares y for SwiGLU's backward pass, saved under `name`."""
 
-  def load(self, stored: Any) -> jax.Array:
+  def load(self, stored: PyTree) -> jax.Array:
     """Returns what `store` stored, in float32."""
 
 
@@ -177,7 +178,7 @@ def swiglu_forward(
   gate_DF: jax.Array | BlockScaled,
   up_DF: jax.Array | BlockScaled,
   down_FD: jax.Array | BlockScaled,
-) -> tuple[jax.Array, tuple[Any, Any]]:
+) -> tuple[jax.Array, tuple[PyTree, PyTree]]:
   """Returns scale * SwiGLU(x), and the residuals for its gradient.
 
   The scale multiplies before W2: the result is the same, and its gradient is

@@ -14,7 +14,7 @@ Letters: S rows, E experts, D width of a row, F width of a result.
 
 from collections.abc import Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -108,7 +108,7 @@ def weight_gradient(
   dout_SF: jax.Array,
   sizes_E: jax.Array,
   *,
-  dtype: Any = jnp.float32,
+  dtype: jax.typing.DTypeLike = jnp.float32,
   interpret: bool = False,
   tiling: Tiling | None = None,
 ) -> jax.Array:
@@ -285,10 +285,10 @@ def _weight_gradient_kernel(
 class _Tile(NamedTuple):
   """This program's row tile; axis 1 of the grid counts row tiles."""
 
-  expert: Any
-  first: Any
-  end: Any
-  is_expert: Any
+  expert: jax.Array
+  first: jax.Array
+  end: jax.Array
+  is_expert: jax.Array
 
   @classmethod
   def of_program(cls, expert_ref, first_ref, end_ref, weights_ref) -> '_Tile':

@@ -11,7 +11,7 @@ N row tiles.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -45,7 +45,7 @@ def product_tiling(
   num_experts: int,
   depth: int,
   columns: int,
-  dtype: Any,
+  dtype: jax.typing.DTypeLike,
   transposed: bool = False,
 ) -> Tiling:
   """Tile sizes for rows times weights, chosen by arithmetic, then measured.
@@ -75,7 +75,9 @@ def product_tiling(
   )
 
 
-def gradient_tiling(width: int, columns: int, dtype: Any) -> Tiling:
+def gradient_tiling(
+  width: int, columns: int, dtype: jax.typing.DTypeLike
+) -> Tiling:
   """Tile sizes for a weight's gradient, [width, columns]; depth counts rows."""
   edge = _largest_edge(dtype)
   return _tiling(
@@ -87,7 +89,7 @@ def gradient_tiling(width: int, columns: int, dtype: Any) -> Tiling:
   )
 
 
-def _largest_edge(dtype: Any) -> int:
+def _largest_edge(dtype: jax.typing.DTypeLike) -> int:
   return 64 if jnp.dtype(dtype).itemsize > 2 else 128
 
 

@@ -23,6 +23,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
+
 # `keep` gives arrays these names where they are computed.
 NAMES = (
   'query_latent',  # before its norm
@@ -62,7 +64,7 @@ def keep(x: jax.Array, name: str) -> jax.Array:
   return checkpoint_name(x, name)
 
 
-def paper_policy(primitive: Any, *avals: Any, **params: Any) -> bool:
+def paper_policy(primitive: Any, *avals: object, **params: object) -> bool:
   """For `jax.checkpoint`: whether a primitive's results may be kept."""
   if primitive.name in _PRIMITIVES:
     return True
@@ -74,8 +76,8 @@ POLICIES = {'paper': paper_policy, 'full': None}
 
 
 def recomputed_in_turn(
-  function: Callable[..., Any], policy: Callable[..., bool] | None
-) -> Callable[..., Any]:
+  function: Callable[..., PyTree], policy: Callable[..., bool] | None
+) -> Callable[..., PyTree]:
   """`jax.checkpoint` for one of several layers that aren't in a scan.
 
   `jax.checkpoint` keeps the compiler from merging the recomputation with the
@@ -124,7 +126,7 @@ def recomputed_in_turn(
   return run
 
 
-def _after(x: Any, other: jax.Array) -> Any:
+def _after(x: PyTree, other: jax.Array) -> PyTree:
   """Returns x, available after `other`, in a way that compilers can't undo.
 
   One entry gets 0 added, or NaN where `other` begins with NaN and the gradients

@@ -29,12 +29,12 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.ops import block_fp8
@@ -141,7 +141,7 @@ def over_experts(
   x_TD: jax.Array,
   gates_TA: jax.Array,
   experts_TA: jax.Array,
-  weights: Any,
+  weights: PyTree,
 ) -> tuple[jax.Array, jax.Array]:
   """Sums over each token's experts, on whichever devices they are.
 
@@ -169,7 +169,7 @@ def over_experts(
   return run(x_TD, gates_TA, experts_TA, weights)
 
 
-def _own(level: Level, weights: Any) -> int:
+def _own(level: Level, weights: PyTree) -> int:
   """Number of experts on one rank of a level."""
   return jax.tree.leaves(weights)[0].shape[0] * level.inner
 
@@ -321,7 +321,7 @@ class _Trip:
     most = jax.lax.pmax(self._items.sizes_R.max(), tuple(sorted(meeting)))
     self.rounds = jnp.maximum(-(-most // level.rows), 1)
 
-  def over_rounds(self, go: Callable[[jax.Array], Any]) -> Any:
+  def over_rounds(self, go: Callable[[jax.Array], PyTree]) -> PyTree:
     """Adds up what `go` returns for each round.
 
     The first round always happens, so it stands outside of the loop, where the

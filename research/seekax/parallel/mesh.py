@@ -4,7 +4,6 @@ from collections.abc import Generator, Sequence
 import contextlib
 import contextvars
 import math
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -21,7 +20,9 @@ APART: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 )
 
 
-def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+  description: str, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """Builds the mesh over all devices, or over the first one.
 
   It has every axis; those that aren't named have size 1. Devices are numbered
@@ -49,7 +50,9 @@ def make_mesh(description: str, devices: Sequence[Any] | None = None) -> Mesh:
   return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def mesh_of(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_of(
+  config: Config, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """Builds the mesh of a run.
 
   Args:

@@ -33,12 +33,12 @@ Letters: S stages, M micro-batches.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from seekax.arrays import PyTree
 from seekax.parallel.mesh import stages_differ
 
 AXIS = 'pipeline'
@@ -61,9 +61,9 @@ class Model:
   """
 
   enter: Callable[..., jax.Array]
-  beside: Callable[..., Any]
-  stages: Sequence[Callable[..., tuple[jax.Array, Any, jax.Array, Any]]]
-  leave: Callable[..., tuple[jax.Array, Any]]
+  beside: Callable[..., PyTree]
+  stages: Sequence[Callable[..., tuple[jax.Array, PyTree, jax.Array, PyTree]]]
+  leave: Callable[..., tuple[jax.Array, PyTree]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Result:
     passed: sums that each stage returned, [S, ...].
   """
 
-  outer: Any
-  staged: Any
-  left: Any
-  passed: Any
+  outer: PyTree
+  staged: PyTree
+  left: PyTree
+  passed: PyTree
 
 
 def num_ticks(micro_batches: int, stages: int) -> int:
@@ -90,11 +90,13 @@ def num_ticks(micro_batches: int, stages: int) -> int:
 
 def gradients(
   model: Model,
-  outer: Any,
-  staged: Any,
-  constants: Any,
-  micro_batches: Any,
-  lay_out: Callable[[Any, Any], tuple[Any, Any]] = lambda *trees: trees,
+  outer: PyTree,
+  staged: PyTree,
+  constants: PyTree,
+  micro_batches: PyTree,
+  lay_out: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = lambda *trees: (
+    trees
+  ),
 ) -> Result:
   """Gradients of the sum of the objectives of all micro-batches.
 
@@ -140,10 +142,10 @@ class _Carry:
   y: jax.Array
   dx: jax.Array
   kept: jax.Array
-  outer: Any
-  staged: Any
-  left: Any
-  passed: Any
+  outer: PyTree
+  staged: PyTree
+  left: PyTree
+  passed: PyTree
 
 
 @functools.partial(
@@ -162,8 +164,8 @@ class _Rank:
     kind: index of its stage's function among the different ones.
   """
 
-  params: Any
-  constants: Any
+  params: PyTree
+  constants: PyTree
   rank: jax.Array
   kind: jax.Array
 
@@ -432,7 +434,7 @@ class _Ticks:
     return jax.lax.ppermute(x, AXIS, pairs)
 
 
-def _of_stage(stage: int, tree: Any) -> Any:
+def _of_stage(stage: int, tree: PyTree) -> PyTree:
   """One stage's part of arrays [S, ...], on every rank.
 
   It is computed as the sum of that part and of zeros, in its dtype.
@@ -447,7 +449,7 @@ def _of_stage(stage: int, tree: Any) -> Any:
   return jax.tree.map(one, tree)
 
 
-def _zeros(tree: Any, *leading: int) -> Any:
+def _zeros(tree: PyTree, *leading: int) -> PyTree:
   return jax.tree.map(lambda v: jnp.zeros((*leading, *v.shape), v.dtype), tree)
 
 

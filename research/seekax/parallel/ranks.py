@@ -16,12 +16,12 @@ still to be summed over. Without such ranks it has no such axis.
 
 from collections.abc import Callable
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from seekax.arrays import PyTree
 from seekax.configuration.mesh import BATCH_AXES
 from seekax.parallel import mesh, rules
 
@@ -35,8 +35,8 @@ def rank_axes() -> tuple[str, ...]:
 
 
 def apart(
-  fn: Callable[..., tuple[Any, Any]], inputs: Any, names: Any
-) -> Callable[..., tuple[Any, Any]]:
+  fn: Callable[..., tuple[PyTree, PyTree]], inputs: PyTree, names: PyTree
+) -> Callable[..., tuple[PyTree, PyTree]]:
   """Runs fn on every rank alone; the compiler handles the other mesh axes.
 
   Inside, `rules` only uses the other axes, so `rules.total` over the batch is
@@ -80,12 +80,12 @@ def apart(
   )
 
 
-def as_partial(arrays: Any, names: Any) -> Any:
+def as_partial(arrays: PyTree, names: PyTree) -> PyTree:
   """Inside `apart`: lays arrays out as gradients during accumulation."""
   return rules.constrain_all(arrays, names, 'gradient')
 
 
-def summed(partial: Any, names: Any, specs: Any = None) -> Any:
+def summed(partial: PyTree, names: PyTree, specs: PyTree = None) -> PyTree:
   """Sums partial sums over their ranks and lays them out as masters.
 
   Each rank gets only its part of the sum, where the master has an axis that
@@ -110,7 +110,7 @@ def summed(partial: Any, names: Any, specs: Any = None) -> Any:
   return jax.tree.map(one, partial, names, specs)
 
 
-def zeros(arrays: Any, names: Any) -> Any:
+def zeros(arrays: PyTree, names: PyTree) -> PyTree:
   """Partial sums that are zero, float32.
 
   Args:

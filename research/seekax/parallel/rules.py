@@ -12,11 +12,12 @@ from collections.abc import Callable
 import contextvars
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from seekax.arrays import PyTree
 from seekax.configuration.mesh import BATCH_AXES
 from seekax.parallel.mesh import APART, current_sizes, shared_sizes
 
@@ -174,7 +175,7 @@ def constrain(
   return jax.lax.with_sharding_constraint(x, spec(names, role, sizes, x.shape))
 
 
-def constrain_all(arrays: Any, names: Any, role: Role) -> Any:
+def constrain_all(arrays: PyTree, names: PyTree, role: Role) -> PyTree:
   """Constrains a tree of arrays by a tree of `Names`."""
   return jax.tree.map(
     lambda x, own: constrain(x, *own.names, role=role), arrays, names
@@ -189,8 +190,8 @@ _WHOLE: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
 
 
 def per_shard(
-  fn: Callable[..., Any], inputs: Any, outputs: Any
-) -> Callable[..., Any]:
+  fn: Callable[..., PyTree], inputs: PyTree, outputs: PyTree
+) -> Callable[..., PyTree]:
   """Runs fn on each device's own part of its arguments; on one device, fn.
 
   An input that isn't split is gathered before, and its gradient summed after.
@@ -250,7 +251,7 @@ def _free_axes() -> set[str]:
   return {axis for axis, kind in kinds if kind != AxisType.Manual}
 
 
-def total(x: Any, *names: str) -> Any:
+def total(x: PyTree, *names: str) -> PyTree:
   """Inside `per_shard`: the sum over the parts of these logical axes."""
   split = mesh_axes(*names)
   return jax.lax.psum(x, split) if split else x

@@ -4,10 +4,10 @@ Everything is computed here and nothing is rounded; cli/plan.py prints it.
 """
 
 import dataclasses
-from typing import Any
 
 from seekax.configuration.config import Config
 from seekax.configuration.model import ModelConfig
+from seekax.files import JsonObject
 from seekax.planning import (
   flops,
   hardware,
@@ -93,7 +93,7 @@ class Plan:
     """Bytes that all devices send per trained token, forward and backward."""
     return step_traffic.per_token(self.run)
 
-  def as_json(self) -> dict[str, Any]:
+  def as_json(self) -> JsonObject:
     """The names and figures that --json writes."""
     counts = parameters.count_parameters(self.run.model)
     found = {

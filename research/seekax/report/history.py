@@ -7,6 +7,7 @@ from typing import Any
 
 from seekax.configuration.errors import ConfigError
 from seekax.configuration.model import ModelConfig
+from seekax.files import JsonObject
 from seekax.report.words import byte_size, counted
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
@@ -18,7 +19,7 @@ class Run:
   """The contents of a run's workdir; rows are in the order of the steps."""
 
   name: str
-  info: dict[str, Any]  # run.json
+  info: JsonObject  # run.json
   model: ModelConfig
   train: list[Row]
   evals: list[Row]
@@ -26,7 +27,7 @@ class Run:
   samples: list[Row]
 
   @property
-  def data(self) -> dict[str, Any]:
+  def data(self) -> JsonObject:
     return self.info.get('data') or {}
 
   @property
@@ -48,7 +49,7 @@ class Run:
     words = f'{counted(documents, "document")} ({byte_size(size)})'
     return f'all {words}' if self.is_full(row) else words
 
-  def setting(self, group: str, key: str, default: Any = None) -> Any:
+  def setting(self, group: str, key: str, default: object = None) -> Any:
     """A value from the config; the default if an older run lacks it."""
     return self.info['config'].get(group, {}).get(key, default)
 

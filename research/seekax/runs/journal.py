@@ -3,13 +3,12 @@
 import dataclasses
 import math
 import time
-from typing import Any
 
 import jax
 import numpy as np
 
 from seekax.configuration.config import Config
-from seekax.data.pipeline import Records
+from seekax.data.pipeline import Position, Records
 from seekax.inference import engine, scoring
 from seekax.model.parameters import cast_weights
 from seekax.model.stack import taken_apart
@@ -43,7 +42,7 @@ class Progress:
     mesh: the mesh that the state lay on; '' in checkpoints without this field.
   """
 
-  data: dict[str, Any]
+  data: Position
   fingerprint: str
   train_seconds: float = 0.0
   compile_seconds: float = 0.0

@@ -7,7 +7,6 @@ import os
 import pathlib
 import platform
 import subprocess
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ import rich.table
 from seekax.configuration.config import Config, to_dict
 from seekax.configuration.errors import ConfigError
 from seekax.data import sources
+from seekax.files import JsonObject
 from seekax.machine import compilation_cache, processes
 from seekax.model.parameters import abstract_weights
 from seekax.ops import backends
@@ -41,7 +41,7 @@ _TELLING += ('heldout_bytes', 'tokenizer_sha256')
 
 def start(
   config: Config,
-  overrides: dict[str, Any],
+  overrides: JsonObject,
   workdir: pathlib.Path,
   should_stop: Callable[[], bool] = lambda: False,
   about: Mapping[str, str] | None = None,
@@ -115,7 +115,7 @@ def start(
 
 
 def _refuse_other_data(
-  workdir: pathlib.Path, data: dict[str, Any], step: int
+  workdir: pathlib.Path, data: JsonObject, step: int
 ) -> None:
   folder = workdir / workdir_lib.CHECKPOINTS
   saved = checkpoint.read_progress(folder, step)
@@ -158,8 +158,8 @@ def _check_prompts(config: Config, corpus: corpus_lib.Corpus) -> None:
 
 
 def describe(
-  config: Config, overrides: dict[str, Any], corpus: corpus_lib.Corpus
-) -> dict[str, Any]:
+  config: Config, overrides: JsonObject, corpus: corpus_lib.Corpus
+) -> JsonObject:
   """What run.json holds beside the command."""
   versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
   device = jax.devices()[0]
@@ -220,7 +220,7 @@ def _print_all(
 
 def _summary(
   config: Config,
-  overrides: dict[str, Any],
+  overrides: JsonObject,
   about: Mapping[str, str],
   corpus: corpus_lib.Corpus,
   choices: Sequence[backends.Choice],

@@ -18,6 +18,7 @@ import rich.progress
 from tensorboardX import SummaryWriter
 
 from seekax.configuration.model import ModelConfig
+from seekax.files import JsonObject
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.rows import cut_back
 
@@ -136,9 +137,7 @@ class MetricsWriter:
     with open(path, 'a', encoding='utf-8') as file:
       file.write(json.dumps({'step': step, **values}) + '\n')
 
-  def show_train(
-    self, step: int, row: dict[str, Any], eta: float | None
-  ) -> None:
+  def show_train(self, step: int, row: JsonObject, eta: float | None) -> None:
     """One line for a train row; eta in seconds, None if unknown.
 
     Nothing is shown that isn't known. On a terminal the line fits its width,
@@ -183,16 +182,14 @@ class Silence(MetricsWriter):
   def keep_skipped(self, step: int, **values: Any) -> None:
     del step, values
 
-  def show_train(
-    self, step: int, row: dict[str, Any], eta: float | None
-  ) -> None:
+  def show_train(self, step: int, row: JsonObject, eta: float | None) -> None:
     del step, row, eta
 
   def close(self) -> None:
     pass
 
 
-def _shown(step: int, steps: int, row: dict[str, Any]) -> list[str]:
+def _shown(step: int, steps: int, row: JsonObject) -> list[str]:
   """The fields of a train row for the screen, the most important first."""
   rate, mfu, dollars = row['tokens_per_second'], row['mfu'], row['dollars']
   shown = [
@@ -219,7 +216,7 @@ def _sample_name(step: int) -> str:
   return f'{step:06d}.txt'
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if isinstance(value, dict):

@@ -7,15 +7,21 @@ import itertools
 import time
 from typing import Any
 
-from seekax.data.pipeline import Batch, BatchIterator, micro_batches, Records
+from seekax.data.pipeline import (
+  Batch,
+  BatchIterator,
+  micro_batches,
+  Position,
+  Records,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
   """A batch that is ready, and the state of its source after it was made."""
 
-  batch: Any
-  position: dict[str, Any]
+  batch: Batch | list[Batch] | None
+  position: Position
   records: Records
   skipped: int
 
@@ -93,7 +99,7 @@ class Prefetcher:
     self._start_next()
     return self._last.batch
 
-  def get_state(self) -> dict[str, Any]:
+  def get_state(self) -> Position:
     """Position after the batches handed out so far, as the source gives it."""
     return self._last.position
 

@@ -5,10 +5,10 @@
 
 from collections.abc import Callable
 import pathlib
-from typing import Any
 
 import jax
 
+from seekax.arrays import PyTree
 from seekax.configuration.train import profiled_steps
 
 # Folder in a workdir; the one that TensorBoard's profile plugin reads.
@@ -52,7 +52,7 @@ class StepProfiler:
     """Whether this step is the last to be traced."""
     return self._tracing and step == self._last
 
-  def begin(self, state: Any) -> None:
+  def begin(self, state: PyTree) -> None:
     """Starts the trace once the steps before it are done."""
     jax.block_until_ready(state)
     options = jax.profiler.ProfileOptions()
@@ -67,7 +67,7 @@ class StepProfiler:
       return
     self._tracing = True
 
-  def end(self, state: Any = None) -> None:
+  def end(self, state: PyTree = None) -> None:
     """Writes the trace, if one was begun; steps that still run are awaited.
 
     What can't be written costs the profile, not the run.

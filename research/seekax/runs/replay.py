@@ -6,11 +6,11 @@ and batch.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.training.state import TrainState
 
 
@@ -19,7 +19,7 @@ class ReplayError(RuntimeError):
 
 
 @jax.jit
-def _differing(one: Any, other: Any) -> Any:
+def _differing(one: PyTree, other: PyTree) -> PyTree:
   """For every array, how many of its values differ in a bit."""
 
   def count(a, b):
@@ -31,11 +31,11 @@ def _differing(one: Any, other: Any) -> Any:
 
 
 def step_twice(
-  step: Callable[..., tuple[TrainState, Any]],
+  step: Callable[..., tuple[TrainState, PyTree]],
   state: TrainState,
-  batch: Sequence[Any],
-  rates: Any,
-) -> tuple[TrainState, Any]:
+  batch: Sequence[PyTree],
+  rates: PyTree,
+) -> tuple[TrainState, PyTree]:
   """Takes a step on a copy of the state and again on the state itself.
 
   Args:

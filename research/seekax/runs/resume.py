@@ -9,12 +9,12 @@ import enum
 import os
 import pathlib
 import sys
-from typing import Any
 
 from seekax.configuration.config import Config, to_dict
 from seekax.configuration.errors import InputError
 from seekax.configuration.fit_on_mesh import check_mesh
 from seekax.data import sources
+from seekax.files import JsonObject
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import StorageError
 
@@ -73,7 +73,7 @@ def check(config: Config, workdir: pathlib.Path) -> None:
 def run(
   config: Config,
   workdir: pathlib.Path,
-  overrides: dict[str, Any],
+  overrides: JsonObject,
   about: Mapping[str, str],
   *,
   restore: str = 'newest',
@@ -198,7 +198,7 @@ def _refuse_other_config(
       _say(f'compute.{key}: {before!r} before, {value!r} now')
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
   """A value for a message; if it is long, its end, which tells the most."""
   text = repr(value)
   return text if len(text) <= _SHOWN else f'...{text[-_SHOWN:]}'
@@ -232,7 +232,7 @@ def _refuse_other_schedule(
   )
 
 
-def _with_absolute_paths(config: Config, run: dict[str, Any]) -> Config:
+def _with_absolute_paths(config: Config, run: JsonObject) -> Config:
   """A run.json's config with absolute paths; older ones may be relative."""
   folder = run.get('folder')
   return sources.absolute_paths(config, folder if folder else os.getcwd())

@@ -3,12 +3,13 @@
 import concurrent.futures
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
 
+from seekax.arrays import PyTree
 from seekax.data.pipeline import merge_states
+from seekax.files import JsonObject
 from seekax.machine import processes
 from seekax.runs.journal import Progress
 from seekax.runs.prefetch import Prefetcher
@@ -38,7 +39,7 @@ class Saver:
     self._running = None
 
   def start(
-    self, step: int, parts: dict[str, Any], progress: dict[str, Any]
+    self, step: int, parts: dict[str, PyTree], progress: JsonObject
   ) -> None:
     """Copies a state and begins to save it, once the save before is done.
 

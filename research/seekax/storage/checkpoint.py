@@ -12,7 +12,6 @@ import logging as std_logging
 import pathlib
 import re
 import shutil
-from typing import Any
 import warnings
 
 from absl import logging
@@ -20,7 +19,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from seekax.files import check_size, reason
+from seekax.arrays import PyTree
+from seekax.files import check_size, JsonObject, reason
 from seekax.machine import processes
 from seekax.storage.finite import check_tree
 from seekax.storage.manifest import (
@@ -85,8 +85,8 @@ def _is_checkpoint(path: pathlib.Path) -> bool:
 def save(
   folder: pathlib.Path,
   step: int,
-  parts: dict[str, Any],
-  progress: dict[str, Any],
+  parts: dict[str, PyTree],
+  progress: JsonObject,
 ) -> None:
   """Saves a state and proves it with a manifest.
 
@@ -128,7 +128,7 @@ def save(
     ) from error
 
 
-def _check_room(folder: pathlib.Path, parts: dict[str, Any]) -> None:
+def _check_room(folder: pathlib.Path, parts: dict[str, PyTree]) -> None:
   """Raises StorageError if a state certainly doesn't fit on the disk.
 
   Orbax would find out halfway and print pages of its threads' tracebacks.
@@ -203,7 +203,7 @@ def verify(folder: pathlib.Path, step: int) -> None:
     raise StorageError(f'{error}; restore the file, or {fix}') from error
 
 
-def read_progress(folder: pathlib.Path, step: int) -> dict[str, Any]:
+def read_progress(folder: pathlib.Path, step: int) -> JsonObject:
   """Reads what a checkpoint keeps beside the state.
 
   Raises:
@@ -253,8 +253,8 @@ def set_aside(folder: pathlib.Path, step: int) -> list[int]:
 
 
 def restore(
-  folder: pathlib.Path, step: int, abstract_parts: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+  folder: pathlib.Path, step: int, abstract_parts: dict[str, PyTree]
+) -> tuple[dict[str, PyTree], JsonObject]:
   """Verifies a checkpoint and loads the given parts.
 
   Args:
@@ -281,8 +281,8 @@ def restore(
 
 
 def restore_some(
-  folder: pathlib.Path, step: int, part: str, abstract: Any
-) -> Any:
+  folder: pathlib.Path, step: int, part: str, abstract: PyTree
+) -> PyTree:
   """Loads some leaves of a part; call `verify` first.
 
   Beside the result, the memory holds at most the size of the largest leaf.
@@ -307,14 +307,14 @@ def restore_some(
 
 
 def check_numbers(
-  folder: pathlib.Path, step: int, part: str, abstract: Any
+  folder: pathlib.Path, step: int, part: str, abstract: PyTree
 ) -> None:
   """Reads all leaves of a part, some at a time; call `verify` first.
 
   Raises:
     StorageError: a leaf can't be read, or holds NaN or infinity.
   """
-  some: dict[str, Any] = {}
+  some: dict[str, PyTree] = {}
   size = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
     num_bytes = leaf.size * leaf.dtype.itemsize
@@ -371,7 +371,7 @@ def _with_sharding(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def state_hash(tree: Any) -> str:
+def state_hash(tree: PyTree) -> str:
   """SHA-256 over every leaf's path, dtype, shape and bytes, in path order."""
   digest = hashlib.sha256()
   leaves = jax.tree_util.tree_leaves_with_path(tree)

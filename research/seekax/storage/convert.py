@@ -15,10 +15,9 @@ import pathlib
 import re
 import shutil
 import threading
-from typing import Any
 
 from seekax.configuration.config import to_dict
-from seekax.files import check_size, read_bounded, write_atomically
+from seekax.files import check_size, JsonObject, read_bounded, write_atomically
 from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.manifest import file_hash, StorageError
@@ -250,7 +249,7 @@ class _Conversion:
       'empty folder'
     )
 
-  def _published_config(self) -> dict[str, Any]:
+  def _published_config(self) -> JsonObject:
     """The target's config.json; {} for a workdir."""
     if self.seekax:
       return {}
@@ -356,7 +355,7 @@ class _Conversion:
       },
     )
 
-  def _index(self) -> dict[str, Any]:
+  def _index(self) -> JsonObject:
     listed = {
       entry.name: self.shard_name(number)
       for number, shard in enumerate(self.shards)
@@ -412,7 +411,7 @@ def _shards(outputs: Sequence[Output], limit: int) -> list[list[Output]]:
   return shards
 
 
-def _control_ids(found: Found) -> dict[str, Any]:
+def _control_ids(found: Found) -> JsonObject:
   """BOS and EOS for config.json, if the published one lacks them."""
   if found.published or not (found.folder / workdir_lib.TOKENIZER).is_file():
     return {}

@@ -5,13 +5,12 @@ all others, once among the positive and once among the negative ones. Two maxima
 of a block in the cache take a twentieth of the time to read it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from seekax.arrays import Array, PyTree
 from seekax.storage.fp8 import SCALE_SUFFIX
 from seekax.storage.manifest import StorageError
 
@@ -69,7 +68,7 @@ def check_block(
   raw: memoryview | np.ndarray,
   dtype: str,
   name: str,
-  where: Any,
+  where: object,
   shape: tuple[int, ...],
   first: int,
 ) -> None:
@@ -99,7 +98,7 @@ def check_block(
   )
 
 
-def check_tree(tree: Any, where: Any, name: str = '') -> None:
+def check_tree(tree: PyTree, where: object, name: str = '') -> None:
   """Raises for arrays that hold NaN or infinity; checks this process's parts.
 
   Args:
@@ -128,7 +127,9 @@ def _all_finite(array: jax.Array) -> jax.Array:
   return jnp.isfinite(array).all()
 
 
-def _check_array(array: Any, name: str, where: Any, index: Any) -> None:
+def _check_array(
+  array: Array, name: str, where: object, index: tuple[slice, ...]
+) -> None:
   """Checks an array, or the part of one that starts at an index of slices."""
   dtype = _NAMES.get(np.dtype(array.dtype))
   if dtype is None or not array.size:

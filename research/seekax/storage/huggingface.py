@@ -8,13 +8,13 @@ name; `auto_map` and remote code are never used. published_config.py writes.
 
 import pathlib
 import re
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import logging
 
 from seekax.configuration.errors import ConfigError
 from seekax.configuration.model import ModelConfig
-from seekax.files import parse_json, printable, quoted, read_bounded
+from seekax.files import JsonObject, parse_json, printable, quoted, read_bounded
 from seekax.storage.manifest import StorageError
 
 CONFIG, GENERATION_CONFIG = 'config.json', 'generation_config.json'
@@ -125,7 +125,7 @@ FP8 = {
 POWER_OF_TWO = 'ue8m0'
 
 
-def read_config(path: pathlib.Path) -> dict[str, Any]:
+def read_config(path: pathlib.Path) -> JsonObject:
   """Reads the fields of a config.json.
 
   Raises:
@@ -147,7 +147,7 @@ def is_published(path: pathlib.Path) -> bool:
   return (path / CONFIG).is_file()
 
 
-def model_config(published: dict[str, Any], where: str) -> ModelConfig:
+def model_config(published: JsonObject, where: str) -> ModelConfig:
   """The architecture that a config.json describes.
 
   Args:
@@ -179,7 +179,7 @@ def model_config(published: dict[str, Any], where: str) -> ModelConfig:
     raise StorageError(f'{where}: {message}') from error
 
 
-def end_ids(fields: dict[str, Any], where: str) -> list[int]:
+def end_ids(fields: JsonObject, where: str) -> list[int]:
   """Returns the ids of `eos_token_id`, which is a number or a list of them.
 
   Args:
@@ -201,7 +201,7 @@ def end_ids(fields: dict[str, Any], where: str) -> list[int]:
   return ids
 
 
-def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
+def quantization(published: JsonObject, where: str) -> tuple[bool, bool]:
   """Returns (stored as FP8 blocks, scales are powers of two).
 
   Raises:
@@ -236,7 +236,7 @@ def quantization(published: dict[str, Any], where: str) -> tuple[bool, bool]:
 class _Fields:
   """A config.json's fields, with errors that name them."""
 
-  def __init__(self, published: dict[str, Any], where: str):
+  def __init__(self, published: JsonObject, where: str):
     self.published, self.where = published, where
 
   def refuse(self, name: str, why: str) -> NoReturn:
@@ -274,14 +274,14 @@ class _Fields:
       self.refuse(name, 'true or false is wanted')
     return value
 
-  def same(self, name: str, value: Any) -> None:
+  def same(self, name: str, value: object) -> None:
     """Raises for a field that contradicts what the other fields imply."""
     found = self.published.get(name)
     if found is not None and found != value:
       self.refuse(name, f'the other fields imply {value!r}')
 
 
-def _shared(fields: _Fields) -> dict[str, Any]:
+def _shared(fields: _Fields) -> JsonObject:
   return dict(
     vocab_size=fields.count('vocab_size'),
     embed_dim=fields.count('hidden_size'),
@@ -295,7 +295,7 @@ def _shared(fields: _Fields) -> dict[str, Any]:
   )
 
 
-def _rope(fields: _Fields) -> dict[str, Any]:
+def _rope(fields: _Fields) -> JsonObject:
   """The rotary fields, from either spelling."""
   rope = _rope_fields(fields)
   kind = _rope_kind(fields, rope)
@@ -324,14 +324,14 @@ def _rope(fields: _Fields) -> dict[str, Any]:
   )
 
 
-def rotary_note(published: dict[str, Any]) -> str:
+def rotary_note(published: JsonObject) -> str:
   """Says where implementations differ on a config's YaRN; '' if they don't.
 
   DeepSeek's hub code and seekax scale the rotated parts by the ratio of the two
   factors, and the softmax by the second; other implementations differ where one
   is missing or the two are unequal. All releases have two equal factors.
   """
-  rope: dict[str, Any] = {}
+  rope: JsonObject = {}
   for name in ('rope_scaling', 'rope_parameters'):
     fields = published.get(name)
     rope |= fields if isinstance(fields, dict) else {}
@@ -381,7 +381,7 @@ def _rope_kind(fields: _Fields, rope: _Fields) -> str:
   return kind
 
 
-def _llama(fields: _Fields) -> dict[str, Any]:
+def _llama(fields: _Fields) -> JsonObject:
   heads = fields.count('num_attention_heads')
   kv_heads = heads
   if fields.published.get('num_key_value_heads') is not None:
@@ -408,7 +408,7 @@ def _llama(fields: _Fields) -> dict[str, Any]:
   )
 
 
-def _deepseek(fields: _Fields) -> dict[str, Any]:
+def _deepseek(fields: _Fields) -> JsonObject:
   for name in _REQUIRED_LATENT:
     fields.count(name)
   published = fields.published
@@ -435,7 +435,7 @@ def _deepseek(fields: _Fields) -> dict[str, Any]:
   )
 
 
-def _experts(fields: _Fields) -> dict[str, Any]:
+def _experts(fields: _Fields) -> JsonObject:
   layers = fields.count('num_hidden_layers')
   if fields.count('first_k_dense_replace') >= layers or (
     fields.count('n_routed_experts') == 0

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import numpy as np
 
+from seekax.arrays import PyTree
 from seekax.configuration.model import ModelConfig
 from seekax.model.parameters import FLOAT32
 from seekax.ops.quantize import BlockScaled
@@ -54,9 +54,9 @@ def load(
   tensors: dict[str, Tensor],
   dtype: str,
   expand_fp8: bool = False,
-  shardings: Any = None,
+  shardings: PyTree = None,
   files: Files | None = None,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
   """Reads weights and router bias.
 
   Args:
@@ -91,7 +91,7 @@ def _leaf(
   members: Sequence[Slot],
   shape: tuple[int, ...],
   sharding: jax.sharding.Sharding,
-) -> Any:
+) -> PyTree:
   """Reads a leaf: an array, or codes and scales if all its tensors are FP8."""
   stored = {source.tensors[slot.name].dtype for slot in members}
   dtype = _dtype(source, members[0])

@@ -9,11 +9,11 @@ matrix is transposed and reshaped.
 from collections.abc import Iterator
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import numpy as np
 
+from seekax.arrays import PyTree
 from seekax.configuration.model import ModelConfig
 from seekax.model.transformer import LAYERS, MTP
 
@@ -278,7 +278,7 @@ def _linear(name, path, index, inputs, outputs) -> Slot:
   return dataclasses.replace(slot, in_fp8=True)
 
 
-def abstract_tree(config: ModelConfig) -> dict[str, Any]:
+def abstract_tree(config: ModelConfig) -> dict[str, PyTree]:
   """Shapes of the float32 weights that `slots` fill, as nested dicts.
 
   They equal those of `model.parameters.abstract_weights`, which traces the
@@ -294,7 +294,7 @@ def abstract_tree(config: ModelConfig) -> dict[str, Any]:
       max(count, i + 1) for count, i in zip(so_far, slot.index, strict=True)
     )
     inner[slot.path] = slot.inner
-  tree: dict[str, Any] = {PARAMS: {}, BIAS: {}}
+  tree: dict[str, PyTree] = {PARAMS: {}, BIAS: {}}
   for path, lead in leading.items():
     place = tree
     for name in path[:-1]:
@@ -303,7 +303,7 @@ def abstract_tree(config: ModelConfig) -> dict[str, Any]:
   return tree
 
 
-def leaf(tree: Any, path: Path) -> Any:
+def leaf(tree: PyTree, path: Path) -> PyTree:
   """The leaf at a path of a nested dict."""
   for name in path:
     tree = tree[name]
@@ -311,7 +311,7 @@ def leaf(tree: Any, path: Path) -> Any:
 
 
 def to_published(
-  config: ModelConfig, tree: dict[str, Any]
+  config: ModelConfig, tree: dict[str, PyTree]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors of a tree with published names and shapes.
 

@@ -9,17 +9,18 @@ import functools
 import math
 import os
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
 from seekax.configuration.model import ModelConfig
 from seekax.data.tokenizer import Tokenizer
 from seekax.data.tokenizer_files import load_folder, read_json
+from seekax.files import JsonObject
 from seekax.model.parameters import cast_params
 from seekax.model.weights import Weights
 from seekax.storage import checkpoint, hub, huggingface, names, weights
@@ -47,7 +48,7 @@ class Found:
   folder: pathlib.Path
   config: Config
   step: int | None
-  published: dict[str, Any]
+  published: JsonObject
   tensors: weights.Tensors
   ignored_from: int = 0
   averaged: bool = False
@@ -325,7 +326,9 @@ def open_checkpoint(
   return Opened(found, Weights(**tree))
 
 
-def _restore(found: Found, dtype: jnp.dtype, shardings: Any) -> dict[str, Any]:
+def _restore(
+  found: Found, dtype: jnp.dtype, shardings: PyTree
+) -> dict[str, PyTree]:
   """The weights of a training state."""
 
   def cast(tree):

@@ -1,15 +1,14 @@
 """Writes a ModelConfig as the config.json that describes it."""
 
-from typing import Any
-
 from seekax.configuration.model import ModelConfig
+from seekax.files import JsonObject
 from seekax.storage.huggingface import FP8, POWER_OF_TWO
 from seekax.storage.manifest import StorageError
 
 
 def published_config(
   model: ModelConfig, dtype: str, fp8: bool, power_of_two: bool
-) -> dict[str, Any]:
+) -> JsonObject:
   """The config.json that describes a model, in the published spelling.
 
   Args:
@@ -22,7 +21,7 @@ def published_config(
     StorageError: no published architecture computes this.
   """
   _check_published_form(model)
-  published: dict[str, Any] = {
+  published: JsonObject = {
     'vocab_size': model.vocab_size,
     'hidden_size': model.embed_dim,
     'num_hidden_layers': model.num_layers,
@@ -86,7 +85,7 @@ def _check_published_form(model: ModelConfig) -> None:
     require(model.rope_layout == 'interleaved', 'rope_layout')
 
 
-def _published_rope(model: ModelConfig) -> dict[str, Any] | None:
+def _published_rope(model: ModelConfig) -> JsonObject | None:
   if model.rope_scaling == 'none':
     return None
   rope = {
@@ -108,7 +107,7 @@ def _published_rope(model: ModelConfig) -> dict[str, Any] | None:
   }
 
 
-def _published_grouped(model: ModelConfig) -> dict[str, Any]:
+def _published_grouped(model: ModelConfig) -> JsonObject:
   return {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
@@ -118,7 +117,7 @@ def _published_grouped(model: ModelConfig) -> dict[str, Any]:
   }
 
 
-def _published_latent(model: ModelConfig) -> dict[str, Any]:
+def _published_latent(model: ModelConfig) -> JsonObject:
   v3 = model.router == 'sigmoid' or not model.uses_experts
   version = '3' if v3 else '2'
   grouped = model.num_expert_groups > 1
@@ -162,9 +161,7 @@ _NOT_CARRIED = ('auto_map', 'quantization_config', 'rope_parameters', 'dtype')
 _NOT_CARRIED += ('transformers_version', '_name_or_path')
 
 
-def carry_fields(
-  made: dict[str, Any], published: dict[str, Any]
-) -> dict[str, Any]:
+def carry_fields(made: JsonObject, published: JsonObject) -> JsonObject:
   """Adds to a config.json the other fields of the model's published one.
 
   Args:

@@ -6,7 +6,6 @@ would be listed one by one until the memory is full.
 
 import os
 import pathlib
-from typing import Any
 
 import jax
 
@@ -47,7 +46,7 @@ def check_room(
   )
 
 
-def check_count(model: ModelConfig, where: Any) -> None:
+def check_count(model: ModelConfig, where: object) -> None:
   """Raises for a model of too many tensors, which would take forever to list.
 
   Args:

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import json
 import os
 import pathlib
-from typing import Any
 
-from seekax.files import check_size, open_regular, write_atomically
+from seekax.files import check_size, JsonObject, open_regular, write_atomically
 from seekax.storage.manifest import StorageError
 
-Row = dict[str, Any]
+Row = JsonObject
 # Rows with the load of every expert of 61 layers take a tenth of this.
 _MAX_ROW_BYTES = 4_000_000
 

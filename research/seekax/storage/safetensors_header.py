@@ -11,13 +11,14 @@ import json
 import math
 import pathlib
 import re
-from typing import Any
+from typing import NoReturn, TypeGuard
 
 import ml_dtypes
 import numpy as np
 
 from seekax.files import (
   check_size,
+  JsonObject,
   open_regular,
   parse_json,
   quoted,
@@ -113,7 +114,7 @@ def read_header(
   return {tensor.name: tensor for tensor in tensors}, metadata
 
 
-def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
+def _parse(path: pathlib.Path, text: bytes) -> JsonObject:
   entries = parse_json(path, text, StorageError)
   if not isinstance(entries, dict):
     raise StorageError(f'{path}: the header is no JSON object')
@@ -121,9 +122,9 @@ def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
 
 
 def _tensor(
-  path: pathlib.Path, name: str, entry: Any, data_start: int
+  path: pathlib.Path, name: str, entry: object, data_start: int
 ) -> Tensor:
-  def refuse(what: str):
+  def refuse(what: str) -> NoReturn:
     raise StorageError(f'{path}: tensor {quoted(name)} {what}')
 
   if not _NAME.fullmatch(name):
@@ -150,7 +151,7 @@ def _tensor(
   return tensor
 
 
-def _sizes(values: Any) -> bool:
+def _sizes(values: object) -> TypeGuard[list[int]]:
   return (
     isinstance(values, list)
     and len(values) <= _MAX_AXES
@@ -190,7 +191,7 @@ class Entry:
 
 def header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
   """The bytes before the data, padded so that the data starts on a page."""
-  fields: dict[str, Any] = {_METADATA: metadata}
+  fields: JsonObject = {_METADATA: metadata}
   position = 0
   for entry in entries:
     end = position + entry.num_bytes

@@ -5,7 +5,7 @@ for every write that then finds its event loop closed: hundreds of lines that
 hide the useful one.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 import contextlib
 import logging
 import sys
@@ -37,7 +37,8 @@ def held_back(
       in any case: a load that succeeds may have cancelled the reading of other
       parts.
   """
-  held: list[tuple[Any, Any, Any]] = []  # (type, function to show it, argument)
+  # (type, function to show it, its argument)
+  held: list[tuple[type | None, Callable[..., object], tuple[Any]]] = []
   shown_by, shown_for_thread = sys.unraisablehook, threading.excepthook
 
   def hold(args):
@@ -82,7 +83,7 @@ def held_back(
         show(*args)
 
 
-def _is_own(hook: Any) -> bool:
+def _is_own(hook: object) -> bool:
   return getattr(hook, '__module__', '') == __name__
 
 

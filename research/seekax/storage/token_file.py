@@ -7,12 +7,12 @@ header of nested brackets overflows the interpreter's stack.
 import ast
 import math
 import pathlib
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.files import check_size, open_regular, quoted, reason
+from seekax.files import check_size, JsonObject, open_regular, quoted, reason
 
 _MAGIC = b'\x93NUMPY'
 # Number of bytes of the header's length field, by format version.
@@ -59,7 +59,7 @@ def read_token_ids(path: str | pathlib.Path, flag: str = '') -> np.ndarray:
   return array.astype(dtype.newbyteorder('='), copy=False)
 
 
-def _header(where: str, file: Any) -> dict[str, Any]:
+def _header(where: str, file: BinaryIO) -> JsonObject:
   """Reads the header, a Python dict; the file is then at the data."""
   magic = file.read(len(_MAGIC) + 2)
   count = _LENGTH_BYTES.get(magic[-2]) if len(magic) > len(_MAGIC) else None
@@ -87,7 +87,7 @@ def _header(where: str, file: Any) -> dict[str, Any]:
 
 
 def _checked(
-  where: str, fields: dict[str, Any]
+  where: str, fields: JsonObject
 ) -> tuple[tuple[int, int], np.dtype, bool]:
   """Returns (shape, dtype, is column-major) of integers [B, L]."""
   descr, shape, order = (

@@ -7,12 +7,12 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
 
 from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.config import Config, from_dict
 from seekax.configuration.errors import ConfigError
 from seekax.files import (
+  JsonObject,
   left_by_system,
   parse_json,
   quoted,
@@ -162,12 +162,12 @@ def has_weights(workdir: pathlib.Path) -> bool:
   return (workdir / WEIGHTS_MANIFEST).is_file()
 
 
-def write_run(workdir: pathlib.Path, run: dict[str, Any]) -> None:
+def write_run(workdir: pathlib.Path, run: JsonObject) -> None:
   """Writes run.json: config, overrides, commit, versions, origin."""
   write_atomically(workdir / RUN, json.dumps(run, indent=2) + '\n')
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+def read_run(workdir: pathlib.Path) -> JsonObject:
   """Reads run.json.
 
   Raises:
@@ -195,7 +195,7 @@ _GONE = {
 }
 
 
-def _of_this_version(groups: dict[str, Any]) -> dict[str, Any]:
+def _of_this_version(groups: JsonObject) -> JsonObject:
   """Reads a config of an older version.
 
   `compute` was part of `model`, and some keys are gone. One of these stays, to
@@ -220,7 +220,7 @@ def _of_this_version(groups: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+def read_summary(workdir: pathlib.Path) -> JsonObject:
   """Reads the results of a run from its summary.json."""
   path = workdir / SUMMARY
   return parse_json(path, read_bounded(path, SUMMARY))

@@ -4,8 +4,6 @@ DeepSeek-V3, section 3.2.3: the average predicts how good the model will be
 after its learning rate has decayed, and takes no memory on the devices.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -63,17 +61,17 @@ class Average:
       mean.add(np.float32(share), value)
 
 
-def _mean_of(x: Any) -> '_Whole | _Spread':
+def _mean_of(x: jax.Array) -> '_Whole | _Spread':
   return _Whole(x) if getattr(x, 'is_fully_addressable', True) else _Spread(x)
 
 
 class _Whole:
   """The mean of an array that this process has whole."""
 
-  def __init__(self, x: Any):
+  def __init__(self, x: jax.Array):
     self._mean = np.array(x, np.float32)
 
-  def add(self, share: np.float32, x: Any) -> None:
+  def add(self, share: np.float32, x: jax.Array) -> None:
     self._mean += share * (np.asarray(x) - self._mean)
 
   def array(self) -> np.ndarray:

@@ -9,12 +9,12 @@ Letters: B batch, L positions, D model width, V vocabulary.
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.configuration.model import ModelConfig
 from seekax.data.pipeline import Batch
@@ -126,7 +126,7 @@ def loss_sums(
   return sums_of_weights(weights, batch, config, mtp_weight)
 
 
-def compute_weights(params: Any, config: Config) -> Any:
+def compute_weights(params: PyTree, config: Config) -> PyTree:
   """Casts float32 masters for the passes of a step."""
   dtype = jnp.dtype(config.train.compute_dtype)
   policy = precision.for_training(config)
@@ -271,7 +271,9 @@ def _target_losses(z_weight, hidden_BLD, head_DV, targets_BL, weights_BL):
   return cross_entropy.Sums(*(rules.total(x, 'batch', 'length') for x in sums))
 
 
-def _total(loads: dict[str, Load], field: str, dtype: Any) -> jax.Array:
+def _total(
+  loads: dict[str, Load], field: str, dtype: jax.typing.DTypeLike
+) -> jax.Array:
   """The sum of a field over all routers."""
   parts = [getattr(load, field).sum(dtype=dtype) for load in loads.values()]
   return sum(parts, jnp.zeros((), dtype))

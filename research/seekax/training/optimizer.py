@@ -1,7 +1,6 @@
 """AdamW and Muon, with clipping and with weight decay by parameter name."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ _NOT_MATRICES = ('embedding', 'head', 'router', 'scale')
 _MUON_MOMENTUM, _MUON_RMS = 0.95, 0.2
 
 
-def decays(params: Any) -> Any:
+def decays(params: PyTree) -> PyTree:
   """True for parameters with weight decay: all but the norms ('scale').
 
   The choice is by name, because stacked norm gains have rank two, [N, D].
@@ -34,8 +33,8 @@ def decays(params: Any) -> Any:
 
 
 def mean_and_clip(
-  sums: Any, count: jax.Array, clip_norm: float
-) -> tuple[Any, jax.Array]:
+  sums: PyTree, count: jax.Array, clip_norm: float
+) -> tuple[PyTree, jax.Array]:
   """Turns sums over targets into a mean, clipped by its global norm.
 
   One factor does both, so that no intermediate gradient is written.
@@ -118,7 +117,7 @@ def _names(path) -> list[str]:
   return [entry.key for entry in path]
 
 
-def _labels(params: Any) -> Any:
+def _labels(params: PyTree) -> PyTree:
   def label(path, _):
     spared = any(name in _NOT_MATRICES for name in _names(path))
     return 'adam' if spared else 'muon'
@@ -126,7 +125,7 @@ def _labels(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(label, params)
 
 
-def matrix_axes(params: Any) -> Any:
+def matrix_axes(params: PyTree) -> PyTree:
   """Which axes of each parameter are a matrix's rows and columns, for Muon.
 
   The choice is by name. The heads of an attention projection are columns of one

@@ -13,11 +13,11 @@ J prediction depths.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.model import stack
@@ -50,7 +50,7 @@ def pipelined_gradients(
   batch: Sequence[Batch],
   config: Config,
   mtp_weight: jax.typing.ArrayLike,
-) -> tuple[Any, LossSums]:
+) -> tuple[PyTree, LossSums]:
   """Returns the gradient and sums of `losses.loss_sums` for all micro-batches.
 
   Args:
@@ -166,12 +166,12 @@ class _StageFunction:
 
   def __call__(
     self,
-    weights: Any,
+    weights: PyTree,
     biases: dict[str, jax.Array],
     x_BLD: jax.Array,
     beside: list[jax.Array],
     batch: Batch,
-  ) -> tuple[jax.Array, Any, jax.Array, dict[str, Load]]:
+  ) -> tuple[jax.Array, PyTree, jax.Array, dict[str, Load]]:
     """Runs the stage's layers.
 
     Args:

@@ -4,11 +4,10 @@ Masters and the optimizer's moments are split alike (ZeRO); the rest is small
 and replicated on every device.
 """
 
-from typing import Any
-
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.configuration.model import ModelConfig
 from seekax.model.parameters import weight_axes
@@ -56,13 +55,13 @@ def _keys(path) -> tuple[str, ...]:
   return tuple(str(getattr(entry, 'key', entry)) for entry in path)
 
 
-def names_of(params: Any, model: ModelConfig) -> Any:
+def names_of(params: PyTree, model: ModelConfig) -> PyTree:
   """Names of the axes of all parameters, or of some of the tree's entries."""
   axes = weight_axes(model).params
   return {key: axes[key] for key in params}
 
 
-def as_weights(params: Any, model: ModelConfig) -> Any:
+def as_weights(params: PyTree, model: ModelConfig) -> PyTree:
   """Lays parameters out for their use: the gather of a ZeRO step.
 
   They are first constrained to the layout of their masters. Otherwise the

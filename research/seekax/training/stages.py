@@ -9,11 +9,10 @@ way.
 Letters: S stages, N layers, Q number of layers that a stage allocates.
 """
 
-from typing import Any
-
 import jax
 from jax.sharding import PartitionSpec
 
+from seekax.arrays import PyTree
 from seekax.configuration.model import ModelConfig
 from seekax.model.stack import pipelined_stack
 from seekax.parallel import dealing, pipeline, rules
@@ -42,7 +41,9 @@ class Stages:
       of the batch.
   """
 
-  def __init__(self, params: dict[str, Any], model: ModelConfig, stages: int):
+  def __init__(
+    self, params: dict[str, PyTree], model: ModelConfig, stages: int
+  ):
     """Takes some entries of a model's tree of parameters."""
     self._model, self._counts = model, layer_counts(model, stages)
     self._of_model = placement.names_of(params, model)
@@ -63,13 +64,13 @@ class Stages:
     """Number of layers of the stack that each stage has."""
     return self._counts
 
-  def weights(self, params: dict[str, Any]) -> dict[str, Any]:
+  def weights(self, params: dict[str, PyTree]) -> dict[str, PyTree]:
     """Lays cast parameters out for the stages."""
     params = rules.constrain_all(params, self._of_model, 'master')
     staged = self._of_each(self._dealt, self._copied, params, self._masters)
     return rules.constrain_all(staged, self.names, 'weight')
 
-  def gradients(self, staged: dict[str, Any]) -> dict[str, Any]:
+  def gradients(self, staged: dict[str, PyTree]) -> dict[str, PyTree]:
     """Returns the stages' gradients, laid out by `specs`, as the masters'."""
     return self._of_each(self._collected, _summed, staged, self._masters)
 

@@ -6,7 +6,6 @@ clipping never see it, and it stays float32 for any compute dtype.
 
 import functools
 import inspect
-from typing import Any
 
 from flax import struct
 import jax
@@ -33,9 +32,9 @@ class TrainState:
   """
 
   step: jax.Array
-  params: Any
+  params: PyTree
   router_bias: dict[str, jax.Array]
-  opt_state: Any
+  opt_state: PyTree
   guard: Guard
 
   @property
@@ -82,7 +81,7 @@ def abstract_state(config: Config) -> TrainState:
 
 def to_parts(
   state: TrainState, average: Weights | None = None
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
   """Splits the state into stored parts; weights load without the optimizer.
 
   Args:
@@ -100,7 +99,7 @@ def to_parts(
   }
 
 
-def from_parts(parts: dict[str, Any]) -> TrainState:
+def from_parts(parts: dict[str, PyTree]) -> TrainState:
   """The inverse of to_parts, without the averaged weights."""
   return TrainState(
     step=parts['optimizer']['step'],

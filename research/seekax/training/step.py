@@ -11,12 +11,12 @@ sums gradients over the ranks of the batch once.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
+from seekax.arrays import PyTree
 from seekax.configuration.config import Config
 from seekax.data.pipeline import Batch
 from seekax.machine import compiling
@@ -50,7 +50,7 @@ class Accumulated:
     sums: sums over all ranks.
   """
 
-  gradients: Any
+  gradients: PyTree
   sums: LossSums
 
 
@@ -124,7 +124,7 @@ def _accumulate(
   batch: Batch,
   rates: Rates,
   so_far: Accumulated | None = None,
-  weights: Any = None,
+  weights: PyTree = None,
 ) -> Accumulated:
   """Adds a micro-batch's gradient and sums to those so far.
 
@@ -171,7 +171,7 @@ def _apply(
 def _update(
   config: Config,
   state: TrainState,
-  gradients: Any,
+  gradients: PyTree,
   sums: LossSums,
   rates: Rates,
 ) -> tuple[TrainState, Metrics]:
@@ -298,7 +298,7 @@ def compile_ahead(
   compiling.compile_ahead(apply, config, state, so_far, rates)
 
 
-def _outputs(program: jax.stages.Compiled) -> Any:
+def _outputs(program: jax.stages.Compiled) -> PyTree:
   """Shapes and shardings of a program's results."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
