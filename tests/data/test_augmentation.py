@@ -11,7 +11,7 @@ from seekax.data import tokenizer as tokenizer_lib
 from seekax.data import tokenizer_training
 from seekax.data.augmentation import Augmentation
 from seekax.data.documents import frame
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 _TEXT = 'if x:\n  f(x)\n  g(y);\nelse:\n  h("a", 1)\n'
 

@@ -13,7 +13,14 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.configuration.errors import InputError
-from seekax.data import chat, child, formats, sources, tokenizer_training
+from seekax.data import (
+  chat,
+  child,
+  reading_rules,
+  sources,
+  template_child,
+  tokenizer_training,
+)
 from seekax.data import tokenizer as tokenizer_lib
 
 _MARK = '\ufdd0'
@@ -361,7 +368,7 @@ class RenderTest(parameterized.TestCase):
       [int(word) for word in result.stdout.split()], [1 << 30, 5, 0, 0]
     )
     # And so has the one that renders.
-    self.assertIn('  limit(request', inspect.getsource(chat._serve))
+    self.assertIn('  limit(request', inspect.getsource(template_child._serve))
 
   def test_many_are_rendered_in_one_process_each_like_alone(self):
     talks = [_talk(f'[EOT] word {n}') for n in range(40)]
@@ -370,12 +377,12 @@ class RenderTest(parameterized.TestCase):
       results = render_all(talks)
     self.assertEqual(run.call_count, 1)
     for n, result in enumerate(results):
-      assert isinstance(result, formats.Rendered)
+      assert isinstance(result, reading_rules.Rendered)
       self.assertIn(f'[EOT] word {n}', result.text)
     names = (_TOKENIZER.bos, _TOKENIZER.eos)
     alone = chat.render(_CHATML, talks[7], *names, add_generation_prompt=False)
     seventh = results[7]
-    assert isinstance(seventh, formats.Rendered)
+    assert isinstance(seventh, reading_rules.Rendered)
     self.assertEqual(seventh.text, alone)
     np.testing.assert_array_equal(
       _TOKENIZER.encode_with_controls(seventh.marked, seventh.mark),
@@ -392,7 +399,7 @@ class RenderTest(parameterized.TestCase):
     talks = [_talk('good'), _talk('bad'), [], _talk('slow'), _talk('good')]
     with mock.patch.object(chat, '_SECONDS', 2):
       good, bad, empty, slow, _ = render_all(talks)
-    assert isinstance(good, formats.Rendered)
+    assert isinstance(good, reading_rules.Rendered)
     self.assertEqual((good.text, good.marked, good.mark), ('x', 'x', '\ufdd0'))
     self.assertEqual(bad, 'the chat template refuses the messages: no')
     self.assertEqual(empty, 'there are no messages')

@@ -11,7 +11,7 @@ import numpy as np
 
 from seekax.configuration.data import DataConfig
 from seekax.data import contents, shard_writer, sources, tokenizer_training
-from seekax.data.formats import DataError, Document
+from seekax.data.reading_rules import DataError, Document
 
 _TEXTS = [f'text {n}\n' for n in range(60)]
 

@@ -7,7 +7,7 @@ from seekax.data import tokenizer as tokenizer_lib
 from seekax.data import tokenizer_training
 from seekax.data.documents import frame
 from seekax.data.fill_in_the_middle import fill_in_the_middle, require_tokens
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 _TEXT = 'def f(x):\n  return x + 1  # plus one é\n'
 

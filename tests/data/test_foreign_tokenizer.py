@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from seekax.data import foreign_tokenizer, tokenizer_files
 from seekax.data import tokenizer as tokenizer_lib
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 
 def _definition(model: dict, **more) -> str:

@@ -12,8 +12,8 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from seekax.data import formats
-from seekax.data.formats import DataError, Document
+from seekax.data import formats, reading_rules
+from seekax.data.reading_rules import DataError, Document
 
 _HAS_PYARROW = importlib.util.find_spec('pyarrow') is not None
 _LINES = b'{"text": "one"}\n\n{"text": ""}\n{"text": "two\xe2\x80\xa8x"}'
@@ -32,7 +32,7 @@ class FormatsTestCase(parameterized.TestCase):
     return path
 
   def read(self, path: pathlib.Path, **rules) -> list[Document]:
-    return list(formats.read_file(path, 'name', formats.Rules(**rules)))
+    return list(formats.read_file(path, 'name', reading_rules.Rules(**rules)))
 
 
 class LinesTest(FormatsTestCase):
@@ -45,7 +45,9 @@ class LinesTest(FormatsTestCase):
     self.assertEqual(self.read(packed), plain)
 
   def test_other_gzipped_files_are_not_text(self):
-    with self.assertRaisesRegex(formats.NotUtf8Error, 'a.gz is not UTF-8'):
+    with self.assertRaisesRegex(
+      reading_rules.NotUtf8Error, 'a.gz is not UTF-8'
+    ):
       self.read(self.write('a.gz', gzip.compress(_LINES)))
 
   @parameterized.parameters(
@@ -139,7 +141,7 @@ class LimitTest(FormatsTestCase):
 
   def test_a_long_file_that_is_no_text_is_passed_over_not_refused(self):
     path = self.write('a.bin', b'\xff' + b'x' * 200)
-    with self.assertRaises(formats.NotTextError):
+    with self.assertRaises(reading_rules.NotTextError):
       self.read(path, max_document_bytes=100)
 
   def test_a_line_that_a_small_file_unpacks_to_is_read_up_to_the_limit(self):
@@ -208,7 +210,8 @@ class MessagesTest(FormatsTestCase):
     def render(conversations):
       sizes.append(len(conversations))
       return [
-        formats.Rendered(m[0]['n'], m[0]['n'] + '!', '!') for m in conversations
+        reading_rules.Rendered(m[0]['n'], m[0]['n'] + '!', '!')
+        for m in conversations
       ]
 
     records: list[dict[str, Any]] = [

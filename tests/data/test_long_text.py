@@ -11,7 +11,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from seekax.data import long_text, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 _TEXT = (
   'the of and whole naïve Straße return self.children import x_1 foo() a I '

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.data import mixing
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 _RATES = ((1.0,), (0.7, 0.3), (0.5, 0.5), (1 / 3, 1 / 3, 1 / 3), (0.9999, 1e-4))
 

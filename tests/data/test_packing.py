@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from seekax.data import packing
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 
 def _documents(lengths) -> list[np.ndarray]:

@@ -15,13 +15,13 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.data import (
-  formats,
+  reading_rules,
   shard_writer,
   shards,
   sources,
   tokenizer_training,
 )
-from seekax.data.formats import DataError, Document
+from seekax.data.reading_rules import DataError, Document
 
 _TEXTS = [f'def f{n}(x):\n  return x + {n * n}\n' * 5 for n in range(90)]
 
@@ -168,7 +168,7 @@ class SourceTest(WriterTestCase):
 
   def test_rules_are_part_of_what_a_target_was_begun_with(self):
     folder, target = self.folder_of_text(), self.fresh()
-    rules = formats.Rules(exclude='1.py,2.py')
+    rules = reading_rules.Rules(exclude='1.py,2.py')
     self.tokenize(target, source=str(folder), rules=rules)
     self.assertEqual(self.documents(target), 7)
     with self.assertRaisesRegex(DataError, 'begun with another source'):

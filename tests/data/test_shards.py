@@ -11,7 +11,7 @@ import numpy as np
 
 from seekax.configuration.data import DataConfig
 from seekax.data import contents, pipeline, shards, split, tokenizer_training
-from seekax.data.formats import DataError, Document
+from seekax.data.reading_rules import DataError, Document
 from seekax.data.shards import CorruptRecordError, TokenFolder
 
 _DOCUMENTS = [

@@ -14,7 +14,7 @@ from seekax.configuration.config import Config
 from seekax.configuration.data import DataConfig
 from seekax.configuration.train import TrainConfig
 from seekax.data import sources
-from seekax.data.formats import Rules
+from seekax.data.reading_rules import Rules
 
 
 class SourcesTestCase(parameterized.TestCase):

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from seekax.data import split
-from seekax.data.formats import DataError, Document
+from seekax.data.reading_rules import DataError, Document
 
 
 def heldout(documents, fraction, keys=split.content_keys) -> set[str]:

@@ -12,7 +12,7 @@ from seekax.configuration.config import Config, from_config_dict
 from seekax.configuration.mesh import mesh_sizes
 from seekax.dryrun import compile as compile_lib
 from seekax.dryrun import gpus, sharding
-from seekax.parallel import exchange
+from seekax.parallel import exchange_levels
 
 
 def run_config(mesh: str) -> Config:
@@ -47,7 +47,7 @@ def main(mesh: str, topology: str = '') -> None:
   )
   sizes = mesh_sizes(mesh, 8)
   rows = config.data.batch_size // config.train.micro_batches // 8
-  levels = exchange.levels(
+  levels = exchange_levels.levels(
     config.model, config.compute, sizes, rows * config.data.sequence_length
   )
   print(
@@ -56,7 +56,7 @@ def main(mesh: str, topology: str = '') -> None:
         **dataclasses.asdict(found),
         'moved': moved(config),
         'exchanged': {
-          level.axis: exchange.bytes_sent(
+          level.axis: exchange_levels.bytes_sent(
             level, config.model.embed_dim, config.model.experts_per_token, 2
           )
           * (config.model.num_expert_layers + config.model.mtp_depth)

@@ -14,7 +14,7 @@ import numpy as np
 
 from reference import cases
 from seekax.parallel import mesh as mesh_lib
-from seekax.parallel import pipeline
+from seekax.parallel import pipeline, pipeline_parts
 
 ROWS, WIDTH = 8, 16
 CASES = ((2, 5), (3, 1), (3, 7), (4, 1), (4, 2), (4, 4), (4, 16))
@@ -51,9 +51,9 @@ def leave(outer, out, batch):
   return wrong, {'rows': jnp.int32(ROWS), 'wrong': wrong}
 
 
-def model(stages: int) -> pipeline.Model:
+def model(stages: int) -> pipeline_parts.Model:
   kinds = [first, *[middle] * (stages - 2), last]
-  return pipeline.Model(enter, beside, kinds, leave)
+  return pipeline_parts.Model(enter, beside, kinds, leave)
 
 
 def draw(stages: int, count: int):

@@ -9,7 +9,7 @@ from parallel import exchange_cases
 from seekax.configuration.compute import ComputeConfig
 from seekax.configuration.model import ModelConfig
 from seekax.model import router
-from seekax.parallel import exchange
+from seekax.parallel import exchange, exchange_levels
 
 
 class ExchangeTest(absltest.TestCase):
@@ -62,7 +62,7 @@ class RoomTest(parameterized.TestCase):
 
   def test_a_token_goes_to_as_many_nodes_as_groups_are_kept(self):
     sizes = {'expert_node': 8, 'expert': 8}
-    nodes, ranks = exchange.levels(self.MODEL, self.EXACT, sizes, 4096)
+    nodes, ranks = exchange_levels.levels(self.MODEL, self.EXACT, sizes, 4096)
     self.assertEqual(nodes.rows * nodes.ranks, 4096 * 4)
     # Of what arrives at a node, as many choices as left are computed in it.
     self.assertEqual(ranks.rows * ranks.ranks, 4096 * 8)
@@ -72,7 +72,7 @@ class RoomTest(parameterized.TestCase):
     """Of the rows that there are; the room for them has its slack besides."""
     model, compute = self.MODEL, ComputeConfig(exchange_slack=1.25)
     sizes = {'expert_node': 8, 'expert': 8}
-    nodes, _ = exchange.levels(model, compute, sizes, 512)
+    nodes, _ = exchange_levels.levels(model, compute, sizes, 512)
     self.assertEqual(nodes.rows * nodes.ranks, 1.25 * 512 * 4)
     logits = np.random.default_rng(0).standard_normal((512, 256))
     routing = router.route(
@@ -90,9 +90,9 @@ class RoomTest(parameterized.TestCase):
     self.assertGreater(len(crossing), 512 * 3)
 
   def test_no_more_room_than_rows_there_can_be(self):
-    (only,) = exchange.levels(self.MODEL, self.EXACT, {'expert': 64}, 1)
+    (only,) = exchange_levels.levels(self.MODEL, self.EXACT, {'expert': 64}, 1)
     self.assertEqual(only.rows, 8)
-    none = exchange.levels(self.MODEL, self.EXACT, {'data': 8}, 64)
+    none = exchange_levels.levels(self.MODEL, self.EXACT, {'data': 8}, 64)
     self.assertEqual(none, ())
 
 

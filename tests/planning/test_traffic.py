@@ -8,7 +8,7 @@ from virtual_devices import run_script
 
 from seekax.configuration import presets
 from seekax.configuration.compute import ComputeConfig
-from seekax.parallel import exchange
+from seekax.parallel import exchange_levels
 from seekax.planning import traffic
 from seekax.planning.layout import Layout
 
@@ -191,10 +191,10 @@ class ProgramTest(parameterized.TestCase):
     model, compute = presets.v3_671b(), ComputeConfig(dispatch_dtype=dtype)
     sizes = {'expert_node': nodes, 'expert': ranks}
     expected = {
-      level.axis: exchange.bytes_sent(
+      level.axis: exchange_levels.bytes_sent(
         level, model.embed_dim, model.experts_per_token, size
       )
-      for level in exchange.levels(model, compute, sizes, tokens)
+      for level in exchange_levels.levels(model, compute, sizes, tokens)
     }
     layout = Layout(**sizes, dispatch_dtype=dtype)
     found = traffic.sent_by_program(model, layout, tokens, size)

@@ -15,7 +15,7 @@ from seekax.configuration.data import DataConfig
 from seekax.configuration.model import ModelConfig
 from seekax.configuration.train import TrainConfig
 from seekax.planning.parameters import count_parameters
-from seekax.report import plots
+from seekax.report import plot_labels, plots
 from seekax.report import run as report
 from seekax.storage.manifest import StorageError
 
@@ -293,7 +293,7 @@ class PlotsTest(absltest.TestCase):
 
   def test_labels_keep_apart_and_inside(self):
     wanted, heights = [100.0, 101.0, 99.5, 0.0], [12.0, 24.0, 12.0, 12.0]
-    places = plots._spread(wanted, heights, 110.0)
+    places = plot_labels._spread(wanted, heights, 110.0)
     spans = sorted(
       (place - height / 2, place + height / 2)
       for place, height in zip(places, heights, strict=True)

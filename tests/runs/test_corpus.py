@@ -9,7 +9,7 @@ import numpy as np
 from seekax.configuration.errors import ConfigError
 from seekax.data import shard_writer, split, tokenizer_training
 from seekax.data import tokenizer as tokenizer_lib
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 from seekax.data.shards import TokenFolder
 from seekax.runs import corpus as corpus_lib
 import short_runs

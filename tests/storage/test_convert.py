@@ -25,7 +25,14 @@ from seekax.configuration.config import Config, to_dict
 from seekax.configuration.data import DataConfig
 from seekax.configuration.errors import InputError
 from seekax.data import tokenizer_training
-from seekax.storage import checkpoint, fp8, names, rewrite, weights
+from seekax.storage import (
+  checkpoint,
+  fp8,
+  names,
+  rewrite,
+  weight_checks,
+  weights,
+)
 from seekax.storage import convert as convert_lib
 from seekax.storage import open as open_lib
 from seekax.storage import workdir as workdir_lib
@@ -894,14 +901,14 @@ class CheckCopiesTest(ConvertCase):
       spoiled[name][row, column] += 1
       published.write_file(self.source / 'model.safetensors', spoiled)
       with self.assertRaisesRegex(StorageError, f"'{name}' differs"):
-        weights.check_copies(weights.find_tensors(self.source), slots)
+        weight_checks.check_copies(weights.find_tensors(self.source), slots)
 
   def test_a_copy_of_another_dtype_may_have_the_same_values(self):
     made = self.write(shards=1)
     name = 'model.layers.3.embed_tokens.weight'
     made[name] = made[name].astype(np.float32)
     published.write_file(self.source / 'model.safetensors', made)
-    weights.check_copies(
+    weight_checks.check_copies(
       weights.find_tensors(self.source), names.slots(published.SMALL)
     )
 

@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 import published as folders
 from seekax.configuration.model import ModelConfig
 from seekax.configuration.presets import PRESETS
-from seekax.storage import huggingface, names, weights
+from seekax.storage import huggingface, names, published_rope, weights
 from seekax.storage.manifest import StorageError
 from seekax.storage.published_config import carry_fields, published_config
 
@@ -745,7 +745,7 @@ class RotaryNoteTest(parameterized.TestCase):
   @parameterized.parameters(*RELEASED)
   def test_of_every_release_there_is_nothing_to_say(self, name):
     for config in (RELEASED[name], newer(RELEASED[name])):
-      self.assertEqual(huggingface.rotary_note(config), '')
+      self.assertEqual(published_rope.rotary_note(config), '')
 
   @parameterized.parameters(
     ({'mscale': 0.5}, 'mscale 0.5 and mscale_all_dim 1.0'),
@@ -759,7 +759,7 @@ class RotaryNoteTest(parameterized.TestCase):
         'rope_parameters' if 'rope_parameters' in config else 'rope_scaling'
       )
       config[name] |= changed
-      self.assertIn(words, huggingface.rotary_note(config))
+      self.assertIn(words, published_rope.rotary_note(config))
 
 
 if __name__ == '__main__':

@@ -81,8 +81,8 @@ def _look(folder: pathlib.Path, verify: bool) -> JsonObject:
   Raises:
     InputError: it isn't a model, or, with `verify`, something in it is wrong.
   """
-  from seekax.storage import huggingface, weights
   from seekax.storage import open as open_lib
+  from seekax.storage import published_rope, weight_checks, weights
 
   if not folder.is_dir():
     if folder.exists():
@@ -94,7 +94,7 @@ def _look(folder: pathlib.Path, verify: bool) -> JsonObject:
     return _run(folder, verify)
   model = open_lib.find(folder)
   found = _architecture(model.model, _architecture_name(model))
-  note = huggingface.rotary_note(model.published)
+  note = published_rope.rotary_note(model.published)
   if note:
     found['rotary'] = note
   found |= _tensors(model)
@@ -103,7 +103,7 @@ def _look(folder: pathlib.Path, verify: bool) -> JsonObject:
   if verify:
     model.check()
     model.verify()
-    weights.check_numbers(model.tensors)
+    weight_checks.check_numbers(model.tensors)
     found['verified'] = True
   return found
 

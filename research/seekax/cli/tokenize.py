@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
   signal.signal(signal.SIGTERM, _terminate)
   # Imported late, so that everything above answers in a fraction of a second.
   from seekax.data import shard_writer, sources
-  from seekax.data.formats import Rules
+  from seekax.data.reading_rules import Rules
 
   progress = _ProgressLine()
   try:

@@ -9,7 +9,7 @@ import numpy as np
 from seekax.configuration.data import DataConfig
 from seekax.data import sources, split
 from seekax.data.documents import Chosen, Documents, frame, InMemory, Joined
-from seekax.data.formats import DataError, Document, Rules, rules_of
+from seekax.data.reading_rules import DataError, Document, Rules, rules_of
 from seekax.data.shards import CorruptRecordError, TokenFolder
 from seekax.data.tokenizer import Tokenizer
 

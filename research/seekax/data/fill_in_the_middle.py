@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 from seekax.data.tokenizer import Tokenizer
 
 

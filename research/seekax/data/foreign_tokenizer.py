@@ -15,7 +15,7 @@ import subprocess
 
 from seekax.data import child
 from seekax.data.child import limit
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 # Wall-clock limit in s, and how many bytes of the file add another second.
 _SECONDS, _BYTES_PER_SECOND = 6, 4 << 20

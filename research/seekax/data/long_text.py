@@ -18,7 +18,7 @@ blank before every text does so there as well.
 from collections.abc import Callable, Iterator
 import re
 
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 SIZE = 1 << 16  # Number of characters in a piece.
 _LARGEST = 1 << 22  # Limit where the tokenizer accepts no earlier cut.

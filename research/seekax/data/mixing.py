@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 
 # The pattern of sources repeats after this many turns, so shares are exact to
 # 0.5/_PERIOD. (grain's own mix rounds every weight down to a hundredth of the

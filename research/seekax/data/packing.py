@@ -6,7 +6,7 @@ import logging
 import grain
 import numpy as np
 
-from seekax.data.formats import DataError
+from seekax.data.reading_rules import DataError
 from seekax.files import JsonObject
 
 _logger = logging.getLogger(__name__)

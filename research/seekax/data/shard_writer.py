@@ -17,9 +17,9 @@ import os
 import pathlib
 import threading
 
-from seekax.data import chat, formats, sources, tokenizer_files
+from seekax.data import chat, formats, reading_rules, sources, tokenizer_files
 from seekax.data import shards as shards_lib
-from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
+from seekax.data.reading_rules import DataError, DEFAULT_RULES, Document, Rules
 from seekax.data.shards import Shard
 from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
 from seekax.data.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
       try:
         formats.check_length(file, rules)
         entry = [prefix + name, shards_lib.file_sha256(file)]
-      except formats.NotTextError:
+      except reading_rules.NotTextError:
         continue
       except OSError as error:
         raise DataError(f'cannot read {file} ({error.strerror})') from error

@@ -21,7 +21,7 @@ import numpy as np
 
 from seekax.data import split, tokenizer_files
 from seekax.data.documents import frame
-from seekax.data.formats import DataError, Document
+from seekax.data.reading_rules import DataError, Document
 from seekax.data.sources import TOKENS_MANIFEST
 from seekax.data.tokenizer import Tokenizer
 from seekax.files import JsonObject, write_atomically

@@ -12,8 +12,8 @@ import re
 import sysconfig
 
 from seekax.configuration.config import Config
-from seekax.data import formats, own_output
-from seekax.data.formats import DataError, DEFAULT_RULES, Document, Rules
+from seekax.data import formats, own_output, reading_rules
+from seekax.data.reading_rules import DataError, DEFAULT_RULES, Document, Rules
 
 _logger = logging.getLogger(__name__)
 
@@ -284,7 +284,7 @@ def stream(
             passed.add_conversation()
           found = True
           yield document
-      except formats.NotTextError as error:
+      except reading_rules.NotTextError as error:
         if path != STDLIB:  # A few of its files declare another encoding.
           passed.add('files that are not text', prefix + name, str(error))
   if found:  # Otherwise the caller raises an error.

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from seekax.data.formats import DataError, Document
+from seekax.data.reading_rules import DataError, Document
 
 _BLOCK_CHARACTERS = 1 << 20
 

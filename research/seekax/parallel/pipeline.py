@@ -30,7 +30,7 @@ micro-batches.
 Letters: S stages, M micro-batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -40,47 +40,9 @@ from jax.sharding import PartitionSpec
 
 from seekax.arrays import PyTree
 from seekax.parallel.mesh import stages_differ
+from seekax.parallel.pipeline_parts import Carry, Model, Rank, Result
 
 AXIS = 'pipeline'
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """The functions that a pipeline runs. Sums are trees without gradients.
-
-  Attributes:
-    enter: maps (outer parameters, micro-batch) to the first stage's input x.
-    beside: maps (outer parameters, micro-batch) to a tree of the last stage's
-      other inputs; the other stages get zeros.
-    stages: one function per stage; it maps (the stage's parameters, its
-      constants, x, beside, micro-batch) to (x, a tree that leaves, a float32
-      scalar that is added to the objective, sums). Equal stages are the same
-      function, and the results of all stages have the same shapes.
-    leave: maps (outer parameters, what leaves the last stage, micro-batch) to
-      (float32 scalar, sums).
-  """
-
-  enter: Callable[..., jax.Array]
-  beside: Callable[..., PyTree]
-  stages: Sequence[Callable[..., tuple[jax.Array, PyTree, jax.Array, PyTree]]]
-  leave: Callable[..., tuple[jax.Array, PyTree]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """Gradients and sums over all micro-batches.
-
-  Attributes:
-    outer: gradients of the outer parameters, float32.
-    staged: gradients of the stages' parameters, float32 [S, ...].
-    left: sums that `leave` returned.
-    passed: sums that each stage returned, [S, ...].
-  """
-
-  outer: PyTree
-  staged: PyTree
-  left: PyTree
-  passed: PyTree
 
 
 def num_ticks(micro_batches: int, stages: int) -> int:
@@ -119,57 +81,6 @@ def gradients(
   return Result(carry.outer, carry.staged, carry.left, carry.passed)
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['y', 'dx', 'kept', 'outer', 'staged', 'left', 'passed'],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class _Carry:
-  """State that passes from tick to tick.
-
-  Attributes:
-    y: outputs of the stages, [S, ...].
-    dx: gradients of the stages' inputs, [S, ...].
-    kept: inputs of the stages that are used again, [S, S, ...]: a rank has S
-      slots, some of them for another stage.
-    outer: `Result.outer` so far.
-    staged: `Result.staged` so far.
-    left: `Result.left` so far.
-    passed: `Result.passed` so far.
-  """
-
-  y: jax.Array
-  dx: jax.Array
-  kept: jax.Array
-  outer: PyTree
-  staged: PyTree
-  left: PyTree
-  passed: PyTree
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['params', 'constants', 'rank', 'kind'],
-  meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class _Rank:
-  """The data of one pipeline rank, or of all ranks, [S, ...].
-
-  Attributes:
-    params: parameters of its stage.
-    constants: constants of its stage.
-    rank: number of the rank, which is that of its stage.
-    kind: index of its stage's function among the different ones.
-  """
-
-  params: PyTree
-  constants: PyTree
-  rank: jax.Array
-  kind: jax.Array
-
-
 class _Ticks:
   """The computation of each tick."""
 
@@ -189,7 +100,7 @@ class _Ticks:
     self._rank_S = jnp.arange(self._stages)
     self._x, self._out, self._passed, self._sums = jax.eval_shape(self._shapes)
 
-  def start(self) -> _Carry:
+  def start(self) -> Carry:
     """Returns the state before the first tick: zeros."""
     stages = self._stages
 
@@ -199,7 +110,7 @@ class _Ticks:
     outer, gradients = self._lay_out(
       float32(self._outer), float32(self._staged)
     )
-    return _Carry(
+    return Carry(
       y=_zeros(self._x, stages),
       dx=_zeros(self._x, stages),
       kept=_zeros(self._x, stages, stages),
@@ -209,7 +120,7 @@ class _Ticks:
       passed=_zeros(self._passed, stages),
     )
 
-  def tick(self, t: jax.Array, carry: _Carry) -> _Carry:
+  def tick(self, t: jax.Array, carry: Carry) -> Carry:
     """Runs stages forward, the loss of what leaves, and stages backward.
 
     Args:
@@ -404,7 +315,7 @@ class _Ticks:
     """Calls a function on every rank; the compiler handles other mesh axes.
 
     Args:
-      function: maps (a stage's `_Rank`, its parts of arrays, shared) to a tree
+      function: maps (a stage's `Rank`, its parts of arrays, shared) to a tree
         of the rank's own arrays.
       arrays: a tree of [S, ...].
       shared: a tree of arrays that every rank has whole.
@@ -412,7 +323,7 @@ class _Ticks:
     Returns:
       A tree of arrays [S, ...].
     """
-    stages = _Rank(self._staged, self._constants, self._rank_S, self._kind_S)
+    stages = Rank(self._staged, self._constants, self._rank_S, self._kind_S)
 
     def local(mine, shared):
       result = function(*jax.tree.map(lambda x: x[0], mine), shared)

@@ -17,16 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 import numpy as np
 
+from seekax.report.plot_labels import (
+  CHARACTER,
+  FONT,
+  inner,
+  Label,
+  LINE_HEIGHT,
+  write_labels,
+)
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#5f6b7a'
 _PARTS = (BLUE, ORANGE, GREEN, '#56b4e9', '#e69f00', '#cc79a7', GREY)
 WIDTH, HEIGHT = 380, 236
 NARROW = 320  # Width of a figure in a row of three.
 _LEFT, _TOP, _BOTTOM = 42, 26, 40
-_FONT = 10
-_LINE_HEIGHT = 1.25 * _FONT
-# Wider than most system fonts, with which the page replaces matplotlib's.
-_CHARACTER = 0.56 * _FONT
 # At this width, more points than this can't be told apart.
 _MOST_POINTS = 800
 # With more curves than this, names take one line each and points aren't drawn.
@@ -37,13 +42,13 @@ _LOAD_LIMIT = 2.0
 _STYLE = {
   'svg.fonttype': 'none',
   'figure.dpi': 72,
-  'font.size': _FONT,
+  'font.size': FONT,
   'font.family': 'DejaVu Sans',
   'text.color': '#1f2933',
   'axes.edgecolor': '#9aa5b1',
   'axes.labelcolor': '#3e4c59',
-  'axes.labelsize': _FONT,
-  'axes.titlesize': _FONT + 1,
+  'axes.labelsize': FONT,
+  'axes.titlesize': FONT + 1,
   'axes.titleweight': 'bold',
   'axes.linewidth': 0.8,
   'axes.spines.top': False,
@@ -89,19 +94,6 @@ class Level:
   y: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Label:
-  """Text for the right margin, at height `y` in data units."""
-
-  text: str
-  y: float
-  color: str
-
-  @property
-  def height(self) -> float:
-    return _LINE_HEIGHT * (1 + self.text.count('\n'))
-
-
 def lines(
   title: str,
   x_label: str,
@@ -132,22 +124,22 @@ def lines(
   series = [s for s in series if s.points]
   crowded = len(series) > _FEW
   labels = [_label(s, ' ' if crowded else '\n') for s in series if s.label]
-  labels += [_Label(level.label, level.y, GREY) for level in levels]
+  labels += [Label(level.label, level.y, GREY) for level in levels]
   longest = max(
     (len(line) for x in labels for line in x.text.split('\n')), default=0
   )
   with matplotlib.rc_context():
     _set_style(title)
-    margin = 14 + longest * _CHARACTER
+    margin = 14 + longest * CHARACTER
     figure, axes = _canvas(width, HEIGHT, margin)
-    axes.set_title(title, loc='left', x=-(_LEFT - 6) / _inner(axes)[0])
+    axes.set_title(title, loc='left', x=-(_LEFT - 6) / inner(axes)[0])
     axes.set_xlabel(x_label)
     _set_limits(axes, series, levels, from_zero, skip_start)
     for item in series:
       _draw(axes, item, faint=item.smooth and not crowded)
     for level in levels:
       axes.axhline(level.y, color=GREY, linewidth=1, dashes=(4, 3), zorder=3)
-    _write_labels(axes, labels)
+    write_labels(axes, labels)
     return _to_svg(figure, title)
 
 
@@ -174,8 +166,8 @@ def stacked_bars(
     )
   )
   colors = [_PARTS[i % len(_PARTS)] for i in range(len(parts))]
-  left = 12 + max(map(len, bars)) * _CHARACTER
-  legend = _LINE_HEIGHT * len(parts) if len(parts) > 1 else 0
+  left = 12 + max(map(len, bars)) * CHARACTER
+  legend = LINE_HEIGHT * len(parts) if len(parts) > 1 else 0
   height = _TOP + 34 * len(bars) + _BOTTOM + legend
   with matplotlib.rc_context():
     _set_style(title)
@@ -191,13 +183,13 @@ def stacked_bars(
     axes.set_yticks(range(len(bars)), list(bars))
     axes.tick_params(axis='y', length=0)
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_title(title, loc='left', x=-(left - 6) / _inner(axes)[0])
+    axes.set_title(title, loc='left', x=-(left - 6) / inner(axes)[0])
     axes.set_xlabel(x_label)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
     for place, (part, color) in enumerate(zip(parts, colors, strict=True)):
       if legend:
-        y = (legend - (place + 0.5) * _LINE_HEIGHT) / height
+        y = (legend - (place + 0.5) * LINE_HEIGHT) / height
         amounts = ', '.join(short(bar.get(part, 0)) for bar in bars.values())
         for x, text, shade in (
           (left, '■', color),
@@ -229,7 +221,7 @@ def load_map(
   loads = np.asarray(rows, np.float64)
   ratio = loads / np.maximum(loads.mean(axis=1, keepdims=True), 1e-9)
   shade = np.log2(np.clip(ratio, 2.0**-_LOAD_LIMIT, 2.0**_LOAD_LIMIT))
-  names = max(len(label) for label in row_labels) * _CHARACTER
+  names = max(len(label) for label in row_labels) * CHARACTER
   row_height = min(26.0, max(6.0, 360 / len(rows)))
   # The bottom holds tick labels, the axis label, and the scale with its ticks.
   bottom, left = 96, 12 + names
@@ -246,10 +238,10 @@ def load_map(
       aspect='auto',
       interpolation='none',
     )
-    axes.set_title(title, loc='left', x=-(left - 6) / _inner(axes)[0])
+    axes.set_title(title, loc='left', x=-(left - 6) / inner(axes)[0])
     axes.set_xlabel('expert')
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    stride = math.ceil(1.1 * _LINE_HEIGHT / row_height)
+    stride = math.ceil(1.1 * LINE_HEIGHT / row_height)
     shown = [i for i in range(len(rows)) if i % stride == 0]
     # The last row is always named, because it may be that of an MTP module.
     shown = [i for i in shown if len(rows) - i > stride] + [len(rows) - 1]
@@ -316,11 +308,6 @@ def _canvas(width: float, height: float, margin: float) -> tuple[Figure, Axes]:
   return figure, _axes(figure, _LEFT, _BOTTOM, width - _LEFT - margin, _TOP)
 
 
-def _inner(axes: Axes) -> tuple[float, float]:
-  """Width and height of the axes in points."""
-  return axes.bbox.width, axes.bbox.height
-
-
 def _present(points) -> list[tuple[float, float]]:
   return [(x, y) for x, y in points if x is not None and y is not None]
 
@@ -344,9 +331,9 @@ def _drawn(series: Series) -> list[tuple[float, float]]:
   ]
 
 
-def _label(series: Series, separator: str) -> _Label:
+def _label(series: Series, separator: str) -> Label:
   last = _drawn(series)[-1][1]
-  return _Label(f'{series.label}{separator}{short(last)}', last, series.color)
+  return Label(f'{series.label}{separator}{short(last)}', last, series.color)
 
 
 def _draw(axes: Axes, series: Series, faint: bool) -> None:
@@ -388,52 +375,6 @@ def _set_limits(axes: Axes, series, levels, from_zero, skip_start) -> None:
       MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=integer)
     )
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-
-def _write_labels(axes: Axes, labels: Sequence[_Label]) -> None:
-  """Writes names in the right margin, moved apart and tied to their height."""
-  width, height = _inner(axes)
-  low, high = axes.get_ylim()
-  wanted = [
-    min(max((label.y - low) / (high - low), 0), 1) * height for label in labels
-  ]
-  places = _spread(wanted, [label.height for label in labels], height)
-  for label, start, place in zip(labels, wanted, places, strict=True):
-    axes.plot(
-      [1, 1 + 8 / width],
-      [start / height, place / height],
-      color=label.color,
-      linewidth=0.7,
-      transform=axes.transAxes,
-      clip_on=False,
-    )
-    axes.text(
-      1 + 11 / width,
-      place / height,
-      label.text,
-      color=label.color,
-      verticalalignment='center',
-      linespacing=1.1,
-      transform=axes.transAxes,
-    )
-
-
-def _spread(
-  centres: Sequence[float], heights: Sequence[float], limit: float
-) -> list[float]:
-  """Moves centres in [0, limit] as little as needed for no overlap."""
-  order = sorted(range(len(centres)), key=lambda i: centres[i])
-  places = list(centres)
-  # Half a label may stand out below and above the axes.
-  edge = -_LINE_HEIGHT / 2
-  for i in order:
-    places[i] = max(places[i], edge + heights[i] / 2)
-    edge = places[i] + heights[i] / 2
-  edge = limit + _LINE_HEIGHT / 2
-  for i in reversed(order):
-    places[i] = min(places[i], edge - heights[i] / 2)
-    edge = places[i] - heights[i] / 2
-  return places
 
 
 def _to_svg(figure: Figure, title: str) -> str:

@@ -19,7 +19,7 @@ from seekax.data import (
 from seekax.data import tokenizer as tokenizer_lib
 from seekax.data.augmentation import Augmentation
 from seekax.data.contents import Contents
-from seekax.data.formats import Document, Rules, rules_of
+from seekax.data.reading_rules import Document, Rules, rules_of
 from seekax.data.tokenizer import Tokenizer
 from seekax.storage import hub
 

@@ -14,12 +14,13 @@ import json
 import pathlib
 import re
 import shutil
-import threading
 
 from seekax.configuration.config import to_dict
 from seekax.files import check_size, JsonObject, read_bounded, write_atomically
 from seekax.storage import checkpoint, huggingface, weights
 from seekax.storage import workdir as workdir_lib
+from seekax.storage.background import Background
+from seekax.storage.exported_tokenizer import complete_tokenizer, control_ids
 from seekax.storage.manifest import file_hash, StorageError
 from seekax.storage.names import Slot, slots
 from seekax.storage.open import find, Found
@@ -258,7 +259,7 @@ class _Conversion:
     main = next(output for output in plain if not output.slot.is_bias)
     dtype = {'F32': 'float32'}.get(main.dtype, 'bfloat16')
     made = published_config(self.found.model, dtype, is_fp8, self.power_of_two)
-    return carry_fields(made, self.found.published) | (_control_ids(self.found))
+    return carry_fields(made, self.found.published) | (control_ids(self.found))
 
   def run(self, progress: Progress) -> None:
     """Writes the target's missing files."""
@@ -268,7 +269,7 @@ class _Conversion:
         if _TEMPORARY.search(path.name):  # Left by a killed process.
           path.unlink()
     # The source's checksums are verified in the background.
-    verified = _Background(self.found.verify)
+    verified = Background(self.found.verify)
     if self.found.step is not None:
       verified.result()  # Opening a pipe, for example, would block orbax.
     try:
@@ -283,7 +284,7 @@ class _Conversion:
     self._finish(hashes)
 
   def _write_shards(
-    self, progress: Progress, verified: '_Background'
+    self, progress: Progress, verified: 'Background'
   ) -> dict[str, str]:
     """Writes the missing files; returns the SHA-256 of files that need one."""
     reader, base, hashes = open_reader(self.found, self.files), None, {}
@@ -327,7 +328,7 @@ class _Conversion:
       if (self.found.folder / name).is_file():
         shutil.copyfile(self.found.folder / name, self.target / name)
     if not self.seekax:
-      _complete_tokenizer(self.found, self.target)
+      complete_tokenizer(self.found, self.target)
       (self.target / workdir_lib.LOCK).unlink(missing_ok=True)
       write_atomically(self.final, json.dumps(self.config, indent=2) + '\n')
       return
@@ -366,32 +367,6 @@ class _Conversion:
     return {'metadata': {'total_size': total}, 'weight_map': listed}
 
 
-class _Background:
-  """A function in a thread that ends with the process."""
-
-  def __init__(self, function: Callable[[], None]):
-    self._function = function
-    self._error: Exception | None = None
-    self._thread = threading.Thread(target=self._run, daemon=True)
-    self._thread.start()
-
-  def _run(self) -> None:
-    try:
-      self._function()
-    except Exception as error:  # `result` raises it again.
-      self._error = error
-
-  def failed(self) -> bool:
-    """Whether it ended with an error."""
-    return self._error is not None
-
-  def result(self) -> None:
-    """Waits until it ends; raises its error."""
-    self._thread.join()
-    if self._error is not None:
-      raise self._error
-
-
 def _power_of_two(found: Found) -> bool:
   if not found.published:
     return False
@@ -409,37 +384,3 @@ def _shards(outputs: Sequence[Output], limit: int) -> list[list[Output]]:
     shards[-1].append(output)
     size += output.num_bytes
   return shards
-
-
-def _control_ids(found: Found) -> JsonObject:
-  """BOS and EOS for config.json, if the published one lacks them."""
-  if found.published or not (found.folder / workdir_lib.TOKENIZER).is_file():
-    return {}
-  ends = list(found.end_ids())
-  return {
-    'bos_token_id': found.tokenizer().bos_id,
-    'eos_token_id': ends[0] if len(ends) == 1 else ends,
-  }
-
-
-def _complete_tokenizer(found: Found, target: pathlib.Path) -> None:
-  """Writes what other tools need beside a tokenizer.json that we trained.
-
-  They put BOS before a text only if the files say so; our own training and
-  scoring always do.
-  """
-  path = target / 'tokenizer_config.json'
-  if path.exists() or not (target / workdir_lib.TOKENIZER).is_file():
-    return
-  tokenizer = found.tokenizer()
-  content = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
-    'bos_token': tokenizer.bos,
-    'eos_token': tokenizer.eos,
-    'add_bos_token': True,
-    'add_eos_token': False,
-    'model_max_length': found.model.context_length,
-    'clean_up_tokenization_spaces': False,
-  }
-  write_atomically(target / workdir_lib.TOKENIZER, tokenizer.to_json_with_bos())
-  write_atomically(path, json.dumps(content, indent=2) + '\n')

@@ -8,18 +8,17 @@ name; `auto_map` and remote code are never used. published_config.py writes.
 
 import pathlib
 import re
-from typing import NoReturn
 
 from absl import logging
 
 from seekax.configuration.errors import ConfigError
 from seekax.configuration.model import ModelConfig
-from seekax.files import JsonObject, parse_json, printable, quoted, read_bounded
+from seekax.files import JsonObject, parse_json, quoted, read_bounded
 from seekax.storage.manifest import StorageError
+from seekax.storage.published_fields import Fields, MAX_COUNT, NEUTRAL
+from seekax.storage.published_rope import rotary_fields
 
 CONFIG, GENERATION_CONFIG = 'config.json', 'generation_config.json'
-_MAX_COUNT = 2**31
-_MAX_NUMBER = 1e30
 
 _V3_TYPES = ('deepseek_v3', 'kimi_k2')
 MODEL_TYPES = (*_V3_TYPES, 'deepseek_v2', 'llama')
@@ -71,51 +70,6 @@ _PUBLISHED_NAMES = {
   'llama3_low_freq_factor': 'low_freq_factor',
   'llama3_high_freq_factor': 'high_freq_factor',
 }
-# Values with which a field changes nothing; a missing field is always neutral.
-_NEUTRAL = {
-  'attention_bias': (False,),
-  'mlp_bias': (False,),
-  'hidden_act': ('silu',),
-  'tie_word_embeddings': (False,),
-  'moe_layer_freq': (1,),
-  'sliding_window': (None,),
-  'partial_rotary_factor': (None, 1),
-  'pretraining_tp': (1,),
-  'attn_output_gate': (False,),
-  'use_qk_norm': (False,),
-  'index_topk': (None,),
-}
-# Kinds of rotary scaling in the published code of each family.
-_ROPE_KINDS = {
-  'llama': ('default', 'llama3'),
-  'deepseek': ('default', 'yarn'),
-}
-_ROPE_KEYS = {
-  'default': set(),
-  'yarn': {
-    'factor',
-    'original_max_position_embeddings',
-    'beta_fast',
-    'beta_slow',
-    'mscale',
-    'mscale_all_dim',
-  },
-  'llama3': {
-    'factor',
-    'original_max_position_embeddings',
-    'low_freq_factor',
-    'high_freq_factor',
-  },
-}
-_ROPE_NEUTRAL = {
-  'type': None,
-  'rope_type': None,
-  'rope_theta': None,
-  'attention_factor': (None,),
-  'partial_rotary_factor': (None, 1, 1.0),
-  'truncate': (True,),
-  'finetuned': (None, False, True),
-}
 FP8 = {
   'activation_scheme': 'dynamic',
   'fmt': 'e4m3',
@@ -157,11 +111,11 @@ def model_config(published: JsonObject, where: str) -> ModelConfig:
   Raises:
     StorageError: a field is missing, contradicts another or isn't supported.
   """
-  fields = _Fields(published, where)
+  fields = Fields(published, where)
   kind = published.get('model_type')
   if kind not in MODEL_TYPES:
     fields.refuse('model_type', f'known: {", ".join(MODEL_TYPES)}')
-  for name, values in _NEUTRAL.items():
+  for name, values in NEUTRAL.items():
     if published.get(name, values[0]) not in values:
       fields.refuse(name, f'only {values[0]!r} is supported')
   for name in _REQUIRED:
@@ -193,7 +147,7 @@ def end_ids(fields: JsonObject, where: str) -> list[int]:
   if found is None:
     return []
   ids = found if isinstance(found, list) else [found]
-  if not all(type(x) is int and 0 <= x < _MAX_COUNT for x in ids):
+  if not all(type(x) is int and 0 <= x < MAX_COUNT for x in ids):
     raise StorageError(
       f'{where}: eos_token_id={quoted(found)} is neither a token id nor a list '
       'of them'
@@ -233,55 +187,7 @@ def quantization(published: JsonObject, where: str) -> tuple[bool, bool]:
   return True, scale_format == POWER_OF_TWO
 
 
-class _Fields:
-  """A config.json's fields, with errors that name them."""
-
-  def __init__(self, published: JsonObject, where: str):
-    self.published, self.where = published, where
-
-  def refuse(self, name: str, why: str) -> NoReturn:
-    value = quoted(self.published.get(name))
-    raise StorageError(
-      f'{self.where}: {printable(name[:80])}={value} is not supported; {why}'
-    )
-
-  def count(self, name: str, default: int | None = None) -> int:
-    """Reads a whole number; 0 where the file says null.
-
-    Without a default, the field must be present.
-    """
-    value = self.published.get(name, default)
-    if value is None and name in self.published:
-      value = 0
-    if value is None:
-      raise StorageError(f'{self.where}: {name} is missing')
-    if type(value) is not int or not 0 <= value < _MAX_COUNT:
-      self.refuse(name, 'a whole number is wanted')
-    return value
-
-  def number(self, name: str, default: float | None = None) -> float:
-    """Reads a number of limited size; without a default, it must be present."""
-    value = self.published.get(name, default)
-    if value is None and name not in self.published:
-      raise StorageError(f'{self.where}: {name} is missing')
-    if type(value) not in (int, float) or not 0 <= value <= _MAX_NUMBER:
-      self.refuse(name, 'a number is wanted')
-    return float(value)
-
-  def flag(self, name: str, default: bool) -> bool:
-    value = self.published.get(name, default)
-    if not isinstance(value, bool):
-      self.refuse(name, 'true or false is wanted')
-    return value
-
-  def same(self, name: str, value: object) -> None:
-    """Raises for a field that contradicts what the other fields imply."""
-    found = self.published.get(name)
-    if found is not None and found != value:
-      self.refuse(name, f'the other fields imply {value!r}')
-
-
-def _shared(fields: _Fields) -> JsonObject:
+def _shared(fields: Fields) -> JsonObject:
   return dict(
     vocab_size=fields.count('vocab_size'),
     embed_dim=fields.count('hidden_size'),
@@ -291,97 +197,11 @@ def _shared(fields: _Fields) -> JsonObject:
     context_length=fields.count('max_position_embeddings', 4096),
     norm_eps=fields.number('rms_norm_eps', 1e-6),
     init_std=fields.number('initializer_range', 0.02),
-    **_rope(fields),
+    **rotary_fields(fields),
   )
 
 
-def _rope(fields: _Fields) -> JsonObject:
-  """The rotary fields, from either spelling."""
-  rope = _rope_fields(fields)
-  kind = _rope_kind(fields, rope)
-  theta = rope if 'rope_theta' in rope.published else fields
-  found = dict(
-    rope_theta=theta.number('rope_theta', 10000.0),
-    rope_scaling={'default': 'none'}.get(kind, kind),
-  )
-  fields.same('rope_theta', found['rope_theta'])
-  if kind == 'default':
-    return found
-  found['rope_factor'] = rope.number('factor')
-  found['rope_original_length'] = rope.count(
-    'original_max_position_embeddings',
-    fields.published.get('max_position_embeddings'),
-  )
-  if kind == 'llama3':
-    for name in ('low_freq_factor', 'high_freq_factor'):
-      found[f'llama3_{name}'] = rope.number(name)
-    return found
-  return found | dict(
-    yarn_beta_fast=rope.number('beta_fast', 32.0),
-    yarn_beta_slow=rope.number('beta_slow', 1.0),
-    yarn_mscale=rope.number('mscale', 1.0),
-    yarn_mscale_all_dim=rope.number('mscale_all_dim', 0.0),
-  )
-
-
-def rotary_note(published: JsonObject) -> str:
-  """Says where implementations differ on a config's YaRN; '' if they don't.
-
-  DeepSeek's hub code and seekax scale the rotated parts by the ratio of the two
-  factors, and the softmax by the second; other implementations differ where one
-  is missing or the two are unequal. All releases have two equal factors.
-  """
-  rope: JsonObject = {}
-  for name in ('rope_scaling', 'rope_parameters'):
-    fields = published.get(name)
-    rope |= fields if isinstance(fields, dict) else {}
-  found = [rope.get(name) for name in ('mscale', 'mscale_all_dim')]
-  if rope.get('rope_type', rope.get('type')) != 'yarn' or (
-    found[0] is not None and found[0] == found[1]
-  ):
-    return ''
-  first, second = (
-    'absent' if value is None else quoted(value) for value in found
-  )
-  return (
-    f'yarn with mscale {first} and mscale_all_dim {second}: scaled as '
-    "DeepSeek's hub code does; the logits of transformers differ by up to 0.7"
-  )
-
-
-def _rope_fields(fields: _Fields) -> _Fields:
-  """The fields of rope_scaling and rope_parameters, which must agree."""
-  older = fields.published.get('rope_scaling')
-  newer = fields.published.get('rope_parameters')
-  for name, value in (('rope_scaling', older), ('rope_parameters', newer)):
-    if value is not None and not isinstance(value, dict):
-      fields.refuse(name, 'a JSON object or null is wanted')
-  older, newer = _Fields(older or {}, fields.where), newer or {}
-  for name, value in newer.items():
-    older.same(name, value)
-  return _Fields({**older.published, **newer}, fields.where)
-
-
-def _rope_kind(fields: _Fields, rope: _Fields) -> str:
-  """Returns `default`, or a kind of scaling all of whose fields are known."""
-  name = 'rope_type' if 'rope_type' in rope.published else 'type'
-  kind = rope.published.get(name)
-  kind = 'default' if kind is None else kind
-  llama = fields.published['model_type'] == 'llama'
-  known = _ROPE_KINDS['llama' if llama else 'deepseek']
-  if kind not in known:
-    rope.refuse(name, f'known: {", ".join(known)}')
-  rope.same('type', kind)
-  for name, value in rope.published.items():
-    neutral = _ROPE_NEUTRAL.get(name, (None,))
-    if name in _ROPE_KEYS[kind] or neutral is None:
-      continue
-    if value not in neutral:
-      rope.refuse(name, f'unknown to rope_type {kind!r}')
-  return kind
-
-
-def _llama(fields: _Fields) -> JsonObject:
+def _llama(fields: Fields) -> JsonObject:
   heads = fields.count('num_attention_heads')
   kv_heads = heads
   if fields.published.get('num_key_value_heads') is not None:
@@ -408,7 +228,7 @@ def _llama(fields: _Fields) -> JsonObject:
   )
 
 
-def _deepseek(fields: _Fields) -> JsonObject:
+def _deepseek(fields: Fields) -> JsonObject:
   for name in _REQUIRED_LATENT:
     fields.count(name)
   published = fields.published
@@ -435,7 +255,7 @@ def _deepseek(fields: _Fields) -> JsonObject:
   )
 
 
-def _experts(fields: _Fields) -> JsonObject:
+def _experts(fields: Fields) -> JsonObject:
   layers = fields.count('num_hidden_layers')
   if fields.count('first_k_dense_replace') >= layers or (
     fields.count('n_routed_experts') == 0
@@ -459,14 +279,14 @@ def _experts(fields: _Fields) -> JsonObject:
   )
 
 
-def _normalize_gates(fields: _Fields, v3: bool) -> bool:
+def _normalize_gates(fields: Fields, v3: bool) -> bool:
   normalize = fields.flag('norm_topk_prob', v3)
   if normalize and not v3:
     fields.refuse('norm_topk_prob', 'only false is supported in deepseek_v2')
   return normalize
 
 
-def _router(fields: _Fields, v3: bool) -> tuple[str, dict[str, int]]:
+def _router(fields: Fields, v3: bool) -> tuple[str, dict[str, int]]:
   """Returns the kind of router and its groups."""
   router, methods = 'sigmoid', ('noaux_tc',)
   if not v3:

@@ -23,7 +23,14 @@ from seekax.data.tokenizer_files import load_folder, read_json
 from seekax.files import JsonObject
 from seekax.model.parameters import cast_params
 from seekax.model.weights import Weights
-from seekax.storage import checkpoint, hub, huggingface, names, weights
+from seekax.storage import (
+  checkpoint,
+  hub,
+  huggingface,
+  names,
+  weight_checks,
+  weights,
+)
 from seekax.storage import workdir as workdir_lib
 from seekax.storage.load import load
 from seekax.storage.manifest import StorageError, verify_manifest
@@ -118,8 +125,8 @@ class Found:
         self.folder / workdir_lib.WEIGHTS,
         self.folder / workdir_lib.WEIGHTS_MANIFEST,
       )
-    weights.check_copies(self.tensors, names.slots(self.model))
-    weights.check_two_sets(self.tensors_folder, self.tensors)
+    weight_checks.check_copies(self.tensors, names.slots(self.model))
+    weight_checks.check_two_sets(self.tensors_folder, self.tensors)
 
   def end_ids(self) -> tuple[int, ...]:
     """Ids that end a text or a turn, sorted.

@@ -35,7 +35,7 @@ from seekax.model.transformer import (
 )
 from seekax.model.weights import Weights
 from seekax.ops import precision
-from seekax.parallel import dealing, pipeline, ranks, rules
+from seekax.parallel import dealing, pipeline, pipeline_parts, ranks, rules
 from seekax.parallel.mesh import current_sizes
 from seekax.training import placement
 from seekax.training.losses import balance_objective, LossSums, target_sums
@@ -117,7 +117,7 @@ def _biases(router_bias, model, counts) -> dict[str, jax.Array]:
   return biases
 
 
-def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
+def _model(config: Config, policy, counts, mtp_weight) -> pipeline_parts.Model:
   model = Transformer(config.model, policy, config.compute)
   last = len(counts) - 1
 
@@ -141,12 +141,12 @@ def _model(config: Config, policy, counts, mtp_weight) -> pipeline.Model:
     _StageFunction(config, policy, max(counts), count, s == 0, s == last)
     for s, count in enumerate(counts)
   ]
-  return pipeline.Model(enter, beside, stages, leave)
+  return pipeline_parts.Model(enter, beside, stages, leave)
 
 
 @dataclasses.dataclass(frozen=True)
 class _StageFunction:
-  """The function of a stage for `pipeline.Model`; equal stages compare equal.
+  """A stage for `pipeline_parts.Model`; equal stages compare equal.
 
   Attributes:
     config: the run's config.
