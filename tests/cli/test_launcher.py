@@ -48,7 +48,8 @@ class DescribedTest(parameterized.TestCase):
     (('a:1', 2, 1), {'SEEKAX_PROCESS_ID': '0'}, Processes('a:1', 2, 1)),
   )
   def test_flags_then_environment(self, given, environment, expected):
-    self.assertEqual(described(*given, environment), expected)
+    found = described(*given, environment=environment)
+    self.assertEqual(found, expected)
 
   def test_a_lone_process_in_an_allocation_says_so(self):
     said = io.StringIO()
@@ -68,7 +69,7 @@ class DescribedTest(parameterized.TestCase):
   )
   def test_half_of_it_is_refused(self, given, environment, message):
     with self.assertRaisesRegex(InputError, message):
-      described(*given, environment)
+      described(*given, environment=environment)
 
 
 class MissingTest(parameterized.TestCase):

@@ -1,5 +1,6 @@
 """Laws of chat templates: only they make control tokens, and they can't harm."""
 
+import functools
 import inspect
 import json
 import os
@@ -256,10 +257,10 @@ class EncodeTest(parameterized.TestCase):
     ([{**_HELLO[0], 'tool_calls': []}], "message 0 has 'tool_calls'; only"),
   )
   def test_malformed_messages_are_an_error(self, messages, message):
-    for call in (chat.render, chat.encode_chat):
-      first = (_TOKENIZER,) if call is chat.encode_chat else ()
+    encode = functools.partial(chat.encode_chat, _TOKENIZER)
+    for call in (chat.render, encode):
       with self.assertRaisesRegex(chat.ChatError, f'^.*{message}.*$'):
-        call(*first, _CHATML, messages)
+        call(_CHATML, messages)
 
 
 def _seconds_of_children() -> float:

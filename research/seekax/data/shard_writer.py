@@ -20,10 +20,10 @@ import threading
 from seekax.data import chat, formats, reading_rules, sources, tokenizer_files
 from seekax.data import shards as shards_lib
 from seekax.data.reading_rules import DataError, DEFAULT_RULES, Document, Rules
-from seekax.data.shards import Shard
+from seekax.data.shards import Plan, Shard
 from seekax.data.sources import TOKENS_MANIFEST, TOKENS_PLAN
 from seekax.data.tokenizer import Tokenizer
-from seekax.files import JsonObject, write_atomically
+from seekax.files import write_atomically
 
 # A shard also ends at this size, so that long documents don't fill the memory.
 _SHARD_BYTES = 64 << 20
@@ -85,7 +85,7 @@ def tokenize(
   rules = dataclasses.replace(rules, tokenizer=tokenizer_path)
   rules, template = chat.rules_with_template(rules, tokenizer, tokenizer_path)
   folder = pathlib.Path(target)
-  plan = {
+  plan: Plan = {
     'source': [os.path.basename(os.path.abspath(p)) for p in parsed.paths],
     'source_sha256': fingerprint(parsed, rules),
     'tokenizer_sha256': shards_lib.sha256_of(tokenizer),
@@ -164,7 +164,7 @@ def fingerprint(source: sources.Source, rules: Rules = DEFAULT_RULES) -> str:
   return total.hexdigest()
 
 
-def _is_complete(folder: pathlib.Path, plan: JsonObject) -> bool:
+def _is_complete(folder: pathlib.Path, plan: Plan) -> bool:
   """Whether the target is finished; raises if it follows another plan."""
   for name in (TOKENS_MANIFEST, TOKENS_PLAN):
     if not (folder / name).is_file():
@@ -196,9 +196,7 @@ def _is_complete(folder: pathlib.Path, plan: JsonObject) -> bool:
   return False
 
 
-def _begin(
-  folder: pathlib.Path, plan: JsonObject, tokenizer: Tokenizer
-) -> None:
+def _begin(folder: pathlib.Path, plan: Plan, tokenizer: Tokenizer) -> None:
   if (folder / TOKENS_PLAN).is_file():
     for stale in folder.glob('.part-*'):  # Left by workers that were killed.
       stale.unlink()

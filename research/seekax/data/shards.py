@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import threading
+from typing import cast, NotRequired, TypedDict
 
 from array_record.python import array_record_module
 import numpy as np
@@ -127,14 +128,58 @@ def file_sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+class Plan(TypedDict):
+  """What decides a folder of tokens, as JSON; it can't change once begun.
+
+  Keys:
+    source: names of the files and folders.
+    source_sha256: of all their texts.
+    tokenizer_sha256: of the tokenizer's JSON text.
+    bos: name of the token before each document.
+    eos: name of the token after each document.
+    shard_documents: maximum number of documents in a shard.
+    text_field: field of a row that has the text, if it isn't `text`.
+    chat_template_sha256: of the template that renders conversations, if any.
+  """
+
+  source: list[str]
+  source_sha256: str
+  tokenizer_sha256: str
+  bos: str
+  eos: str
+  shard_documents: int
+  text_field: NotRequired[str]
+  chat_template_sha256: NotRequired[str]
+
+
+class Manifest(Plan):
+  """The plan, and what was written.
+
+  Keys:
+    format: of the folder.
+    vocab_size: number of ids.
+    dtype: of the stored ids.
+    documents: their number, as that of `tokens` and `bytes`.
+    shards: a `Shard` each.
+  """
+
+  format: str
+  vocab_size: int
+  dtype: str
+  documents: int
+  tokens: int
+  bytes: int
+  shards: list[JsonObject]
+
+
 def write_manifest(
   folder: pathlib.Path,
-  plan: JsonObject,
+  plan: Plan,
   tokenizer: Tokenizer,
   shards: Sequence[Shard],
 ) -> None:
   """Writes the manifest, which makes a folder of shards complete."""
-  manifest = {
+  manifest: Manifest = {
     'format': FORMAT,
     **plan,
     'vocab_size': tokenizer.vocab_size,
@@ -149,7 +194,7 @@ def write_manifest(
   )
 
 
-def read_manifest(folder: pathlib.Path) -> JsonObject:
+def read_manifest(folder: pathlib.Path) -> Manifest:
   """Reads a manifest.
 
   Raises:
@@ -167,10 +212,10 @@ def read_manifest(folder: pathlib.Path) -> JsonObject:
       raise DataError(f'{path} lacks {key}; tokenize again')
   if manifest['dtype'] not in _DTYPES:
     raise DataError(f'{path}: the dtype is none of {", ".join(_DTYPES)}')
-  return manifest
+  return cast(Manifest, manifest)
 
 
-def _read_shards(manifest: JsonObject, path: pathlib.Path) -> list[Shard]:
+def _read_shards(manifest: Manifest, path: pathlib.Path) -> list[Shard]:
   """Returns the manifest's shards; refuses names that leave the folder."""
   try:
     shards = [Shard(**entry) for entry in manifest['shards']]
@@ -222,7 +267,7 @@ class TokenFolder:
     for number, shard in enumerate(self._shards):
       self._verify(number, shard, skip_corrupt)
 
-  def _read_tokenizer(self, manifest: JsonObject) -> Tokenizer:
+  def _read_tokenizer(self, manifest: Manifest) -> Tokenizer:
     tokenizer = tokenizer_files.load(
       self.path / TOKENIZER, manifest['bos'], manifest['eos']
     )
