@@ -84,11 +84,6 @@ def released_v3() -> Index:
   return index
 
 
-def to_ours(slot: names.Slot, published: np.ndarray) -> np.ndarray:
-  """The inverse of `Slot.to_published`."""
-  return published.T.reshape(slot.inner) if slot.inputs else published
-
-
 class ReleasedIndexTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -263,10 +258,10 @@ class BijectionTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     for slot in names.slots(config):
       there = rng.standard_normal(slot.shape)
-      ours = to_ours(slot, there)
+      ours = slot.to_ours(there)
       self.assertEqual(ours.shape, slot.inner, msg=slot.name)
       np.testing.assert_array_equal(slot.to_published(ours), there)
-      back = to_ours(slot, slot.to_published(ours))
+      back = slot.to_ours(slot.to_published(ours))
       np.testing.assert_array_equal(back, ours)
 
   def test_a_published_row_is_one_output_of_one_head(self):
@@ -276,11 +271,11 @@ class BijectionTest(parameterized.TestCase):
     up = slots[f'{at}.q_b_proj.weight']
     width = config.qk_head_dim
     published_up = np.arange(math.prod(up.shape)).reshape(up.shape)
-    ours = to_ours(up, published_up)  # [C, H, X]
+    ours = up.to_ours(published_up)  # [C, H, X]
     self.assertEqual(ours[7, 2, 5], published_up[2 * width + 5, 7])
     out = slots[f'{at}.o_proj.weight']
     published_out = np.arange(math.prod(out.shape)).reshape(out.shape)
-    ours = to_ours(out, published_out)  # [H, U, D]
+    ours = out.to_ours(published_out)  # [H, U, D]
     self.assertEqual(
       ours[2, 3, 11], published_out[11, 2 * config.value_head_dim + 3]
     )
@@ -296,7 +291,7 @@ class BijectionTest(parameterized.TestCase):
     self.assertEqual(list(named), [s.name for s in names.slots(config)])
     for slot in names.slots(config):
       leaf = names.leaf(tree, slot.path)[slot.index]
-      np.testing.assert_array_equal(to_ours(slot, named[slot.name]), leaf)
+      np.testing.assert_array_equal(slot.to_ours(named[slot.name]), leaf)
     copy = f'model.layers.{config.num_layers}'
     np.testing.assert_array_equal(
       named[f'{copy}.embed_tokens.weight'], named['model.embed_tokens.weight']

@@ -55,6 +55,10 @@ class Slot:
     """The slot's part of our leaf, as a view in the published shape."""
     return ours.reshape(self.shape[::-1]).T if self.inputs else ours
 
+  def to_ours(self, published: np.ndarray) -> np.ndarray:
+    """The inverse of to_published."""
+    return published.T.reshape(self.inner) if self.inputs else published
+
 
 def slots(config: ModelConfig) -> Iterator[Slot]:
   """Yields every tensor of a model's published checkpoint.
