@@ -8,9 +8,9 @@ import shutil
 import struct
 import subprocess
 
+from commands import check
 from harness import (
   Bench,
-  check,
   check_refused_here,
   Fault,
   flip_bit,

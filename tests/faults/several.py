@@ -7,7 +7,8 @@ import signal
 import socket
 import time
 
-from harness import Bench, check, Fault, Running, steps_of
+from commands import check, Running
+from harness import Bench, Fault, steps_of
 import jax
 import numpy as np
 
