@@ -62,6 +62,7 @@ class Bench:
     self._hashes: dict[tuple[str, ...], str] = {}
     self._locks: dict[tuple[str, ...], threading.Lock] = {}
     self._runners: list[Runner] = []
+    self._started: list[Running] = []
     for number, name in enumerate(('left', 'right')):
       write_source(root / name, seed=number)
     path = str(pathlib.Path(seekax.__path__[0]).parent)
@@ -117,7 +118,9 @@ class Bench:
     log = self._log()
     program = [str(_LAUNCHER), fault] if fault else ['-m', 'seekax']
     command = [*prefix, sys.executable, *program, *args]
-    return Running(command, log, {**self.env, **env})
+    running = Running(command, log, {**self.env, **env})
+    self._started.append(running)
+    return running
 
   def run(self, args: Sequence[str], **kwargs) -> tuple[int, Said]:
     """Runs a command to its end; returns its exit code and what it said.
@@ -138,7 +141,11 @@ class Bench:
     return code, said
 
   def close(self) -> None:
-    """Ends the processes that run commands."""
+    """Ends the processes that run commands, and what a fault left running."""
+    for running in self._started:
+      if running.process.poll() is None:
+        running.process.kill()
+        running.process.wait()
     while self._runners:
       self._runners.pop().close()
 
