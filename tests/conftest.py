@@ -27,6 +27,7 @@ _LONG = (
   'test_colabs.py',
   'dryrun',
   'cli',
+  'training',
 )
 
 # Before JAX is imported anywhere, here and in the processes that tests start.

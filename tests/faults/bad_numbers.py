@@ -3,7 +3,8 @@
 import json
 import pathlib
 
-from harness import Bench, check, Fault, state_hash, steps_of
+from commands import check
+from harness import Bench, Fault, state_hash, steps_of
 import jax
 import numpy as np
 

@@ -9,9 +9,9 @@ import struct
 import subprocess
 from typing import Any
 
+from commands import check
 from harness import (
   Bench,
-  check,
   check_refused_here,
   Fault,
   flip_bit,

@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 
-from harness import Bench, check, Fault
+from commands import check
+from harness import Bench, Fault
 
 # How many cases of a kind are tried; the kinds are fuzz_child.py's.
 COUNTS = {

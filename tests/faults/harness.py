@@ -7,12 +7,10 @@ import io
 import os
 import pathlib
 import random
-import re
-import signal
-import subprocess
 import sys
 import threading
-import time
+
+from commands import check, Runner, Running, Said
 
 import seekax
 from seekax.cli import main
@@ -20,13 +18,7 @@ from seekax.storage import checkpoint
 from seekax.storage import workdir as workdir_lib
 
 _LAUNCHER = pathlib.Path(__file__).with_name('launcher.py')
-# Seconds after which a process counts as hung, on a machine that others use.
-_PATIENCE = 300.0
 STEPS = 40
-
-
-class BrokenPromiseError(AssertionError):
-  """What was measured is not what was promised."""
 
 
 class NotRunError(Exception):
@@ -43,6 +35,8 @@ class Fault:
     promise: what happens then.
     inject: does it; returns what was measured, in words.
     quick: it takes some seconds, and is part of `make test`.
+    tests: paths of the classes of tests that it runs, for whoever runs these
+      besides.
   """
 
   number: str
@@ -50,65 +44,7 @@ class Fault:
   promise: str
   inject: Callable[['Bench'], str]
   quick: bool = False
-
-
-def check(condition: bool, measured: str) -> None:
-  """Raises BrokenPromiseError with what was measured instead."""
-  if not condition:
-    raise BrokenPromiseError(measured)
-
-
-class Running:
-  """A command that runs; its stderr goes to a file that can be watched."""
-
-  def __init__(
-    self, command: Sequence[str], log: pathlib.Path, env: dict[str, str]
-  ):
-    self.log = log
-    with open(log, 'wb') as stderr:
-      self.process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=stderr, env=env
-      )
-
-  def step(self) -> int:
-    """The last step logged, 0 before the first."""
-    found = re.findall(rb'^step +(\d+)/', self.log.read_bytes(), re.MULTILINE)
-    return int(found[-1]) if found else 0
-
-  def wait_until(
-    self, condition: Callable[[], bool], every: float = 0.01
-  ) -> bool:
-    """Whether it became true, asked so often, before the process ended."""
-    end = time.monotonic() + _PATIENCE
-    while not condition():
-      if self.process.poll() is not None:
-        return False
-      check(time.monotonic() < end, f'hung: {self.last_line()}')
-      time.sleep(every)
-    return True
-
-  def send(self, number: int) -> None:
-    """Sends a signal, if there still is somebody."""
-    self.process.send_signal(number)
-
-  def end(self) -> int:
-    """Waits; returns the exit code, that of a shell for a signal."""
-    try:
-      code = self.process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired as error:
-      line = self.last_line()
-      self.process.send_signal(signal.SIGABRT)  # Python shows its threads.
-      self.process.wait()
-      raise BrokenPromiseError(f'hung: {line}\n{self.said()}') from error
-    return code if code >= 0 else 128 - code
-
-  def said(self) -> str:
-    """Its stderr so far."""
-    return self.log.read_text(encoding='utf-8', errors='replace')
-
-  def last_line(self) -> str:
-    """The end of its stderr."""
-    return (self.said().strip().splitlines() or ['(nothing)'])[-1]
+  tests: tuple[str, ...] = ()
 
 
 class Bench:
@@ -125,6 +61,8 @@ class Bench:
     self._lock = threading.Lock()
     self._hashes: dict[tuple[str, ...], str] = {}
     self._locks: dict[tuple[str, ...], threading.Lock] = {}
+    self._runners: list[Runner] = []
+    self._started: list[Running] = []
     for number, name in enumerate(('left', 'right')):
       write_source(root / name, seed=number)
     path = str(pathlib.Path(seekax.__path__[0]).parent)
@@ -177,19 +115,46 @@ class Bench:
       prefix: words before the interpreter.
       **env: more environment.
     """
-    with self._lock:
-      self._counter += 1
-      log = self.root / f'{self._counter:03d}.log'
+    log = self._log()
     program = [str(_LAUNCHER), fault] if fault else ['-m', 'seekax']
     command = [*prefix, sys.executable, *program, *args]
-    return Running(command, log, {**self.env, **env})
+    running = Running(command, log, {**self.env, **env})
+    self._started.append(running)
+    return running
 
-  def run(self, args: Sequence[str], **kwargs) -> tuple[int, Running]:
-    """Runs a command to its end; returns its exit code and what it said."""
-    running = self.start(args, **kwargs)
-    return running.end(), running
+  def run(self, args: Sequence[str], **kwargs) -> tuple[int, Said]:
+    """Runs a command to its end; returns its exit code and what it said.
 
-  def finish(self, args: Sequence[str], **kwargs) -> Running:
+    A fault, a prefix or an environment (see `start`) needs a process of its
+    own. Another one is run by a process that has run others, but never one that
+    was killed or hurt.
+    """
+    if any(kwargs.values()):
+      running = self.start(args, **kwargs)
+      return running.end(), running
+    said = Said(self._log())
+    with self._lock:
+      runner = self._runners.pop() if self._runners else Runner(self.env)
+    code = runner.run(args, said)
+    with self._lock:
+      self._runners.append(runner)
+    return code, said
+
+  def close(self) -> None:
+    """Ends the processes that run commands, and what a fault left running."""
+    for running in self._started:
+      if running.process.poll() is None:
+        running.process.kill()
+        running.process.wait()
+    while self._runners:
+      self._runners.pop().close()
+
+  def _log(self) -> pathlib.Path:
+    with self._lock:
+      self._counter += 1
+      return self.root / f'{self._counter:03d}.log'
+
+  def finish(self, args: Sequence[str], **kwargs) -> Said:
     """Runs a command that must succeed."""
     code, running = self.run(args, **kwargs)
     check(code == 0, f'exit {code}: {running.last_line()}')

@@ -16,9 +16,10 @@ import traceback
 
 from absl import app, flags, logging
 import bad_numbers
+from commands import BrokenPromiseError
 import damage
 import fuzz
-from harness import Bench, BrokenPromiseError, Fault, NotRunError
+from harness import Bench, Fault, NotRunError
 import killing
 import refusals
 import several
@@ -59,7 +60,6 @@ def inject_all(
   logging.set_verbosity(logging.WARNING)
   out = sys.stdout  # Commands asked in other threads redirect it meanwhile.
   bench = Bench(root)
-  bench.unbroken()  # Compiles once, for all.
   verdicts = []
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     found = [pool.submit(inject, fault, bench) for fault in faults]
@@ -72,6 +72,7 @@ def inject_all(
       )
       print(f'{"":26}promise: {fault.promise}', file=out)
       print(f'{"":26}measured: {measured}', file=out, flush=True)
+  bench.close()
   injected = len(verdicts) - verdicts.count(NOT_RUN)
   if injected < len(verdicts):
     names = [

@@ -7,7 +7,8 @@ import signal
 import socket
 import time
 
-from harness import Bench, check, Fault, Running, steps_of
+from commands import check, Running
+from harness import Bench, Fault, steps_of
 import jax
 import numpy as np
 
@@ -17,7 +18,7 @@ from seekax.storage.open import find, open_checkpoint
 
 _MESH = 'data:2,expert:2'
 _EMA = '--config.optim.ema_decay=0.9'
-_STEPS = 40
+_STEPS = 30
 # One that is left must notice within this, and end.
 _NOTICED_SECONDS = 90
 
@@ -39,6 +40,7 @@ def _start(
     f'--config.train.steps={_STEPS}',
     f'--config.parallel.mesh={_MESH}',
     _EMA,
+    '--config.model.mtp_depth=0',
     '--config.data.num_shards=4',
     f'--num_processes={processes}',
     f'--coordinator=127.0.0.1:{port}',

@@ -1,35 +1,94 @@
 """Promises under real faults: the quick ones always, all of them if slow."""
 
+import contextlib
+import functools
+import io
 import pathlib
+import tempfile
 
 from absl.testing import absltest, parameterized
+import bad_numbers
+from commands import BrokenPromiseError
+import damage
 import fuzz
 import fuzz_child
 import harness
+import killing
 import pytest
+import refusals
 import run
+import several
 
-QUICK = [(fault.number, fault) for fault in run.FAULTS if fault.quick]
+_TESTS = pathlib.Path(__file__).parents[1]
 
 
-class FaultsTest(parameterized.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    root = pathlib.Path(absltest.FLAGS.test_tmpdir) / cls.__name__
-    root.mkdir()
-    cls.bench = harness.Bench(root)
+@functools.cache
+def bench() -> harness.Bench:
+  """One for all classes that come to this process after each other."""
+  root = tempfile.mkdtemp(prefix='faults', dir=absltest.FLAGS.test_tmpdir)
+  return harness.Bench(pathlib.Path(root))
 
-  @parameterized.named_parameters(QUICK)
+
+def tearDownModule():
+  if bench.cache_info().currsize:
+    bench().close()
+    bench.cache_clear()
+
+
+def numbered(faults, quick=False):
+  """Those that are injected here: others name tests that run by themselves."""
+  return [(f.number, f) for f in faults if f.quick == quick and not f.tests]
+
+
+class FaultCase(parameterized.TestCase):
+  def check(self, fault):
+    try:
+      self.assertNotEmpty(fault.inject(bench()))
+    except harness.NotRunError as error:
+      self.skipTest(str(error))
+
+
+# Classes, since they are what is dealt out to processes. The mark stands below:
+# above, the tests made of it would lose it.
+class QuickTest(FaultCase):
+  @parameterized.named_parameters(numbered(run.FAULTS, quick=True))
   def test_promise_is_kept(self, fault):
-    self.assertNotEmpty(fault.inject(self.bench))
+    self.check(fault)
 
+
+class SeveralTest(FaultCase):
+  @parameterized.named_parameters(numbered(several.FAULTS))
   @pytest.mark.slow
-  def test_all_promises_are_kept(self):
-    root = pathlib.Path(self.create_tempdir().full_path)
-    verdicts = run.inject_all(run.FAULTS, root, jobs=2)
-    self.assertNotIn(run.BROKEN, verdicts)
-    self.assertGreater(verdicts.count(run.KEPT), len(verdicts) / 2)
+  def test_promise_is_kept(self, fault):
+    self.check(fault)
+
+
+class KillingTest(FaultCase):
+  @parameterized.named_parameters(numbered(killing.FAULTS))
+  @pytest.mark.slow
+  def test_promise_is_kept(self, fault):
+    self.check(fault)
+
+
+class BadNumbersTest(FaultCase):
+  @parameterized.named_parameters(numbered(bad_numbers.FAULTS))
+  @pytest.mark.slow
+  def test_promise_is_kept(self, fault):
+    self.check(fault)
+
+
+class DamageTest(FaultCase):
+  @parameterized.named_parameters(numbered(damage.FAULTS))
+  @pytest.mark.slow
+  def test_promise_is_kept(self, fault):
+    self.check(fault)
+
+
+class RefusalsTest(FaultCase):
+  @parameterized.named_parameters(numbered((*refusals.FAULTS, *fuzz.FAULTS)))
+  @pytest.mark.slow
+  def test_promise_is_kept(self, fault):
+    self.check(fault)
 
 
 class TableTest(parameterized.TestCase):
@@ -37,7 +96,7 @@ class TableTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (None, run.KEPT),
-    (harness.BrokenPromiseError('x'), run.BROKEN),
+    (BrokenPromiseError('x'), run.BROKEN),
     (harness.NotRunError('x'), run.NOT_RUN),
     (KeyError('x'), run.BROKEN),
   )
@@ -53,10 +112,52 @@ class TableTest(parameterized.TestCase):
     self.assertEqual(verdict, expected)
     self.assertIn('x' if error else 'measured', measured)
 
-  def test_numbers_are_unique(self):
+  def test_every_row_is_printed_and_counted(self):
+    def keep(bench):
+      del bench
+      return 'measured'
+
+    def refuse(bench):
+      raise harness.NotRunError('no disk')
+
+    def lose(bench):
+      raise BrokenPromiseError('lost')
+
+    faults = [
+      harness.Fault(f'F{number}', 'what', 'promise', inject)
+      for number, inject in enumerate((keep, refuse, lose))
+    ]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      root = pathlib.Path(self.create_tempdir().full_path)
+      verdicts = run.inject_all(faults, root, jobs=2)
+    self.assertEqual(verdicts, [run.KEPT, run.NOT_RUN, run.BROKEN])
+    for words in ('F0 ', 'measured: lost', 'not run on this machine: F1'):
+      self.assertIn(words, out.getvalue())
+    self.assertEndsWith(out.getvalue(), '2 faults, 1 promises kept\n')
+
+  def test_every_fault_is_injected_or_is_tests(self):
     numbers = [fault.number for fault in run.FAULTS]
     self.assertLen(set(numbers), len(numbers))
-    self.assertNotEmpty(QUICK)
+    injected = [
+      name.removeprefix('test_promise_is_kept_')
+      for case in FaultCase.__subclasses__()
+      for name in dir(case)
+      if name.startswith('test_promise_is_kept')
+    ]
+    tested = [fault.number for fault in run.FAULTS if fault.tests]
+    self.assertCountEqual(injected + tested, numbers)
+
+  def test_tests_that_are_faults_exist_and_are_not_slow(self):
+    named = [name for fault in run.FAULTS for name in fault.tests]
+    self.assertNotEmpty(named)
+    for name in named:
+      path, _, case = name.partition('::')
+      before, found, _ = (
+        (_TESTS.parent / path).read_text().partition(f'\nclass {case}(')
+      )
+      self.assertNotEmpty(found, name)
+      self.assertNotEndsWith(before, '@pytest.mark.slow', name)
 
 
 class FuzzTest(parameterized.TestCase):

@@ -1,4 +1,4 @@
-"""Five steps of SGD in a pipeline of virtual devices; run as a process.
+"""Three steps of SGD in a pipeline of virtual devices; run as a process.
 
 Reads variants from argv as JSON, {name: {'mesh': ..., key: value}}, and prints
 how far each is from the steps of one device.

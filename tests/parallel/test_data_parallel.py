@@ -29,6 +29,9 @@ class DataParallelTest(absltest.TestCase):
         f'--config.data.source={source}',
         '--config.data.heldout_fraction=0.2',
         f'--config.parallel.mesh={mesh}',
+        # What a mesh makes of MTP is in test_mesh_variants and test_pipeline.
+        '--config.model.mtp_depth=0',
+        '--config.eval.sample_tokens=1',
         '--config.train.steps=3',
         '--config.train.checkpoint_every=1',
         *more,

@@ -34,9 +34,10 @@ ON_FOUR = {
     mesh='pipeline:4', num_dense_layers=4, num_layers=6, unroll_layers=0
   ),
 }
-ALL_PAIRS = {
+# Those with data and with experts are above, and both in the first of three.
+PAIRS = {
   axis: dict(mesh=f'{axis}:4,pipeline:2', **_FEW)
-  for axis in ('data', 'fsdp', 'expert_node', 'expert', 'context', 'tensor')
+  for axis in ('fsdp', 'expert_node', 'context', 'tensor')
 }
 OF_THREE = {
   'data_expert_pipeline': dict(mesh='data:2,expert:2,pipeline:2', **_FEW),
@@ -110,13 +111,19 @@ class QuickTest(ModelCase):
 @pytest.mark.slow
 class WaysTest(ModelCase):
   def test_ways_to_compute_on_four_devices(self):
-    self.check(ON_FOUR, 4)
+    self.check(dict(list(ON_FOUR.items())[:6]), 4)
+
+
+@pytest.mark.slow
+class OtherWaysTest(ModelCase):
+  def test_other_ways_to_compute_on_four_devices(self):
+    self.check(dict(list(ON_FOUR.items())[6:]), 4)
 
 
 @pytest.mark.slow
 class PairsTest(ModelCase):
-  def test_all_pairs_and_three_on_eight_devices(self):
-    self.check(ALL_PAIRS | OF_THREE, 8)
+  def test_pairs_and_three_on_eight_devices(self):
+    self.check(PAIRS | OF_THREE, 8)
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from absl.testing import absltest
 import pytest
 from virtual_devices import run_script
 
-# The first seed whose choices are clear enough: activations differ in the last
-# bit between the shapes of batches.
+# A seed whose choices are clear enough: activations differ in the last bit
+# between the shapes of batches.
 _SEED, _MARGIN = 4, 1e-5
 
 
