@@ -95,15 +95,17 @@ class Runner:
       stdout=subprocess.PIPE,
       env=env,
     )
+    assert self._process.stdin is not None
+    assert self._process.stdout is not None
+    self._asked, self._answers = self._process.stdin, self._process.stdout
 
   def run(self, words: Sequence[str], said: Said) -> int:
     """Runs a command to its end; returns its exit code."""
     line = json.dumps([list(words), str(said.log)])
-    self._process.stdin.write(line.encode() + b'\n')
-    self._process.stdin.flush()
-    out = self._process.stdout
-    ready, _, _ = select.select([out], [], [], _PATIENCE)
-    answer = out.readline()[:-1] if ready else b''
+    self._asked.write(line.encode() + b'\n')
+    self._asked.flush()
+    ready, _, _ = select.select([self._answers], [], [], _PATIENCE)
+    answer = self._answers.readline()[:-1] if ready else b''
     if not answer:
       self.close()
       check(False, f'{"died" if ready else "hung"}: {said.last_line()}')
@@ -113,5 +115,5 @@ class Runner:
     """Ends the process."""
     self._process.kill()
     self._process.wait()
-    self._process.stdin.close()
-    self._process.stdout.close()
+    self._asked.close()
+    self._answers.close()
