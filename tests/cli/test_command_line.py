@@ -469,6 +469,13 @@ class RunTest(parameterized.TestCase):
     greedy = short_runs.seekax(*args)
     self.assertEqual(greedy.returncode, 0, msg=greedy.stderr)
     self.assertNotEmpty(greedy.stdout)
+    self.assertRegex(
+      greedy.stderr, r'8 tokens, [0-9.]+ tokens/s; --max_new_tokens is reached'
+    )
+    first = greedy.stdout[:1]
+    echoed = short_runs.seekax(*args, '--echo', f'--stop={first}')
+    self.assertEqual(echoed.stdout, 'def f')
+    self.assertNotIn('is reached', echoed.stderr)
     drawn = short_runs.seekax(*args, '--temperature=5')
     self.assertNotEqual(greedy.stdout, drawn.stdout)
 

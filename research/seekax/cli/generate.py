@@ -1,8 +1,9 @@
 """`seekax generate`: continue a prompt with a trained model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import pathlib
 import sys
+import time
 
 from absl import flags
 import numpy as np
@@ -56,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
     **define,
   )
   flags.DEFINE_integer('seed', 0, 'seed of the random draws', **define)
+  flags.DEFINE_bool('echo', False, 'print the prompt first', **define)
   flags.DEFINE_enum(
     'precision', 'float32', PRECISIONS, 'compute dtype', **define
   )
@@ -87,13 +89,11 @@ def run(argv: Sequence[str]) -> int:
       f'{found.model.context_length} leaves to {len(prompt)} tokens of prompt: '
       f'at most {room} are added'
     )
-  pieces = generator.stream(
+  tokens = engine.generate(
     Transformer(config.model, compute=config.compute),
     weights,
-    tokenizer,
     prompt,
     values.max_new_tokens,
-    values.stop,
     temperature=values.temperature,
     top_k=values.top_k,
     top_p=values.top_p,
@@ -101,15 +101,56 @@ def run(argv: Sequence[str]) -> int:
     seed=values.seed,
     end_ids=end_ids,
   )
+  counted = _Counted(tokens)
+  if values.echo:
+    print(values.prompt, end='', flush=True)
   try:
-    for text in pieces:
+    for text in generator.until(tokenizer.stream(counted), values.stop):
       print(text, end='', flush=True)
   except engine.NonFiniteError as error:
     print(f'seekax: {values.checkpoint}: {error}', file=sys.stderr)
     return flags_lib.NOT_FINITE
   if sys.stdout.isatty():
     print()
+  limit = {
+    room: f'; the context of {found.model.context_length} is full',
+    values.max_new_tokens: '; --max_new_tokens is reached',
+  }
+  met = limit.get(counted.count, '') if counted.ended else ''
+  flags_lib.say(f'{counted.summary()}{met}')
   return 0
+
+
+class _Counted:
+  """Passes tokens on, and knows how many there were and how fast they came.
+
+  Attributes:
+    count: number of tokens so far.
+    ended: whether all of them were taken; a string that stops the text takes
+      fewer.
+  """
+
+  def __init__(self, tokens: Iterator[int]):
+    self._tokens = tokens
+    self.count, self.ended = 0, False
+    self._second = self._last = 0.0
+
+  def __iter__(self) -> Iterator[int]:
+    for token in self._tokens:
+      self._last = time.perf_counter()
+      self.count += 1
+      if self.count == 2:  # Both programs have run: neither is compiled later.
+        self._second = self._last
+      yield token
+    self.ended = True
+
+  def summary(self) -> str:
+    """How many, and the rate without the prompt and compilation."""
+    said = f'{self.count} token{"s" * (self.count != 1)}'
+    if self.count < 3:
+      return said
+    rate = (self.count - 2) / (self._last - self._second)
+    return f'{said}, {rate:.1f} tokens/s'
 
 
 def _prompt(

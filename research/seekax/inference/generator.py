@@ -1,7 +1,6 @@
 """Text in, text out: prompts and their continuations."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Unpack
 
 import numpy as np
 
@@ -19,33 +18,6 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
   return np.append(tokenizer.bos_id, tokenizer.encode(text)).astype(np.int32)
 
 
-def stream(
-  model: Transformer,
-  weights: Weights,
-  tokenizer: Tokenizer,
-  prompt: np.ndarray,
-  max_new_tokens: int,
-  stop: Collection[str] = (),
-  **options: Unpack[engine.Options],
-) -> Iterator[str]:
-  """Continues one prompt; the text comes in pieces.
-
-  Args:
-    model: the model.
-    weights: see `engine.generate`.
-    tokenizer: the model's.
-    prompt: ids, as of `prompt_ids` or of a chat template.
-    max_new_tokens: most tokens to add.
-    stop: strings that end the text; none of them is part of it.
-    **options: see `engine.generate`.
-
-  Yields:
-    Pieces of text; none is empty.
-  """
-  tokens = engine.generate(model, weights, prompt, max_new_tokens, **options)
-  yield from until(tokenizer.stream(tokens), stop)
-
-
 def texts(
   model: Transformer,
   weights: Weights,
@@ -57,7 +29,22 @@ def texts(
   end_ids: Collection[int],
   stop: Collection[str] = (),
 ) -> list[str]:
-  """Continues several prompts as one batch; arguments as of `stream`."""
+  """Continues several prompts as one batch.
+
+  Args:
+    model: the model.
+    weights: see `engine.generate`.
+    tokenizer: the model's.
+    prompts: ids of each, as of `prompt_ids` or of a chat template.
+    max_new_tokens: most tokens to add.
+    how: settings of every row.
+    seeds: seed of every row's draws.
+    end_ids: see `engine.generate`.
+    stop: strings that end a text; none of them is part of it.
+
+  Returns:
+    The continuations.
+  """
   ids: list[list[int]] = [[] for _ in prompts]
   for tokens in engine.batches_of_tokens(
     model, weights, prompts, max_new_tokens, how, seeds, end_ids
