@@ -179,7 +179,12 @@ def killed_worker(bench: Bench) -> str:
   ours, theirs = (
     {p.name: p.read_bytes() for p in target.iterdir()} for target in targets
   )
-  check(ours == theirs, 'the files differ from those of an unbroken run')
+  differ = [
+    name
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
+  ]
+  check(not differ, f'{differ[:3]} differ from those of an unbroken run')
   return f'exit 2 after {seconds:.1f} s; the same command: the same bytes'
 
 
