@@ -291,7 +291,7 @@ class InterruptionTest(WriterTestCase):
       self.tokenize(target, report=kill_workers)
     self.assertLess(time.monotonic() - start[0], 5)
     # As a worker leaves it that is killed between writing and renaming.
-    (target / '.part-000001.done.123').write_text('{')
+    (target / 'part-000001.done.tmp-123').write_text('{')
     self.tokenize(target)
     self.assertEqual(files_of(target), files_of(self.whole))
 

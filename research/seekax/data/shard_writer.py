@@ -198,7 +198,8 @@ def _is_complete(folder: pathlib.Path, plan: Plan) -> bool:
 
 def _begin(folder: pathlib.Path, plan: Plan, tokenizer: Tokenizer) -> None:
   if (folder / TOKENS_PLAN).is_file():
-    for stale in folder.glob('.part-*'):  # Left by workers that were killed.
+    # Left by workers that were killed, also by those that wrote a `.done`.
+    for stale in (*folder.glob('.part-*'), *folder.glob('part-*.done.tmp-*')):
       stale.unlink()
   write_atomically(folder / TOKENS_PLAN, json.dumps(plan, indent=1) + '\n')
   tokenizer.save(folder / shards_lib.TOKENIZER)
