@@ -75,10 +75,6 @@ def get_config(arg: str = '') -> ConfigDict:
   train.precision = 'float32'
   # The report's 0.001 needs hundreds of steps to balance; this run has few.
   train.bias_update_rate = 0.01
-  # As in the report (4.2): after two thirds of the run the MTP loss weighs 0.1
-  # instead of 0.3, and for the last thirtieth the biases stand still.
-  train.mtp_weight_tokens = 500 * 2048
-  train.bias_update_tokens = 715 * 2048
   train.log_every = 10
   train.checkpoint_every = 185
   # For the report's third axis; about what two rented cores cost.
