@@ -11,10 +11,12 @@ import importlib
 import importlib.util
 import re
 import types
-
-import jax
+from typing import TYPE_CHECKING
 
 from seekax.configuration.errors import did_you_mean, InputError
+
+if TYPE_CHECKING:
+  import jax  # A plain plan does without: it would take a second longer.
 
 _MOST_DEVICES = 2**16
 _PLUGINS = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
@@ -153,7 +155,7 @@ def require_compiler() -> None:
     )
 
 
-def devices(topology: Topology) -> Sequence[jax.Device]:
+def devices(topology: Topology) -> 'Sequence[jax.Device]':
   """Returns the devices to compile for, host by host.
 
   Raises:
