@@ -17,51 +17,7 @@ from seekax.inference.limits import check_new_tokens, check_sampling
 def run(argv: Sequence[str]) -> int:
   """Runs the command; returns its exit code."""
   values = flags.FlagValues()
-  define = {'flag_values': values}
-  flags_lib.define_path(
-    values, 'checkpoint', 'a workdir or a Hugging Face folder'
-  )
-  flags.DEFINE_bool(
-    'ema', False, "a run's averaged weights (optim.ema_decay)", **define
-  )
-  flags.DEFINE_string('prompt', '', 'text to continue', **define)
-  flags.DEFINE_bool(
-    'chat',
-    False,
-    "put the prompt as a user's message into the model's chat template",
-    **define,
-  )
-  flags.DEFINE_integer(
-    'max_new_tokens', 128, 'maximum number of tokens to add', **define
-  )
-  flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
-  flags.DEFINE_integer(
-    'top_k', 0, 'number of likeliest tokens to draw from; 0: all', **define
-  )
-  flags.DEFINE_float(
-    'top_p',
-    1.0,
-    'draw from the likeliest tokens of this total probability',
-    **define,
-  )
-  flags.DEFINE_float(
-    'min_p',
-    0.0,
-    "minimum probability, as a share of the likeliest token's",
-    **define,
-  )
-  flags.DEFINE_multi_string(
-    'stop',
-    [],
-    'a string that ends the text; may be given several times',
-    **define,
-  )
-  flags.DEFINE_integer('seed', 0, 'seed of the random draws', **define)
-  flags.DEFINE_bool('echo', False, 'print the prompt first', **define)
-  flags.DEFINE_enum(
-    'precision', 'float32', PRECISIONS, 'compute dtype', **define
-  )
-  flags_lib.define_compilation_cache(values)
+  _define(values)
   flags_lib.parse(
     values, argv, 'generate', 'Continues a prompt; prints the continuation.'
   )
@@ -119,6 +75,55 @@ def run(argv: Sequence[str]) -> int:
   met = limit.get(counted.count, '') if counted.ended else ''
   flags_lib.say(f'{counted.summary()}{met}')
   return 0
+
+
+def _define(values: flags.FlagValues) -> None:
+  """Defines the command's flags."""
+  define = {'flag_values': values}
+  flags_lib.define_path(
+    values, 'checkpoint', 'a workdir or a Hugging Face folder'
+  )
+  flags.DEFINE_bool(
+    'ema', False, "a run's averaged weights (optim.ema_decay)", **define
+  )
+  flags.DEFINE_string('prompt', '', 'text to continue', **define)
+  flags.DEFINE_bool(
+    'chat',
+    False,
+    "put the prompt as a user's message into the model's chat template",
+    **define,
+  )
+  flags.DEFINE_integer(
+    'max_new_tokens', 128, 'maximum number of tokens to add', **define
+  )
+  flags.DEFINE_float('temperature', 0.0, '0 is greedy', **define)
+  flags.DEFINE_integer(
+    'top_k', 0, 'number of likeliest tokens to draw from; 0: all', **define
+  )
+  flags.DEFINE_float(
+    'top_p',
+    1.0,
+    'draw from the likeliest tokens of this total probability',
+    **define,
+  )
+  flags.DEFINE_float(
+    'min_p',
+    0.0,
+    "minimum probability, as a share of the likeliest token's",
+    **define,
+  )
+  flags.DEFINE_multi_string(
+    'stop',
+    [],
+    'a string that ends the text; may be given several times',
+    **define,
+  )
+  flags.DEFINE_integer('seed', 0, 'seed of the random draws', **define)
+  flags.DEFINE_bool('echo', False, 'print the prompt first', **define)
+  flags.DEFINE_enum(
+    'precision', 'float32', PRECISIONS, 'compute dtype', **define
+  )
+  flags_lib.define_compilation_cache(values)
 
 
 class _Counted:
